@@ -1,0 +1,154 @@
+"""The truth that a bundle is verified against: PyTorch here and now, or the answers that it gave elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.reading import Clip
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file
+from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
+from dfer_deploy.specs import MAX_FRAMES, ModelSpec
+
+FORMAT = "dfer-deploy-baseline/1"
+
+
+class Truth(Protocol):
+    """Gives the answers that are right by definition."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        """Which checkpoint it speaks for."""
+        ...
+
+    def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
+        """Clips [B, T, H, W, 3] to frame features [B, T, L] and logits [B, C]."""
+        ...
+
+
+@dataclass(frozen=True)
+class PredictorTruth:
+    """A checkpoint in PyTorch."""
+
+    predictor: Predictor
+    checkpoint_sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.predictor.name
+
+    def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
+        features = self.predictor.encode(frames)
+        return features, self.predictor.classify(features).logits
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Answers of PyTorch, saved where PyTorch was.
+
+    Attributes:
+        checkpoint_sha256: of the checkpoint that answered.
+        spec: of its model, as ``ModelSpec.to_dict`` gives it.
+        clip_names: as the list names them, [N].
+        clip_hashes: SHA-256 of the frames that were shown, [N].
+        frame_features: float32 [N, 16, L].
+        logits: float32 [N, C].
+    """
+
+    checkpoint_sha256: str
+    spec: dict[str, Any]
+    clip_names: list[str]
+    clip_hashes: list[str]
+    frame_features: Float32
+    logits: Float32
+
+    @property
+    def name(self) -> str:
+        return "saved PyTorch fp32"
+
+    def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
+        rows = [self._row(annotation, clip) for annotation, clip in zip(annotations, frames, strict=True)]
+        return self.frame_features[rows], self.logits[rows]
+
+    def _row(self, annotation: Annotation, clip: Clip) -> int:
+        try:
+            row = self.clip_names.index(annotation.name)
+        except ValueError:
+            raise DferDeployError(
+                f"the baseline has no answer for the clip {annotation.name!r}; save it again with this list"
+            ) from None
+        if self.clip_hashes[row] != clip_hash(clip):
+            raise DferDeployError(
+                f"the clip {annotation.name!r} has other pixels here than where the baseline was saved; "
+                "use the same files and the same versions of Pillow and PyAV"
+            )
+        return row
+
+
+def clip_hash(clip: Clip) -> str:
+    """SHA-256 of a clip's frames."""
+    return hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
+
+
+def save_baseline(path: Path, baseline: Baseline) -> None:
+    """Writes a baseline as an ``.npz`` file without pickles, atomically."""
+    header = {"format": FORMAT, "checkpoint_sha256": baseline.checkpoint_sha256, "spec": baseline.spec}
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            header=np.array(json.dumps(header)),
+            clip_names=np.array(baseline.clip_names),
+            clip_hashes=np.array(baseline.clip_hashes),
+            frame_features=baseline.frame_features,
+            logits=baseline.logits,
+        )
+
+
+def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
+    """Reads a baseline and checks that it fits the model.
+
+    Raises:
+        DferDeployError: it is missing, damaged, too large, or of another model.
+    """
+    try:
+        _check_size(path)
+        with np.load(path, allow_pickle=False) as content:
+            header = json.loads(str(content["header"]))
+            names, hashes = content["clip_names"].tolist(), content["clip_hashes"].tolist()
+            features: npt.NDArray[Any] = content["frame_features"]
+            logits: npt.NDArray[Any] = content["logits"]
+        saved_format, sha256, saved_spec = header["format"], str(header["checkpoint_sha256"]), dict(header["spec"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DferDeployError(
+            f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+            "make one with: dfer-deploy verify … --save-baseline FILE"
+        ) from error
+    shapes = (len(names), MAX_FRAMES, spec.clip.embed_dim), (len(names), spec.prompts.num_classes)
+    if saved_format != FORMAT or (features.shape, logits.shape) != shapes or len(hashes) != len(names):
+        raise DferDeployError(
+            f"{path} holds {saved_format} with features {features.shape} and logits {logits.shape}, the bundle needs "
+            f"{FORMAT} with {shapes[0]} and {shapes[1]}; save the baseline again"
+        )
+    if saved_spec != spec.to_dict():
+        raise DferDeployError(f"{path} was saved for another model than the bundle's; save the baseline again")
+    return Baseline(sha256, saved_spec, names, hashes, features.astype(np.float32), logits.astype(np.float32))
+
+
+def _check_size(path: Path) -> None:
+    """Compressed arrays may claim any size; features of clips do not shrink a hundredfold."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > 100 * path.stat().st_size + (1 << 20):
+        raise ValueError(f"it claims {claimed} bytes of content")

@@ -1,0 +1,164 @@
+"""What ``export`` writes: a folder with a manifest, two ONNX graphs and a Triton model repository."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, spec_from_dict
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = "dfer-deploy-bundle/1"
+MAX_MANIFEST_BYTES = 16 << 20
+
+Target = Literal["embedded", "onnxruntime"]
+TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """Where the weights came from.
+
+    Attributes:
+        sha256: of the checkpoint file.
+        format: ``dfer-deploy`` or ``reference``.
+        best_acc: the WAR in percent that the file states for its own test list, or None.
+    """
+
+    sha256: str
+    format: str
+    best_acc: float | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``.
+
+    Attributes:
+        format: the version of this format.
+        name: prefix of the Triton model names.
+        version: the version folder of the models in the repository.
+        spec: the whole model, class names and prompts included.
+        target: which server the model repository is for.
+        precision: of the weights and matrix products in the graphs.
+        max_batch_size: the largest number of clips in one execution.
+        checkpoint: the source of the weights.
+        frame_interval_s: seconds between the frames of a training clip, None where unknown.
+        preprocessing: how a client turns an image into frames, in words and numbers.
+        parity: bounds measured at export, PyTorch against onnxruntime, rounded up to 1, 2 or 5 × 10ⁿ.
+        tools: versions of what wrote the bundle.
+        files: SHA-256 of every other file, by its path in the bundle.
+    """
+
+    format: str
+    name: str
+    version: int
+    spec: ModelSpec
+    target: Target
+    precision: Precision
+    max_batch_size: int
+    checkpoint: CheckpointRecord
+    frame_interval_s: float | None
+    preprocessing: dict[str, Any]
+    parity: dict[str, Any]
+    tools: dict[str, Any]
+    files: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose manifest has been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.manifest.spec
+
+    @property
+    def contract(self) -> Contract:
+        return contract_for(self.spec, self.manifest.name)
+
+    @property
+    def image_encoder_onnx(self) -> Path:
+        return self.path / "onnx" / f"{self.contract.image_encoder.name}.onnx"
+
+    @property
+    def temporal_head_onnx(self) -> Path:
+        return self.path / "onnx" / f"{self.contract.temporal_head.name}.onnx"
+
+    @property
+    def model_repository(self) -> Path:
+        return self.path / "model_repository"
+
+    def check_files(self) -> None:
+        """Compares every file with the manifest.
+
+        Raises:
+            DferDeployError: a file is missing or its bytes are not the ones that were exported.
+        """
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            if not path.is_file():
+                raise DferDeployError(f"{path} is missing from the bundle; export it again")
+            if sha256_of_file(path) != expected:
+                raise DferDeployError(
+                    f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); "
+                    "export it again"
+                )
+
+
+def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
+    """Opens a bundle.
+
+    Args:
+        path: the bundle's folder.
+        check_files: compare the bytes of every file with the manifest.
+
+    Raises:
+        DferDeployError: it is no bundle, its manifest is not understood, or a file was changed.
+    """
+    manifest_path = path / MANIFEST_NAME
+    if not path.is_dir() or not manifest_path.is_file():
+        raise DferDeployError(
+            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {path}"
+        )
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DferDeployError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
+    try:
+        values = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DferDeployError(f"{manifest_path} is not valid JSON ({error}); export the bundle again") from error
+    if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
+        found = values.get("format") if isinstance(values, dict) else values
+        raise DferDeployError(
+            f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r}; "
+            "export the bundle again with this version of dfer-deploy"
+        )
+    manifest = spec_from_dict(Manifest, values)
+    check_model_name(manifest.name)
+    _check_paths(manifest.files, manifest_path)
+    bundle = Bundle(path, manifest)
+    if check_files:
+        bundle.check_files()
+    return bundle
+
+
+def check_model_name(name: str) -> str:
+    """Refuses names that could not be a folder of a model repository."""
+    if not name or not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
+        raise DferDeployError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
+    return name
+
+
+def _check_paths(files: Mapping[str, Any], manifest_path: Path) -> None:
+    for name, digest in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not isinstance(digest, str):
+            raise DferDeployError(f"{manifest_path} lists the file {name!r}, which is not inside the bundle")

@@ -1,0 +1,83 @@
+"""The command line: a table of commands, each loaded when it is called, so that --help is instant."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from dfer_deploy import __version__
+from dfer_deploy.errors import DferDeployError, ExitCode
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),
+    "synthetic": ("dfer_deploy.commands.synthetic:synthetic", "Draw a data set of animated faces to try things on."),
+    "train": ("dfer_deploy.commands.train:train", "Train a model by a recipe."),
+    "export": ("dfer_deploy.commands.export:export", "Turn a checkpoint into a bundle: ONNX graphs and a repository."),
+    "serve": ("dfer_deploy.commands.serve:serve", "Serve a bundle with Triton on this machine."),
+    "predict": ("dfer_deploy.commands.predict:predict", "Ask a bundle or a server about videos."),
+    "verify": ("dfer_deploy.commands.verify:verify", "Prove that what is served is what was trained."),
+    "bench": ("dfer_deploy.commands.bench:bench", "Measure throughput and latency with perf_analyzer."),
+    "demo": ("dfer_deploy.commands.demo:demo", "Walk the whole way on drawn faces."),
+}
+
+_EXTRAS = {"onnxruntime": "runtime", "torch": "cpu", "open_clip": "cpu", "onnx": "cpu"}
+"""The extra that brings each optional package."""
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count it."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called (click's documentation, "Lazily Loading Subcommands")."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)  # noqa: S101 - the table is ours
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DferDeployError as error:
+            raise InputError(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise InputError(_missing_package(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise SystemExit(INTERRUPTED) from None
+
+
+class InputError(click.ClickException):
+    """A user's mistake: one sentence, no traceback."""
+
+    exit_code = int(ExitCode.WRONG_INPUT)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dfer-deploy")
+def group() -> None:
+    """A trained DFER-CLIP checkpoint goes in; a verified, measured Triton deployment comes out."""
+
+
+def main() -> None:
+    """Entry point of the command ``dfer-deploy``. A user's mistake is one sentence, a bug is a traceback."""
+    group.main(prog_name="dfer-deploy")
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        raise error
+    return f"this command needs the package {package!r}; install it with: pip install 'dfer-deploy[{_EXTRAS[package]}]'"

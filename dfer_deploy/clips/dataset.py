@@ -1,0 +1,65 @@
+"""Labelled clips of a list, one after the other, with those that cannot be read kept by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
+from dfer_deploy.clips.reading import Clip, clip_from_path
+from dfer_deploy.console import warn
+from dfer_deploy.errors import DferDeployError
+
+_READ_AHEAD = 32
+
+
+@dataclass
+class LabelledClips:
+    """Iterates over (annotation, clip) in the list's order; decoding runs ahead in threads, at most 32 clips.
+
+    Attributes:
+        annotations: all clips of the list.
+        image_size: side of the square clips in pixels.
+        unreadable: filled while iterating: the clips that gave no frames, with the reason.
+    """
+
+    annotations: list[Annotation]
+    image_size: int
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_list(
+        cls, list_file: Path, num_classes: int, image_size: int, data_root: str | None = None
+    ) -> LabelledClips:
+        """Reads a list; see ``read_annotations`` for the arguments and errors. Wrong frame counts are warned about."""
+        annotations = read_annotations(list_file, num_classes, data_root)
+        warn_about_frame_counts(annotations)
+        return cls(annotations, image_size)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __iter__(self) -> Iterator[tuple[Annotation, Clip]]:
+        self.unreadable.clear()
+        with ThreadPoolExecutor(thread_name_prefix="clips") as pool:
+            for start in range(0, len(self.annotations), _READ_AHEAD):
+                batch = self.annotations[start : start + _READ_AHEAD]
+                for annotation, clip in zip(batch, pool.map(self._read, batch), strict=True):
+                    if isinstance(clip, DferDeployError):
+                        self.unreadable[annotation.name] = str(clip)
+                    else:
+                        yield annotation, clip
+
+    def _read(self, annotation: Annotation) -> Clip | DferDeployError:
+        try:
+            return clip_from_path(annotation.path, self.image_size)
+        except DferDeployError as error:
+            return error
+
+    def warn_about_unreadable(self) -> None:
+        """One warning that names every clip that could not be read."""
+        if self.unreadable:
+            lines = "".join(f"\n  {name}: {reason}" for name, reason in self.unreadable.items())
+            warn(f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read and are left out:{lines}")

@@ -1,0 +1,171 @@
+"""Videos and frame folders to clips, with the reference implementation's sampling and resizing.
+
+The resize is Pillow's bilinear filter straight to the square, aspect ratio not kept (upstream class ``GroupResize``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dfer_deploy.clips.sampling import Indices, sample_indices
+from dfer_deploy.errors import DferDeployError
+
+Clip = npt.NDArray[np.uint8]
+"""uint8 [T, S, S, 3], RGB in [0, 255]."""
+
+Sampler = Callable[[int], Indices]
+"""From a number of frames to the indices of the wanted ones, non-decreasing."""
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+MAX_PIXELS = 64_000_000
+"""Pixels that one frame may have (8K video has 33 million)."""
+
+
+def clip_from_path(path: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
+    """A clip from a frame folder or a video file, whichever ``path`` is.
+
+    Args:
+        path: a folder of images, one per frame, or a video file.
+        image_size: S, the side of the model's square input in pixels.
+        sampler: chooses the frames, by default the 16 of the test-time clip.
+
+    Returns:
+        uint8 [16, S, S, 3] (with another sampler: as many frames as it chooses).
+
+    Raises:
+        DferDeployError: nothing there, no frames, or a frame that cannot be read.
+    """
+    if path.is_dir():
+        return clip_from_folder(path, image_size, sampler)
+    if path.is_file():
+        return clip_from_video(path, image_size, sampler)
+    raise DferDeployError(f"{path} does not exist; expected a video file or a folder of frames")
+
+
+def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
+    """A clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
+    paths = frame_paths(folder)
+    if not paths:
+        raise DferDeployError(f"{folder} has no images; expected one file per frame ({', '.join(IMAGE_SUFFIXES)})")
+    wanted = sampler(len(paths)).tolist()
+    frames = {index: resized(image_from_file(paths[index]), image_size) for index in sorted(set(wanted))}
+    return np.stack([frames[index] for index in wanted])
+
+
+def clip_from_video(video: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
+    """A clip from a video file; arguments, result and errors as in ``clip_from_path``.
+
+    Only the wanted frames are converted and kept, so that memory does not grow with the length.
+    """
+    claimed = _packets_in_video(video)
+    wanted = sampler(claimed)
+    count, frames = _frames_at(video, image_size, wanted)
+    if count == 0:
+        raise DferDeployError(f"{video} has no frame that can be decoded; is it damaged?")
+    if count != claimed:  # damaged or unusual streams: fewer or more frames come out than packets went in
+        wanted = sampler(count)
+        _, frames = _frames_at(video, image_size, wanted)
+    return np.stack([frames[index] for index in wanted.tolist()])
+
+
+def frame_paths(folder: Path) -> list[Path]:
+    """The images in a folder in the order of time: by name, numbers in it compared as numbers.
+
+    The reference implementation sorts names as text, which scrambles unpadded numbers (``10.jpg`` before ``2.jpg``);
+    for the zero-padded names of the released data sets both orders are the same.
+    """
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+    return sorted(paths, key=lambda path: natural_key(path.name))
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """A sort key that compares runs of digits as numbers; the name itself decides between equals (01 and 1)."""
+    pieces = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces], name
+
+
+def image_from_file(path: Path) -> Image.Image:
+    """An RGB image.
+
+    Raises:
+        DferDeployError: it cannot be read, or has more than 64 million pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DferDeployError(
+                    f"{path} has {image.width} × {image.height} pixels, expected at most {MAX_PIXELS}; make it smaller"
+                )
+            return image.convert("RGB")
+    except DferDeployError:
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+        raise DferDeployError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+
+
+def resized(image: Image.Image, image_size: int) -> Clip:
+    """Pillow's bilinear resize to uint8 [S, S, 3]."""
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+
+
+def _packets_in_video(video: Path) -> int:
+    with _open_video(video) as (container, stream):
+        packets = sum(1 for packet in container.demux(stream) if packet.size)
+    if not packets:
+        raise DferDeployError(f"{video} has a video stream without frames; is it damaged?")
+    return packets
+
+
+def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dict[int, Clip]]:
+    """The number of frames that can be decoded, and those at ``indices``, resized."""
+    wanted = set(indices.tolist())
+    frames: dict[int, Clip] = {}
+    count = 0
+    with _open_video(video) as (container, stream):
+        stream.thread_type = "AUTO"
+        packets = iter(container.demux(stream))
+        while True:
+            try:
+                decoded = next(packets).decode()
+            except StopIteration:
+                break
+            except av.error.EOFError:
+                break
+            except av.FFmpegError:
+                continue  # a damaged packet costs its frame, not the video
+            for frame in decoded:
+                if count in wanted:
+                    frames[count] = resized(_upright(frame), image_size)
+                count += 1
+    return count, frames
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    """The frame as an RGB image, turned as the file's display matrix says."""
+    image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
+
+
+@contextlib.contextmanager
+def _open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    try:
+        with av.open(str(video), metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise DferDeployError(f"{video} has no video stream; expected a video file")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > MAX_PIXELS:
+                raise DferDeployError(
+                    f"{video} has {stream.width} × {stream.height} pixels, expected at most {MAX_PIXELS}; scale it down"
+                )
+            yield container, stream
+    except av.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise DferDeployError(f"{video} cannot be read as a video ({reason}); expected a video file") from error

@@ -1,0 +1,60 @@
+"""Which 16 of n frames the model sees (upstream file ``dataloader/video_dataloader.py``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dfer_deploy.errors import DferDeployError
+
+Indices = npt.NDArray[np.int64]
+
+
+def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
+    """The frames of the test-time clip: the middle of each of ``n_samples`` equal parts.
+
+    A clip of at most ``n_samples`` frames gives all of them, then the last one repeated.
+
+    Args:
+        n_frames: frames of the whole clip, at least 1.
+        n_samples: frames wanted, at least 1.
+
+    Returns:
+        Indices int64 [n_samples], non-decreasing, in [0, n_frames).
+
+    Raises:
+        DferDeployError: ``n_frames`` or ``n_samples`` is below 1.
+    """
+    _check(n_frames, n_samples)
+    if n_frames > n_samples:
+        tick = n_frames / n_samples
+        return np.array([int(tick / 2 + tick * k) for k in range(n_samples)], dtype=np.int64)
+    return np.minimum(np.arange(n_samples, dtype=np.int64), n_frames - 1)
+
+
+def training_indices(n_frames: int, rng: np.random.Generator, n_samples: int = 16) -> Indices:
+    """The frames of a training clip: a random one of each of ``n_samples`` parts of ``n_frames // n_samples`` frames.
+
+    The rest at the end is never drawn, as upstream. A clip of at most ``n_samples`` frames gives the test-time clip.
+
+    Args:
+        n_frames: frames of the whole clip, at least 1.
+        rng: the source of randomness.
+        n_samples: frames wanted, at least 1.
+
+    Returns:
+        Indices int64 [n_samples], non-decreasing, in [0, n_frames).
+
+    Raises:
+        DferDeployError: ``n_frames`` or ``n_samples`` is below 1.
+    """
+    _check(n_frames, n_samples)
+    if n_frames <= n_samples:
+        return sample_indices(n_frames, n_samples)
+    part = n_frames // n_samples
+    return np.arange(n_samples, dtype=np.int64) * part + rng.integers(part, size=n_samples)
+
+
+def _check(n_frames: int, n_samples: int) -> None:
+    if n_frames < 1 or n_samples < 1:
+        raise DferDeployError(f"cannot take {n_samples} frames of a clip of {n_frames}, expected at least 1 of each")

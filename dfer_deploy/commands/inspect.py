@@ -1,0 +1,82 @@
+"""``dfer-deploy inspect``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
+from dfer_deploy.console import stdout, table
+from dfer_deploy.files import sha256_of_file, write_json
+from dfer_deploy.specs import PromptPosition
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@prompt_position_option
+@class_names_option
+@json_option
+def inspect(
+    checkpoint: Path,
+    prompt_position: PromptPosition | None,
+    class_names: tuple[str, ...] | None,
+    json_file: Path | None,
+) -> None:
+    """Print what CHECKPOINT is: where it comes from, its sizes, its classes and their prompts.
+
+    Nothing in the file is executed. What a reference checkpoint does not say (the position of the contexts, the names of
+    the classes) is marked as assumed.
+    """
+    found = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
+    spec, prompts = found.spec, found.spec.prompts
+    vision, text, temporal = spec.clip.vision, spec.clip.text, spec.temporal
+    assumed = found.format == "reference"
+    parameters = sum(tensor.numel() for tensor in found.state.values())
+    rows = [
+        ("format", found.format),
+        ("sha256", sha256_of_file(checkpoint)),
+        ("parameters", f"{parameters / 1e6:.1f} million"),
+        (
+            "image encoder",
+            f"ViT, {vision.layers} layers, width {vision.width}, {vision.heads} heads, "
+            f"patch {vision.patch_size}, image {vision.image_size} × {vision.image_size}",
+        ),
+        ("text encoder", f"{text.layers} layers, width {text.width}, {text.heads} heads, {text.context_length} tokens"),
+        ("embedding", f"{spec.clip.embed_dim} dimensions"),
+        (
+            "temporal model",
+            f"{temporal.depth} layers, {temporal.heads} heads of {temporal.head_width}, MLP {temporal.mlp_width}"
+            if temporal.depth
+            else "mean over frames",
+        ),
+        (
+            "contexts",
+            f"{prompts.contexts}, {'one set per class' if prompts.class_specific else 'shared by all classes'}",
+        ),
+        (
+            "position",
+            prompts.position
+            + (" (assumed, not in the file; --prompt-position)" if assumed and prompt_position is None else ""),
+        ),
+        ("temperature", f"{spec.temperature:g}"),
+        ("best_acc", "not stated" if found.best_acc is None else f"{found.best_acc:.2f} % WAR on its own test list"),
+    ]
+    rows += [(name, str(value)) for name, value in found.provenance.items() if isinstance(value, int | float | str)]
+    table(str(checkpoint), ("what", "value"), rows)
+    names = "class (names assumed from the texts)" if assumed and class_names is None else "class"
+    pattern = {"end": "[{m}] {t}", "front": "{t} [{m}]", "middle": "[{a}] {t} [{b}]"}[prompts.position]
+    m = prompts.contexts
+    table(
+        "prompts ([n] stands for n learned contexts)",
+        ("index", names, "prompt"),
+        [
+            (k, name, pattern.format(m=m, a=m // 2, b=m - m // 2, t=class_text) if m else class_text)
+            for k, (name, class_text) in enumerate(zip(prompts.class_names, prompts.class_texts, strict=True))
+        ],
+    )
+    stdout.print(f"next: dfer-deploy export {checkpoint}", markup=False)
+    if json_file:
+        summary = {name.replace(" ", "_"): value for name, value in rows}
+        write_json(json_file, {"summary": summary, "spec": spec.to_dict(), "best_acc": found.best_acc})

@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dfer_deploy.specs import PROMPT_POSITIONS
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in value.split(",")) if value else None
+
+
+json_option = click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result to this file."
+)
+
+prompt_position_option = click.option(
+    "--prompt-position",
+    type=click.Choice(PROMPT_POSITIONS),
+    help="Where the learned contexts stand, which a reference checkpoint does not say.  [default: end]",
+)
+
+class_names_option = click.option(
+    "--class-names",
+    callback=_names,
+    metavar="A,B,…",
+    help="Class names in the order of the logits, which a reference checkpoint does not say.",
+)
+
+data_root_option = click.option(
+    "--data-root",
+    metavar="FOLDER|OLD=NEW",
+    help="Where the listed clips are on this machine: a folder, or which prefix of the listed paths becomes which.",
+)
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))

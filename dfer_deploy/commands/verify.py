@@ -1,0 +1,228 @@
+"""``dfer-deploy verify``"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dfer_deploy.baseline import PredictorTruth, Truth, load_baseline
+from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.clips.dataset import LabelledClips
+from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
+from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.console import step, stdout, table, warn
+from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.files import write_json
+from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.verify import LIMITS, Limits, Verification, verify as run_verification
+
+if TYPE_CHECKING:
+    from dfer_deploy.runtimes.torch import TorchPredictor
+
+
+@click.command()
+@bundle_argument
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with this checkpoint in PyTorch.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Compare with answers that PyTorch gave elsewhere.")
+@click.option("--save-baseline", type=click.Path(path_type=Path), help="Save PyTorch's answers for --baseline.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Annotation list with labelled clips.")
+@data_root_option
+@click.option("--url", help="Verify this server (grpc://… or http://…) instead of starting one.")
+@click.option("--in-process", is_flag=True, help="Leave the server away: onnxruntime in this process only.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Clips in one request.")
+@click.option("--max-logit-error", type=float, help="Instead of the precision's limit (fp32 0.01, fp16 2.5).")
+@click.option("--max-points", type=float, default=0.5, show_default=True, help="Accepted difference of UAR and WAR.")
+@click.option(
+    "--own-test-list/--other-list",
+    default=None,
+    help="Whether LIST is the one on which a reference checkpoint's best_acc was measured; by default this is taken "
+    "to be so if best_acc is a whole number of hits out of its clips.",
+)
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    bundle: Path,
+    checkpoint: Path | None,
+    baseline: Path | None,
+    save_baseline: Path | None,
+    data: Path,
+    data_root: str | None,
+    url: str | None,
+    in_process: bool,
+    batch_size: int,
+    max_logit_error: float | None,
+    max_points: float,
+    own_test_list: bool | None,
+    json_file: Path | None,
+) -> None:
+    """Prove on labelled clips that BUNDLE answers like its checkpoint: in process and served.
+
+    Exits with 0 if it does and with 1 if it does not.
+    """
+    if (checkpoint is None) == (baseline is None):
+        raise click.UsageError("give either --checkpoint CKPT or --baseline FILE")
+    if url and in_process:
+        raise click.UsageError("--url names a server and --in-process leaves it away; choose one")
+    if save_baseline and baseline:
+        raise click.UsageError("--save-baseline saves PyTorch's answers and needs --checkpoint")
+    opened = open_bundle(bundle)
+    spec = opened.spec
+    default = LIMITS[opened.manifest.precision]
+    limits = Limits(default.head_logits, default.logits if max_logit_error is None else max_logit_error, max_points)
+    clips = LabelledClips.from_list(data, spec.prompts.num_classes, spec.clip.vision.image_size, data_root)
+    torch_predictor: TorchPredictor | None = None
+    with ExitStack() as stack:
+        truth: Truth
+        if checkpoint is not None:
+            torch_predictor, truth = _torch_truth(checkpoint, opened)
+        else:
+            assert baseline is not None  # noqa: S101 - checked above, for mypy
+            truth = load_baseline(baseline, spec)
+        if truth.checkpoint_sha256 != opened.manifest.checkpoint.sha256:
+            warn(
+                f"{bundle} was exported from another checkpoint (SHA-256 {opened.manifest.checkpoint.sha256[:12]}…, "
+                f"not {truth.checkpoint_sha256[:12]}…); the comparison tells whether that matters"
+            )
+        served: list[Predictor] = []
+        if not in_process:
+            address = url or stack.enter_context(served_bundle(opened)).grpc_url
+            client = stack.enter_context(TritonPredictor(address, opened.contract))
+            _check_labels(client, spec.prompts.class_names)
+            served.append(client)
+        graphs = stack.enter_context(OnnxRuntimePredictor.from_bundle(opened))
+        result = run_verification(
+            spec, truth, [graphs], served, clips, limits, batch_size=batch_size, baseline_file=save_baseline
+        )
+    reading = _reading(opened, torch_predictor, result, len(clips), own_test_list)
+    passed = not result.failures and (reading is None or reading.passed)
+    _print(result, reading, passed)
+    if save_baseline:
+        stdout.print(f"saved PyTorch's answers to {save_baseline}", markup=False)
+    if json_file:
+        write_json(json_file, _as_json(result, reading, passed, limits, opened))
+    if not passed:
+        ctx.exit(ExitCode.GATE_FAILED)
+
+
+def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
+    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.files import sha256_of_file
+    from dfer_deploy.runtimes.torch import TorchPredictor
+
+    with step(f"read {path}"):
+        prompts = bundle.spec.prompts
+        loaded = load_checkpoint(path)
+        if loaded.format == "reference":
+            loaded = load_checkpoint(path, prompt_position=prompts.position, class_names=prompts.class_names)
+        if loaded.spec.prompts.num_classes != prompts.num_classes or loaded.spec.clip != bundle.spec.clip:
+            raise DferDeployError(f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint")
+        predictor = TorchPredictor(loaded.build_model())
+    return predictor, PredictorTruth(predictor, sha256_of_file(path))
+
+
+def _check_labels(client: TritonPredictor, class_names: tuple[str, ...]) -> None:
+    labels = client.labels()
+    if labels != class_names:
+        raise DferDeployError(
+            f"the server names the classes {', '.join(labels)}, the bundle {', '.join(class_names)}; "
+            "it serves another model"
+        )
+
+
+def _reading(
+    bundle: Bundle, predictor: TorchPredictor | None, result: Verification, listed: int, own_test_list: bool | None
+) -> ReadingCheck | None:
+    """Checks how the reference checkpoint was read, where its own test list is at hand."""
+    best_acc = bundle.manifest.checkpoint.best_acc
+    if predictor is None or best_acc is None or own_test_list is False:
+        return None
+    if own_test_list is None and not is_own_test_list(best_acc, listed):
+        stdout.print(
+            f"the checkpoint states {best_acc:.2f} % WAR, which is no whole number of {listed} clips: this is not its "
+            "own test list, so how it was read is not checked here"
+        )
+        return None
+    return check_reading(
+        lambda position: predictor.classify(result.frame_features, position).logits,
+        result.labels,
+        best_acc,
+        bundle.spec.prompts.position,
+    )
+
+
+def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> None:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2g}"
+
+    rows: list[tuple[object, ...]] = [
+        (result.truth, f"{result.truth_score.uar:.2f}", f"{result.truth_score.war:.2f}", "", "", "", "")
+    ]
+    rows += [
+        (
+            c.name,
+            f"{c.score.uar:.2f}",
+            f"{c.score.war:.2f}",
+            f"{len(c.flips)} of {len(result.labels)}",
+            number(c.encoder_logits),
+            number(c.head_logits),
+            number(c.logits),
+        )
+        for c in result.comparisons
+    ]
+    columns = ("", "UAR %", "WAR %", "flips", "max |Δlogit| encoder", "head", "both")
+    table(f"{len(result.labels)} clips", columns, rows)
+    if result.truth_score.absent:
+        warn(f"no clip of {', '.join(result.truth_score.absent)}: the UAR is the mean over the other classes")
+    for comparison in result.comparisons:
+        if comparison.flips:
+            table(
+                f"flips of {comparison.name}",
+                ("clip", "label", "PyTorch", "answered", "PyTorch's margin (logits)"),
+                [(f.clip, f.label, f.expected, f.answered, f"{f.margin:.3g}") for f in comparison.flips],
+            )
+    if reading is not None:
+        stdout.print(f"reading of the checkpoint: {reading}", markup=False)
+    for failure in result.failures:
+        stdout.print(f"failed: {failure}", markup=False)
+    stdout.print("[green]verified[/]" if passed else "[red]not verified[/]")
+
+
+def _as_json(
+    result: Verification, reading: ReadingCheck | None, passed: bool, limits: Limits, bundle: Bundle
+) -> dict[str, Any]:
+    def scored(name: str, score: Any) -> dict[str, Any]:
+        return {
+            "name": name,
+            "uar": score.uar,
+            "war": score.war,
+            "recalls": dict(zip(bundle.spec.prompts.class_names, score.recalls, strict=True)),
+            "confusion": score.confusion.tolist(),
+        }
+
+    return {
+        "passed": passed,
+        "clips": len(result.labels),
+        "checkpoint_sha256": bundle.manifest.checkpoint.sha256,
+        "limits": vars(limits),
+        "truth": scored(result.truth, result.truth_score),
+        "comparisons": [
+            scored(c.name, c.score)
+            | {
+                "max_logit_difference": c.logits,
+                "max_logit_difference_encoder": c.encoder_logits,
+                "max_logit_difference_head": c.head_logits,
+                "flips": [vars(flip) for flip in c.flips],
+                "failures": list(c.failures),
+            }
+            for c in result.comparisons
+        ],
+        "unreadable": result.unreadable,
+        "reading": None if reading is None else vars(reading) | {"passed": reading.passed},
+    }

@@ -1,0 +1,89 @@
+"""What a terminal shows: steps with their time, progress with time left, tables that are also written as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+T = TypeVar("T")
+
+_WIDTH_OF_A_PIPE = 200
+"""Columns where there is no terminal that would say, so that tables in files and logs are not folded."""
+
+
+def _console(stream: Literal["stdout", "stderr"]) -> Console:
+    is_terminal = getattr(sys, stream).isatty()
+    return Console(
+        stderr=stream == "stderr", highlight=False, soft_wrap=True, width=None if is_terminal else _WIDTH_OF_A_PIPE
+    )
+
+
+stdout = _console("stdout")
+"""Results."""
+
+stderr = _console("stderr")
+"""Progress and warnings."""
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[list[str]]:
+    """Shows a running step, then a tick, what was done and the seconds. Strings appended to the list are shown too."""
+    notes: list[str] = []
+    start = time.perf_counter()
+    what = escape(what)
+    with stderr.status(what) if stderr.is_terminal else contextlib.nullcontext():
+        try:
+            yield notes
+        except BaseException:
+            stderr.print(f"[red]✗[/] {what}")
+            raise
+    seconds = time.perf_counter() - start
+    detail = "".join(f", {escape(note)}" for note in notes)
+    stderr.print(f"[green]✓[/] {what} [dim]({seconds:.1f} s{detail})[/]")
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Iterates with a progress bar and the time left (silent where there is no terminal)."""
+    with progress_bar() as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+def progress_bar() -> Progress:
+    """A bar with a description, the count, and the time passed and left; it vanishes at its end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    )
+
+
+def warn(message: str) -> None:
+    """One warning on stderr."""
+    stderr.print(f"[yellow]warning:[/] {escape(message)}")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table; numbers are formatted by the caller, and columns of numbers are set to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    grid = Table(title=Text(title, style="bold"), title_justify="left")
+    for index, column in enumerate(columns):
+        numbers = all(not row[index] or row[index][0] in "0123456789-+≤" for row in cells)
+        grid.add_column(Text(column), justify="right" if numbers and index else "left", overflow="fold")
+    for row in cells:
+        grid.add_row(*[Text(cell) for cell in row])
+    stdout.print(grid)

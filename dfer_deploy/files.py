@@ -1,0 +1,110 @@
+"""Writing files so that nothing half-written is ever found under its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dfer_deploy.errors import DferDeployError
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return file_digest(file)
+
+
+def file_digest(file: Any) -> str:
+    """Hexadecimal SHA-256 of an open binary file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed.
+
+    Raises:
+        DferDeployError: the folder cannot be written or the disk is full.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yields an empty temporary folder beside ``path`` that becomes ``path`` on success and vanishes on failure.
+
+    Args:
+        path: the final folder.
+        force: replace an existing folder; otherwise an existing one is an error.
+
+    Raises:
+        DferDeployError: ``path`` exists and ``force`` is not set, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise DferDeployError(f"{path} exists already; choose another name or add --force to replace it")
+    if path.exists() and not path.is_dir():
+        raise DferDeployError(f"{path} is a file, expected the name of a folder; choose another name")
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with sorted keys and a final newline, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not _is_below(Path(os.fsdecode(error.filename)), path.parent):
+            raise
+        raise DferDeployError(
+            f"cannot write {path}: {error.strerror or error}; nothing was left behind, "
+            "free some space or choose another place"
+        ) from error
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return folder.resolve() in (path.resolve(), *path.resolve().parents)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

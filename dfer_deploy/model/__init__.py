@@ -1,0 +1,1 @@
+"""DFER-CLIP in PyTorch (Zhao and Patras, BMVC 2023)."""

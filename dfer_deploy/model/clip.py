@@ -1,0 +1,86 @@
+"""CLIP itself is open_clip's; here are the sizes it is built with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import ClipSpec, TextSpec, VisionSpec
+
+_VISION_KEYS = {"layers", "width", "patch_size", "image_size", "head_width", "mlp_ratio"}
+_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+_TOP_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+
+
+def build_clip(spec: ClipSpec) -> CLIP:
+    """An open_clip ``CLIP`` with random weights and the sizes of ``spec``, in fp32."""
+    vision = CLIPVisionCfg(
+        layers=spec.vision.layers,
+        width=spec.vision.width,
+        head_width=spec.vision.head_width,
+        mlp_ratio=spec.vision.mlp_ratio,
+        patch_size=spec.vision.patch_size,
+        image_size=spec.vision.image_size,
+    )
+    text = CLIPTextCfg(
+        context_length=spec.text.context_length,
+        vocab_size=spec.text.vocab_size,
+        width=spec.text.width,
+        heads=spec.text.heads,
+        layers=spec.text.layers,
+    )
+    return CLIP(spec.embed_dim, vision, text, quick_gelu=spec.quick_gelu)
+
+
+def clip_spec_from_open_clip(name: str) -> ClipSpec:
+    """The sizes behind an open_clip model name, for example ``ViT-B-32-quickgelu``.
+
+    Raises:
+        DferDeployError: the name is unknown to open_clip, or the model is not a plain CLIP with a vision transformer.
+    """
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise DferDeployError(
+            f"open_clip knows no model {name!r}; python -c 'import open_clip; print(open_clip.list_models())' lists them"
+        )
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    foreign = (set(config) - _TOP_KEYS) | (set(vision) - _VISION_KEYS) | (set(text) - _TEXT_KEYS)
+    if foreign or isinstance(vision["layers"], list):
+        raise DferDeployError(
+            f"open_clip's {name!r} is not a plain CLIP vision transformer "
+            f"({', '.join(sorted(foreign)) or 'it is a ResNet'}); choose one such as ViT-B-32-quickgelu or ViT-L-14"
+        )
+    return ClipSpec(
+        vision=VisionSpec(**_defined(vision)),
+        text=TextSpec(**_defined(text)),
+        embed_dim=config["embed_dim"],
+        quick_gelu=config.get("quick_gelu", False),
+    )
+
+
+def pretrained_clip(name: str, pretrained: str) -> CLIP:
+    """An open_clip model with trained weights.
+
+    Args:
+        name: open_clip's model name.
+        pretrained: a tag that open_clip knows for it (``openai``), or the path of a weight file.
+
+    Raises:
+        DferDeployError: the weights cannot be downloaded or do not fit.
+    """
+    try:
+        clip = open_clip.create_model(name, pretrained=pretrained, precision="fp32", device="cpu")
+    except Exception as error:  # open_clip lets urllib's, huggingface_hub's and its own RuntimeErrors through
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DferDeployError(
+            f"the weights {pretrained!r} of {name!r} could not be loaded ({reason}); "
+            "they need an internet connection the first time, or give the path of a weight file"
+        ) from error
+    return clip
+
+
+def _defined(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,79 @@
+"""Whether a reference checkpoint was read rightly: PyTorch must reproduce the file's own ``best_acc``.
+
+The file does not say where the contexts stand in the prompt. A wrong assumption is invisible to every comparison of the
+exported model with the same wrongly read model; only the accuracy that the authors measured can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dfer_deploy.runtimes.predictor import Float32
+from dfer_deploy.specs import PROMPT_POSITIONS, PromptPosition
+
+TOLERANCE_POINTS = 0.1
+
+_ROUNDING_POINTS = 5e-4
+"""``best_acc`` is a mean of batch accuracies in float32."""
+
+
+@dataclass(frozen=True)
+class ReadingCheck:
+    """The outcome.
+
+    Attributes:
+        best_acc: what the file states, in percent.
+        war: what PyTorch reaches with the contexts at ``position``, in percent.
+        position: where the contexts were taken to stand.
+        reproducing: the positions whose WAR is within 0.1 point of ``best_acc``.
+    """
+
+    best_acc: float
+    war: float
+    position: PromptPosition
+    reproducing: tuple[PromptPosition, ...]
+
+    @property
+    def passed(self) -> bool:
+        return self.position in self.reproducing
+
+    def __str__(self) -> str:
+        stated = f"the checkpoint states {self.best_acc:.2f} % WAR, PyTorch reaches {self.war:.2f} % with the contexts"
+        if self.passed:
+            return f"{stated} at the {self.position}: reproduced"
+        if self.reproducing:
+            names = " or ".join(self.reproducing)
+            return f"{stated} at the {self.position}, but {names} reproduces it: export with --prompt-position {names}"
+        return (
+            f"{stated} at the {self.position}, and no position reproduces it: are class order, clips and frames those "
+            "of its own test list? (--other-list if this is another list)"
+        )
+
+
+def is_own_test_list(best_acc: float, clips: int) -> bool:
+    """Whether ``best_acc`` is a whole number of hits out of ``clips``, as it must be on the list it was measured on."""
+    hits = round(best_acc * clips / 100)
+    return abs(100 * hits / clips - best_acc) < _ROUNDING_POINTS
+
+
+def check_reading(
+    logits_at: Callable[[PromptPosition], Float32],
+    labels: npt.NDArray[np.int64],
+    best_acc: float,
+    position: PromptPosition,
+) -> ReadingCheck:
+    """Compares the WAR at every position with ``best_acc``.
+
+    Args:
+        logits_at: logits [N, C] with the contexts at a position.
+        labels: int64 [N].
+        best_acc: percent.
+        position: where the export put them.
+    """
+    wars = {p: 100 * float(np.mean(logits_at(p).argmax(axis=1) == labels)) for p in PROMPT_POSITIONS}
+    reproducing = tuple(p for p, war in wars.items() if abs(war - best_acc) <= TOLERANCE_POINTS)
+    return ReadingCheck(best_acc, wars[position], position, reproducing)

@@ -1,0 +1,1 @@
+"""The places where one model can run, behind one small protocol."""

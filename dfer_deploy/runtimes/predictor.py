@@ -1,0 +1,50 @@
+"""The protocol that PyTorch, onnxruntime and a served Triton fulfil alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]
+"""Clips, uint8 [B, T, H, W, 3], RGB in [0, 255], H = W = the model's image size, 1 ≤ T ≤ 16."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers for B clips: ``logits`` and ``probabilities``, both float32 [B, C]."""
+
+    logits: Float32
+    probabilities: Float32
+
+
+class Predictor(Protocol):
+    """A model that answers. A context manager: leaving it releases sessions, connections and threads."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table, for example ``onnxruntime fp32``."""
+        ...
+
+    def encode(self, frames: Frames) -> Float32:
+        """The image encoder alone: frames [B, T, H, W, 3] to frame features [B, T, L]."""
+        ...
+
+    def classify(self, frame_features: Float32) -> Prediction:
+        """The temporal head alone: frame features [B, T, L] to a prediction."""
+        ...
+
+    def predict(self, frames: Frames) -> Prediction:
+        """Both, the way a client would ask: frames [B, T, H, W, 3] to a prediction."""
+        ...
+
+    def __enter__(self) -> Predictor: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...

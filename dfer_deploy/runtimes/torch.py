@@ -1,0 +1,46 @@
+"""The checkpoint itself in PyTorch: the truth that everything else is compared with."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+
+from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
+from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
+from dfer_deploy.specs import PromptPosition
+
+
+class TorchPredictor:
+    """Runs ``DferClip`` in fp32, on CUDA where there is one (a ``Predictor``). The text features are computed once."""
+
+    def __init__(self, model: DferClip) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = f"PyTorch fp32 {self.device}"
+        self._model = model.eval().to(self.device)
+        with torch.inference_mode():
+            self._text_features = self._model.encode_text()
+
+    def encode(self, frames: Frames) -> Float32:
+        with torch.inference_mode():
+            images = images_from_frames(torch.from_numpy(frames).to(self.device))
+            return self._model.encode_frames(images).cpu().numpy()
+
+    def classify(self, frame_features: Float32, position: PromptPosition | None = None) -> Prediction:
+        """Frame features [B, T, L] to a prediction; ``position`` overrides where the prompt's contexts stand."""
+        with torch.inference_mode():
+            text = self._text_features if position is None else self._model.encode_text(position)
+            video = self._model.encode_video(torch.from_numpy(frame_features).to(self.device))
+            logits = self._model.logits(video, text)
+            return Prediction(logits.cpu().numpy(), torch.softmax(logits, dim=-1).cpu().numpy())
+
+    def predict(self, frames: Frames) -> Prediction:
+        return self.classify(self.encode(frames))
+
+    def __enter__(self) -> TorchPredictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del self._model

@@ -1,0 +1,293 @@
+"""The contract between training, export, serving and verification. Needs only the standard library and NumPy.
+
+Everything else is derived from it: the layers of the model, ONNX tensor names, Triton's config.pbtxt, what the client
+sends and what the verifier expects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from dfer_deploy.errors import DferDeployError
+
+MAX_FRAMES = 16
+"""Frames of a clip, and the number of temporal positions that the model learns (paper, section 4.1)."""
+
+Precision = Literal["fp32", "fp16"]
+PromptPosition = Literal["front", "middle", "end"]
+PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
+
+S = TypeVar("S")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DferDeployError(message)
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """CLIP's vision transformer, in the terms of open_clip's ``CLIPVisionCfg``."""
+
+    image_size: int = 224
+    patch_size: int = 32
+    width: int = 768
+    layers: int = 12
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.image_size > 0 and self.patch_size > 0 and self.image_size % self.patch_size == 0,
+            f"vision.image_size {self.image_size} is no multiple of vision.patch_size {self.patch_size}; change one",
+        )
+        _require(
+            self.head_width > 0 and self.width > 0 and self.width % self.head_width == 0,
+            f"vision.width {self.width} is no multiple of vision.head_width {self.head_width}; change one",
+        )
+        _require(self.layers > 0, f"vision.layers is {self.layers}, expected at least 1")
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_width
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """CLIP's text transformer, in the terms of open_clip's ``CLIPTextCfg``."""
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        _require(
+            self.heads > 0 and self.width > 0 and self.width % self.heads == 0,
+            f"text.width {self.width} is no multiple of text.heads {self.heads}; change one",
+        )
+        _require(self.layers > 0, f"text.layers is {self.layers}, expected at least 1")
+        _require(self.context_length > 2, f"text.context_length is {self.context_length}, expected at least 3")
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The CLIP backbone: both towers and the joint embedding space of L = ``embed_dim`` dimensions."""
+
+    vision: VisionSpec = VisionSpec()
+    text: TextSpec = TextSpec()
+    embed_dim: int = 512
+    quick_gelu: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.embed_dim > 0, f"embed_dim is {self.embed_dim}, expected a positive number")
+
+
+@dataclass(frozen=True)
+class TemporalSpec:
+    """The temporal transformer (paper, section 3.2). Depth 0 is the mean over frames, without parameters."""
+
+    depth: int = 1
+    heads: int = 8
+    head_width: int = 64
+    mlp_width: int = 1024
+    max_frames: int = MAX_FRAMES
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.depth <= 6, f"temporal.depth is {self.depth}, expected 0 to 6 (0 is the mean over frames)")
+        for name in ("heads", "head_width", "mlp_width"):
+            _require(getattr(self, name) > 0, f"temporal.{name} is {getattr(self, name)}, expected a positive number")
+        _require(
+            self.max_frames == MAX_FRAMES, f"temporal.max_frames is {self.max_frames}, the contract fixes {MAX_FRAMES}"
+        )
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """The text side: class names, what CLIP reads for each class, and the learnable contexts around it.
+
+    Attributes:
+        class_names: labels, in the order of the logits.
+        class_texts: the text of every class, as it was given to CLIP's tokenizer (without the contexts).
+        contexts: M, the number of learnable context vectors; 0 for none.
+        class_specific: every class has contexts of its own ([C, M, D]); otherwise all share them ([M, D]).
+        position: where the contexts' text stands: ``end`` puts the class text after the contexts.
+    """
+
+    class_names: tuple[str, ...]
+    class_texts: tuple[str, ...]
+    contexts: int = 8
+    class_specific: bool = True
+    position: PromptPosition = "end"
+
+    def __post_init__(self) -> None:
+        _require(len(self.class_names) >= 2, f"{len(self.class_names)} class(es) given, expected at least 2")
+        _require(
+            len(set(self.class_names)) == len(self.class_names),
+            f"class names {list(self.class_names)} are not distinct; give every class its own name",
+        )
+        for name in self.class_names:
+            _require(
+                bool(name.strip()) and name.isprintable(),
+                f"class name {name!r} is empty or not printable; give every class a readable name",
+            )
+        _require(
+            len(self.class_texts) == len(self.class_names),
+            f"{len(self.class_texts)} class texts for {len(self.class_names)} class names; give one text per name",
+        )
+        _require(self.contexts >= 0, f"contexts is {self.contexts}, expected 0 or more")
+        _require(
+            self.position in PROMPT_POSITIONS,
+            f"prompt position {self.position!r} is unknown; expected one of {', '.join(PROMPT_POSITIONS)}",
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole DFER-CLIP model. The defaults are the paper's: ViT-B/32, one temporal layer, τ = 0.01."""
+
+    prompts: PromptSpec
+    clip: ClipSpec = ClipSpec()
+    temporal: TemporalSpec = TemporalSpec()
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"temperature is {self.temperature}, expected a positive number")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers: what JSON, TOML and ``weights_only`` can hold."""
+        return _plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
+
+
+def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
+    """Builds a frozen dataclass from plain data, checking names and types all the way down.
+
+    Args:
+        cls: the dataclass to build.
+        values: a mapping from field names to values, as JSON or TOML gives it.
+        where: the dotted path of ``values``, for messages.
+
+    Raises:
+        DferDeployError: a key is unknown (the nearest name is suggested), missing, or has the wrong type.
+    """
+    label = where or cls.__name__
+    if not isinstance(values, dict):
+        raise DferDeployError(f"{label} is {values!r}, expected a table of settings")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise DferDeployError(f"unknown key {str(key)!r} in {label}; {hint}")
+    arguments = {}
+    for name, field in fields.items():
+        path = f"{where}.{name}" if where else name
+        if name in values:
+            arguments[name] = _value(hints[name], values[name], path)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise DferDeployError(f"{path} is missing in {label}; add it")
+    return cls(**arguments)
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return spec_from_dict(typing.cast(type[Any], hint), value, path)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise DferDeployError(f"{path} is {value!r}, expected one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise DferDeployError(f"{path} is {value!r}, expected a list")
+        element, *rest = typing.get_args(hint)
+        if rest and rest[0] is not Ellipsis:
+            elements = typing.get_args(hint)
+            if len(value) != len(elements):
+                raise DferDeployError(f"{path} is {value!r}, expected {len(elements)} values")
+            return tuple(_value(e, v, f"{path}[{i}]") for i, (e, v) in enumerate(zip(elements, value, strict=True)))
+        return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        (inner,) = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+        return _value(inner, value, path)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise DferDeployError(f"{path} is {value!r}, expected a table")
+        return value
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise DferDeployError(f"{path} is {value!r}, expected {hint.__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph. A string in ``shape`` is a dynamic dimension."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int | str, ...]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A served graph: an ONNX file, a TensorRT engine or a Triton model."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The three served graphs of one model: two ONNX graphs, and the ensemble that joins them."""
+
+    image_encoder: GraphSpec
+    temporal_head: GraphSpec
+    ensemble: GraphSpec
+
+
+def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
+    """The graphs that serve ``spec``, under the name prefix ``name``.
+
+    Frames are RGB in [0, 255], already resized to the model's image size; all arithmetic on them is in the graph.
+    """
+    size, features = spec.clip.vision.image_size, spec.clip.embed_dim
+    frames = TensorSpec("frames", "uint8", ("batch", "time", size, size, 3))
+    frame_features = TensorSpec("frame_features", "float32", ("batch", "time", features))
+    logits = TensorSpec("logits", "float32", ("batch", spec.prompts.num_classes))
+    probabilities = TensorSpec("probabilities", "float32", ("batch", spec.prompts.num_classes))
+    return Contract(
+        image_encoder=GraphSpec(f"{name}_image_encoder", (frames,), (frame_features,)),
+        temporal_head=GraphSpec(f"{name}_temporal_head", (frame_features,), (logits, probabilities)),
+        ensemble=GraphSpec(name, (frames,), (probabilities, logits)),
+    )

@@ -1,0 +1,1 @@
+"""A real Triton server, its client and its load generator."""

@@ -1,0 +1,202 @@
+"""The model as two graphs made for serving. The model itself is left untouched.
+
+Each graph is a module of its own that computes what ``DferClip`` computes, written with the fewest operators that the
+mathematics needs, and with its precision in the open: matrix products, their weights and CLIP's activation in fp32 or
+fp16; the residual streams, LayerNorm, the temporal GELU, normalisation and logits always in fp32. TensorRT 11 takes
+precision from the graph alone.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.model.temporal import TemporalBlock, TemporalTransformer
+from dfer_deploy.specs import Precision
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class _Linear(nn.Module):
+    """x @ W + b in the graph's precision; the weight is stored as [in, out], so that no transpose is left."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _constant(weight.T, dtype)
+        self.bias = None if bias is None else _constant(bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x.to(self.weight.dtype) @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+class _LayerNorm(nn.Module):
+    """An fp32 island."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.weight = _constant(norm.weight, torch.float32)
+        self.bias = _constant(norm.bias, torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class _Attention(nn.Module):
+    """Self-attention over [N, S, W] with the scale folded into the query projection."""
+
+    def __init__(
+        self, qkv_weight: Tensor, qkv_bias: Tensor | None, out: nn.Linear, heads: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_width = qkv_weight.shape[0] // (3 * heads)
+        scale = self.head_width**-0.5
+        weights = qkv_weight.chunk(3)
+        biases = (None, None, None) if qkv_bias is None else qkv_bias.chunk(3)
+        self.query = _Linear(weights[0] * scale, None if biases[0] is None else biases[0] * scale, dtype)
+        self.key = _Linear(weights[1], biases[1], dtype)
+        self.value = _Linear(weights[2], biases[2], dtype)
+        self.out = _Linear(out.weight, out.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # x is cast once for the three products.
+        x = x.to(self.query.weight.dtype)
+        q = self._heads(self.query(x)).transpose(1, 2)
+        k = self._heads(self.key(x)).permute(0, 2, 3, 1)
+        v = self._heads(self.value(x)).transpose(1, 2)
+        attended = torch.softmax(q @ k, dim=-1) @ v
+        return cast(Tensor, self.out(attended.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, self.head_width))
+
+
+class _VisionBlock(nn.Module):
+    """A residual attention block of CLIP's vision transformer; the residual stream is fp32."""
+
+    def __init__(self, block: nn.Module, heads: int, quick_gelu: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.quick_gelu = quick_gelu
+        self.ln_1 = _LayerNorm(block.ln_1)  # type: ignore[arg-type]
+        attention = cast(nn.MultiheadAttention, block.attn)
+        self.attention = _Attention(
+            attention.in_proj_weight, attention.in_proj_bias, attention.out_proj, heads, dtype
+        )
+        self.ln_2 = _LayerNorm(block.ln_2)  # type: ignore[arg-type]
+        mlp = cast(nn.Sequential, block.mlp)
+        self.mlp_in = _Linear(mlp.c_fc.weight, mlp.c_fc.bias, dtype)  # type: ignore[arg-type]
+        self.mlp_out = _Linear(mlp.c_proj.weight, mlp.c_proj.bias, dtype)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.ln_1(x)).float()
+        hidden = self.mlp_in(self.ln_2(x))
+        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
+        return cast(Tensor, x + self.mlp_out(hidden).float())
+
+
+class ImageEncoderGraph(nn.Module):
+    """Frames, uint8 [B, T, H, W, 3] in [0, 255], to frame features, fp32 [B, T, L], not normalised.
+
+    The patch embedding, a convolution whose stride is its kernel, is the matrix product that it amounts to: it reads
+    the frames in the layout in which they come.
+    """
+
+    def __init__(self, model: DferClip, precision: Precision) -> None:
+        super().__init__()
+        dtype = _DTYPES[precision]
+        vision, encoder = model.spec.clip.vision, model.image_encoder
+        self.patch_size = vision.patch_size
+        self.grid = vision.image_size // vision.patch_size
+        conv1 = encoder.conv1.weight  # [width, 3, patch, patch]
+        self.patch_embedding = _Linear(conv1.permute(0, 2, 3, 1).flatten(1), None, dtype)
+        positions = encoder.positional_embedding
+        self.class_token = _constant((encoder.class_embedding + positions[0])[None, None], torch.float32)
+        self.positions = _constant(positions[1:], torch.float32)
+        self.ln_pre = _LayerNorm(encoder.ln_pre)
+        self.blocks = nn.ModuleList(
+            _VisionBlock(block, vision.heads, model.spec.clip.quick_gelu, dtype)
+            for block in encoder.transformer.resblocks
+        )
+        self.ln_post = _LayerNorm(encoder.ln_post)
+        self.projection = _Linear(encoder.proj.T, None, dtype)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        batch, time = frames.shape[:2]
+        # TensorRT lets uint8 meet nothing but a Cast, so the cast comes before the layout.
+        pixels = (frames.float() / 255).to(self.patch_embedding.weight.dtype)
+        patches = pixels.reshape(batch * time, self.grid, self.patch_size, self.grid, self.patch_size, 3)
+        patches = patches.transpose(2, 3).reshape(batch * time, self.grid**2, self.patch_size**2 * 3)
+        x = self.patch_embedding(patches).float() + self.positions
+        x = self.ln_pre(torch.cat([self.class_token.expand(batch * time, -1, -1), x], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, self.projection(self.ln_post(x[:, 0])).float().unflatten(0, (batch, time)))
+
+
+class _TemporalBlock(nn.Module):
+    """A block of the temporal transformer; the residual stream is fp32."""
+
+    def __init__(self, block: TemporalBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        attention = block.attention
+        self.norm_attention = _LayerNorm(block.norm_attention)
+        self.attention = _Attention(attention.to_qkv.weight, None, attention.to_out, attention.heads, dtype)
+        self.norm_mlp = _LayerNorm(block.norm_mlp)
+        self.mlp_in = _Linear(block.mlp_in.weight, block.mlp_in.bias, dtype)
+        self.mlp_out = _Linear(block.mlp_out.weight, block.mlp_out.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm_attention(x)).float()
+        # In fp16 the cube inside the tanh approximation overflows beyond |x| ≈ 40.
+        hidden = F.gelu(self.mlp_in(self.norm_mlp(x)).float(), approximate="tanh")
+        return cast(Tensor, x + self.mlp_out(hidden).float())
+
+
+class TemporalHeadGraph(nn.Module):
+    """Frame features, fp32 [B, T, L], 1 ≤ T ≤ 16, to logits and probabilities, fp32 [B, C].
+
+    The text features, divided by τ, are the weight of the last matrix product, which stays in fp32: it multiplies an
+    error of the cosine by 100.
+    """
+
+    def __init__(self, model: DferClip, precision: Precision) -> None:
+        super().__init__()
+        dtype = _DTYPES[precision]
+        temporal = model.temporal_net
+        self.has_transformer = isinstance(temporal, TemporalTransformer)
+        if isinstance(temporal, TemporalTransformer):
+            positions = temporal.pos_embedding
+            self.class_token = _constant(temporal.cls_token + positions[:, :1], torch.float32)
+            self.positions = _constant(positions[:, 1:], torch.float32)
+            self.blocks = nn.ModuleList(_TemporalBlock(cast(TemporalBlock, b), dtype) for b in temporal.blocks)
+        classifier = model.encode_text().T / model.spec.temperature  # [L, C]
+        self.classifier = _constant(classifier, torch.float32)
+
+    def forward(self, frame_features: Tensor) -> tuple[Tensor, Tensor]:
+        if self.has_transformer:
+            batch, time = frame_features.shape[:2]
+            x = frame_features + self.positions[:, :time]
+            x = torch.cat([self.class_token.expand(batch, -1, -1), x], dim=1)
+            for block in self.blocks:
+                x = block(x)
+            video_features = x[:, 0]
+        else:
+            video_features = frame_features.mean(dim=1)
+        logits = F.normalize(video_features, dim=-1) @ self.classifier
+        return logits, torch.softmax(logits, dim=-1)
+
+
+def _constant(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    value = tensor.detach().to(dtype).contiguous()
+    if not torch.isfinite(value).all():
+        kind = "NaN or infinite" if not torch.isfinite(tensor).all() else f"too large for {dtype}"
+        advice = "train it again" if not torch.isfinite(tensor).all() else "export with --precision fp32"
+        raise DferDeployError(f"a weight of shape {list(tensor.shape)} is {kind}; {advice}")
+    return nn.Parameter(value, requires_grad=False)

@@ -1,0 +1,112 @@
+"""From a graph module to an ONNX file whose bytes depend on the weights and the tools alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from dfer_deploy import __version__
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import GraphSpec
+
+OPSET = 18
+IR_VERSION = 10
+"""Old enough for every onnxruntime since 1.18."""
+
+_MAX_BYTES = 2**31 - 1
+"""Protobuf's limit for one message."""
+
+
+def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
+    """Exports a graph with dynamic batch and time to a single ONNX file and checks it.
+
+    Args:
+        graph: a module with one input tensor.
+        spec: names, types and shapes that the file must have.
+        path: the file to write.
+
+    Raises:
+        DferDeployError: the file would be over 2 GB.
+    """
+    model = _traced(graph, spec)
+    _strip(model)
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "dfer-deploy", __version__
+    model.graph.name = spec.name
+    _check_interface(model, spec)
+    if model.ByteSize() > _MAX_BYTES:
+        raise DferDeployError(
+            f"{spec.name} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB; "
+            "export with --precision fp16 or use a smaller backbone"
+        )
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _traced(graph: nn.Module, spec: GraphSpec) -> onnx.ModelProto:
+    (tensor,) = spec.inputs
+    # Sizes 2 and 3 rather than 1: torch.export would take a 1 for a constant.
+    sizes = {"batch": 2, "time": 3}
+    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+    example: Tensor = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+    dynamic = {index: torch.export.Dim.DYNAMIC for index, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+    names = [output.name for output in spec.outputs]
+    with warnings.catch_warnings(), _quiet("torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(dynamic,),
+            input_names=[tensor.name],
+            output_names=names,
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101 - with dynamo=True a program is returned, says the documentation
+    return program.model_proto
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes what torch's exporter adds about its own run: source paths, stack traces, intermediate shapes."""
+    graph = model.graph
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    graph.ClearField("doc_string")
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.ClearField("doc_string")
+        del item.metadata_props[:]
+
+
+def _check_interface(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Names the dynamic dimensions as the contract does, and holds everything else against it."""
+    pairs = [*zip(model.graph.input, spec.inputs, strict=True), *zip(model.graph.output, spec.outputs, strict=True)]
+    for value, tensor in pairs:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        dims = value.type.tensor_type.shape.dim
+        fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+        wanted = [dim if isinstance(dim, int) else None for dim in tensor.shape]
+        if (value.name, dtype, fixed) != (tensor.name, tensor.numpy_dtype, wanted):
+            raise RuntimeError(f"exported {value.name} {dtype} {fixed}, the contract says {tensor}")
+        for dim, name in zip(dims, tensor.shape, strict=True):
+            if isinstance(name, str):
+                dim.dim_param = name
+
+
+@contextlib.contextmanager
+def _quiet(logger_name: str):  # type: ignore[no-untyped-def]
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,123 @@
+"""The check that stands between the graphs and the bundle: onnxruntime must answer what PyTorch answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.predictor import Float32
+from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.specs import MAX_FRAMES, Precision
+
+BATCHES = (1, 2, 5)
+TIMES = (1, 9, MAX_FRAMES)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What is accepted of a graph on drawn frames.
+
+    Attributes:
+        features: largest error of a frame feature, relative to the largest feature.
+        logits: largest error of a logit of the whole model. The head alone must stay within a fifth of it.
+    """
+
+    features: float
+    logits: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    # fp32 differs by the order of additions only; logits are cosines times 100.
+    "fp32": Tolerance(features=1e-3, logits=1e-2),
+    # An fp16 number has 11 bits. This finds overflow and wrong islands; whether the loss matters is for `verify` to say
+    # on real clips.
+    "fp16": Tolerance(features=0.2, logits=4.0),
+}
+
+
+def measure_parity(model: DferClip, image_encoder: Path, temporal_head: Path, precision: Precision) -> dict[str, Any]:
+    """Compares both graphs with PyTorch on drawn clips, at batches 1, 2, 5 and 1, 9, 16 frames.
+
+    Args:
+        model: the checkpoint's model.
+        image_encoder: the exported ONNX file.
+        temporal_head: the exported ONNX file.
+        precision: decides the tolerance.
+
+    Returns:
+        Upper bounds of what was seen, for the manifest: see ``rounded_up``.
+
+    Raises:
+        DferDeployError: a shape is wrong, an answer is not finite, or an error leaves the tolerance.
+    """
+    tolerance = TOLERANCES[precision]
+    frames = drawn_clips(max(BATCHES), model.spec.clip.vision.image_size)
+    with TorchPredictor(model) as torch_model, OnnxRuntimePredictor(image_encoder, temporal_head) as exported:
+        features = torch_model.encode(frames)
+        scale = float(np.abs(features).max())
+        feature_error = head_error = 0.0
+        exported_features = features
+        # Frames are independent of each other in the encoder, so three of the nine shapes show every batch and time.
+        for batch, time in zip(BATCHES, TIMES, strict=True):
+            exported_features = exported.encode(frames[:batch, :time])
+            _check(exported_features, (batch, time, features.shape[2]), image_encoder)
+            feature_error = max(feature_error, _max_error(exported_features, features[:batch, :time]) / scale)
+        for batch, time in _shapes():
+            expected = torch_model.classify(features[:batch, :time])
+            answer = exported.classify(np.ascontiguousarray(features[:batch, :time]))
+            _check(answer.logits, expected.logits.shape, temporal_head)
+            _check(answer.probabilities, expected.logits.shape, temporal_head)
+            head_error = max(head_error, _max_error(answer.logits, expected.logits))
+        whole = exported.classify(exported_features).logits
+        logit_error = _max_error(whole, torch_model.classify(features).logits)
+    measured = {
+        "image encoder, relative feature error": (feature_error, tolerance.features),
+        "temporal head, logit error": (head_error, tolerance.logits / 5),
+        "both graphs, logit error": (logit_error, tolerance.logits),
+    }
+    for what, (error, limit) in measured.items():
+        if not error <= limit:
+            raise DferDeployError(
+                f"the exported graphs do not answer like PyTorch: {what} is {error:.3g}, expected at most {limit:.3g}; "
+                + ("export with --precision fp32" if precision == "fp16" else "this is a bug in dfer-deploy, report it")
+            )
+    return {
+        "relative_feature_error": rounded_up(feature_error),
+        "head_logit_error": rounded_up(head_error),
+        "logit_error": rounded_up(logit_error),
+        "batches": list(BATCHES),
+        "times": list(TIMES),
+    }
+
+
+def rounded_up(error: float) -> float:
+    """The next 1, 2 or 5 × 10ⁿ, so that rounding in the last bits does not change a manifest."""
+    if error == 0:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(error))
+    step = next(step for step in (1, 2, 5, 10) if error <= step * power * (1 + 1e-9))
+    return float(f"{step * power:.0e}")
+
+
+def _shapes() -> Iterator[tuple[int, int]]:
+    return ((batch, time) for batch in BATCHES for time in TIMES)
+
+
+def _check(values: Float32, shape: tuple[int, ...], path: Path) -> None:
+    if values.shape != shape or values.dtype != np.float32:
+        raise RuntimeError(f"{path.name} answers {values.dtype} {values.shape}, the contract says float32 {shape}")
+    if not np.isfinite(values).all():
+        raise DferDeployError(f"{path.name} answers NaN or infinity; if it is fp16, export with --precision fp32")
+
+
+def _max_error(values: Float32, expected: Float32) -> float:
+    return float(np.abs(values - expected).max())

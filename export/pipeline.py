@@ -1,0 +1,200 @@
+"""Checkpoint to bundle, one step after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfer_deploy import __version__
+from dfer_deploy.bundle import (
+    MANIFEST_FORMAT,
+    MANIFEST_NAME,
+    Bundle,
+    CheckpointRecord,
+    Manifest,
+    Target,
+    check_model_name,
+    open_bundle,
+)
+from dfer_deploy.checkpoint import Checkpoint, load_checkpoint
+from dfer_deploy.console import step
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
+from dfer_deploy.export.onnx_file import onnx_from_graph
+from dfer_deploy.export.parity import measure_parity
+from dfer_deploy.export.repository import write_model_repository
+from dfer_deploy.files import atomic_folder, sha256_of_file, write_json
+from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision, PromptPosition, contract_for
+
+_TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the caller chooses.
+
+    Attributes:
+        target: which server the model repository is for.
+        precision: of the matrix products.
+        name: prefix of the Triton model names.
+        max_batch_size: clips in one execution.
+        prompt_position: where the contexts stand, for reference checkpoints; None for the released default.
+        class_names: for reference checkpoints; None for the released names.
+    """
+
+    target: Target
+    precision: Precision = "fp32"
+    name: str = "dfer"
+    max_batch_size: int = 16
+    prompt_position: PromptPosition | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_model_name(self.name)
+        if not 1 <= self.max_batch_size <= 1024:
+            raise DferDeployError(f"the maximal batch is {self.max_batch_size}, expected 1 to 1024")
+
+
+def export_bundle(
+    checkpoint_path: Path, output: Path, options: ExportOptions, *, force: bool = False, add_version: bool = False
+) -> tuple[Bundle, bool]:
+    """Writes a bundle, atomically; nothing is left behind on failure.
+
+    Args:
+        checkpoint_path: ours or the reference implementation's.
+        output: the bundle's folder.
+        options: what to export.
+        force: replace an existing bundle.
+        add_version: put the models into the existing bundle as the next version; the older versions stay in its
+            repository for rollback.
+
+    Returns:
+        The bundle, and whether it was written (an existing one that would become the same is left as it is).
+
+    Raises:
+        DferDeployError: the checkpoint is not usable, a check failed, or the bundle cannot be written.
+    """
+    with step(f"read {checkpoint_path}"):
+        checkpoint = load_checkpoint(
+            checkpoint_path, prompt_position=options.prompt_position, class_names=options.class_names
+        )
+        plan = _manifest(checkpoint, options)
+    previous = _previous(output, plan, add_version) if output.exists() and not force else None
+    if previous is not None:
+        if _same_content(previous.manifest, plan):
+            return previous, False
+        if not add_version:
+            raise DferDeployError(
+                f"{output} exists already and holds another export; choose another -o, replace it with --force, "
+                "or put this one beside it with --add-version"
+            )
+        plan = dataclasses.replace(plan, version=previous.manifest.version + 1)
+    with atomic_folder(output, force=force or previous is not None) as folder:
+        _write(folder, checkpoint, plan, previous)
+    return open_bundle(output), True
+
+
+def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundle | None) -> None:
+    bundle = Bundle(folder, plan)
+    contract = bundle.contract
+    with step("build the model, encode the class texts"):
+        model = checkpoint.build_model()
+        bundle.image_encoder_onnx.parent.mkdir()
+    for spec, path, graph in (
+        (contract.image_encoder, bundle.image_encoder_onnx, ImageEncoderGraph),
+        (contract.temporal_head, bundle.temporal_head_onnx, TemporalHeadGraph),
+    ):
+        with step(f"export {spec.name}.onnx") as notes:
+            with torch.inference_mode():
+                module = graph(model, plan.precision)
+            onnx_from_graph(module, spec, path)
+            notes.append(f"{path.stat().st_size / 1e6:.1f} MB")
+    with step("compare onnxruntime with PyTorch") as notes:
+        parity = measure_parity(model, bundle.image_encoder_onnx, bundle.temporal_head_onnx, plan.precision)
+        notes.append(f"logits within {parity['logit_error']:g}")
+    with step(f"write the Triton model repository for the target {plan.target}"):
+        write_model_repository(
+            bundle.model_repository,
+            contract=contract,
+            spec=plan.spec,
+            target=plan.target,
+            max_batch_size=plan.max_batch_size,
+            version=plan.version,
+            image_encoder_onnx=bundle.image_encoder_onnx,
+            temporal_head_onnx=bundle.temporal_head_onnx,
+        )
+        if previous is not None:
+            _keep_versions(previous.model_repository, bundle.model_repository)
+        written = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in written}
+        manifest = dataclasses.replace(plan, parity=parity, files=files)
+        write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
+
+
+def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
+    """The manifest as far as it is known before the work begins."""
+    return Manifest(
+        format=MANIFEST_FORMAT,
+        name=options.name,
+        version=1,
+        spec=checkpoint.spec,
+        target=options.target,
+        precision=options.precision,
+        max_batch_size=options.max_batch_size,
+        checkpoint=CheckpointRecord(sha256_of_file(checkpoint.path), checkpoint.format, checkpoint.best_acc),
+        frame_interval_s=checkpoint.frame_interval_s,
+        preprocessing=_preprocessing(checkpoint.spec),
+        parity={},
+        tools={"dfer-deploy": __version__} | {name: metadata.version(name) for name in _TOOLS},
+        files={},
+    )
+
+
+def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
+    size = spec.clip.vision.image_size
+    return {
+        "color": "RGB",
+        "dtype": "uint8",
+        "range": [0, 255],
+        "frames": MAX_FRAMES,
+        "sampling": "the middle frame of each of 16 equal parts; at most 16 frames: all, then the last one repeated",
+        "size": [size, size],
+        "resize": "Pillow bilinear, aspect ratio not kept",
+        "mean_and_std": "none; the division by 255 is in the graph",
+    }
+
+
+def _previous(output: Path, plan: Manifest, add_version: bool) -> Bundle:
+    if not (output / MANIFEST_NAME).is_file():
+        raise DferDeployError(f"{output} exists and is no bundle; choose another -o")
+    previous = open_bundle(output, check_files=add_version)
+    if add_version:
+        for what in ("name", "target", "max_batch_size"):
+            old, new = getattr(previous.manifest, what), getattr(plan, what)
+            if old != new:
+                raise DferDeployError(f"{output} has the {what} {old!r}, --add-version needs the same, not {new!r}")
+        if previous.contract != contract_for(plan.spec, plan.name):
+            raise DferDeployError(
+                f"{output} serves {previous.spec.prompts.num_classes} classes at "
+                f"{previous.spec.clip.vision.image_size} pixels, --add-version needs the same shapes; "
+                "export to a bundle of its own"
+            )
+    return previous
+
+
+def _same_content(old: Manifest, plan: Manifest) -> bool:
+    return dataclasses.replace(plan, version=old.version, parity=old.parity, files=old.files) == old
+
+
+def _keep_versions(old_repository: Path, repository: Path) -> None:
+    """Links the version folders of an older repository into a new one."""
+    for old_version in old_repository.glob("*/[0-9]*"):
+        folder = repository / old_version.relative_to(old_repository)
+        folder.mkdir()
+        for path in old_version.iterdir():
+            (folder / path.name).hardlink_to(path)
