@@ -1,0 +1,284 @@
+"""The private environment of the embedded server: a virtual environment in the cache folder, made on first use.
+
+The Python package ``nvidia-pytriton`` carries a real ``tritonserver`` and its Python backend, and ``tritonclient``
+carries ``perf_analyzer``. That Python backend transports arrays correctly with NumPy 1.26 only, so the server's models
+run in an environment of their own, and the environment that dfer-deploy is installed in keeps its NumPy 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from dfer_deploy.console import stderr, step
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import write_json
+from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
+
+CACHE_VARIABLE = "DFER_DEPLOY_CACHE"
+
+PINS = ("nvidia-pytriton==0.7.0", "tritonclient[grpc,http]==2.50.0", "Pillow>=10.3")
+"""0.7.0 is the last release with a server; 2.50.0 the last client whose perf_analyzer runs on glibc 2.36."""
+
+LAYOUT = 1
+"""Part of the key: raised when the folders that this module lays out around the virtual environment change."""
+
+MINIMAL_GLIBC = (2, 35)
+
+_MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class TritonEnvironment:
+    """Where the parts of an installed private environment are. All paths are absolute.
+
+    Attributes:
+        root: the virtual environment.
+        python: its interpreter, with NumPy 1.26 and onnxruntime.
+        tritonserver: the server's executable.
+        backend_directory: what ``--backend-directory`` wants: it holds ``python/``.
+        libraries: the folders of shared libraries, in the order of the search.
+        perf_analyzer: the load generator's executable.
+    """
+
+    root: Path
+    python: Path
+    tritonserver: Path
+    backend_directory: Path
+    libraries: tuple[Path, ...]
+    perf_analyzer: Path
+
+    def process_environment(self) -> dict[str, str]:
+        """The environment variables for tritonserver and perf_analyzer.
+
+        The stub of the Python backend finds its packages through the ``python3`` that comes first on PATH, so nothing
+        of the caller's Python may leak in; a foreign LD_LIBRARY_PATH could bring older libraries.
+        """
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PYTHON") and name not in ("LD_LIBRARY_PATH", "VIRTUAL_ENV")
+        }
+        variables["PATH"] = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", os.defpath)])
+        variables["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, self.libraries))
+        return variables
+
+
+def cache_folder() -> Path:
+    """Where dfer-deploy keeps what it can make again: the variable DFER_DEPLOY_CACHE, or the user's cache folder."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")).absolute()
+
+
+def triton_environment() -> TritonEnvironment:
+    """The private environment, made on first use (about 480 MB) and reused afterwards.
+
+    Two processes that need it at the same time make it once: the second waits for the first.
+
+    Raises:
+        DferDeployError: this machine cannot run it, or pip cannot install it.
+    """
+    check_platform(sys.platform, platform.machine(), platform.libc_ver())
+    interpreter = choose_interpreter()
+    pins = requirements(interpreter.version)
+    cache = cache_folder()
+    root = cache / f"triton-{environment_key(pins, interpreter)}"
+    if _is_complete(root):
+        return _layout(root, interpreter)
+    with _locked(root.with_suffix(".lock")):
+        if not _is_complete(root):
+            _make(root, interpreter, pins, root.with_suffix(".log"))
+    return _layout(root, interpreter)
+
+
+def requirements(version: tuple[int, int, int]) -> tuple[str, ...]:
+    """What is installed into the environment of a Python of that version."""
+    onnxruntime = "onnxruntime==1.23.*" if version[:2] == (3, 10) else "onnxruntime==1.32.*"
+    return (*PINS, onnxruntime)
+
+
+def environment_key(pins: tuple[str, ...], interpreter: Interpreter) -> str:
+    """Twelve hexadecimal digits that change with the requirements, the interpreter and this module's layout."""
+    content = [LAYOUT, sorted(pins), list(interpreter.version), str(interpreter.libpython)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
+    """Refuses machines that the server's wheel was not built for.
+
+    Args:
+        system: as ``sys.platform``.
+        machine: as ``platform.machine()``.
+        libc: as ``platform.libc_ver()``.
+    """
+    advice = "use the target onnxruntime with a Triton container instead"
+    if system != "linux" or machine != "x86_64":
+        raise DferDeployError(f"the embedded server runs on Linux x86-64, this is {system} {machine}; {advice}")
+    name, version = libc
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if name != "glibc" or numbers < MINIMAL_GLIBC:
+        found = f"{name} {version}".strip() or "another C library"
+        raise DferDeployError(
+            f"the embedded server needs glibc {'.'.join(map(str, MINIMAL_GLIBC))} or newer, this is {found}; {advice}"
+        )
+
+
+def pip_failure(output: str, log: Path) -> DferDeployError:
+    """The one sentence for a pip that failed with ``output``."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    last = (errors or lines or ["no output"])[-1].removeprefix("ERROR:").strip()
+    if "No space left on device" in output:
+        advice = f"free about 1 GB, or choose another place with {CACHE_VARIABLE}"
+    elif any(sign in output for sign in ("NewConnectionError", "NameResolutionError", "Read timed out", "ProxyError")):
+        advice = "the package index cannot be reached: check the network and pip's configuration"
+    else:
+        advice = "check pip's configuration"
+    return DferDeployError(
+        f"pip could not install the embedded server's environment ({last}); {advice}; the whole output is in {log}"
+    )
+
+
+def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path) -> None:
+    stderr.print(f"The embedded server needs an environment of its own (once, about 480 MB): {root}", markup=False)
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYTHON") and name not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+    }
+    try:
+        # A virtual environment cannot be moved, so it is built in place; only the marker makes it valid.
+        shutil.rmtree(root, ignore_errors=True)
+        with step(f"virtual environment with Python {'.'.join(map(str, interpreter.version))}"):
+            made = _run([str(interpreter.executable), "-m", "venv", str(root)], variables, log)
+            if made.returncode != 0:
+                raise _venv_failure(made.stdout, interpreter, log)
+        with step(f"pip install {' '.join(pins)}"):
+            pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+            installed = _run([*pip, "--prefer-binary", *pins], variables, log)
+            if installed.returncode != 0:
+                raise pip_failure(installed.stdout, log)
+        with step("checking that server, Python backend and perf_analyzer start"):
+            _assemble(root, interpreter)
+            _check(_layout(root, interpreter), log)
+        write_json(root / _MARKER, {"requirements": list(pins), "python": list(interpreter.version)})
+    except OSError as error:
+        shutil.rmtree(root, ignore_errors=True)
+        raise DferDeployError(
+            f"cannot make the environment {root}: {error.strerror or error}; "
+            f"free some space, or choose another place with {CACHE_VARIABLE}"
+        ) from error
+    except BaseException:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+
+
+def _run(command: list[str], variables: dict[str, str], log: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command with both outputs joined, and appends them to the log."""
+    done = subprocess.run(
+        command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", check=False,
+    )  # fmt: skip
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(command)}\n{done.stdout}")
+    return done
+
+
+def _venv_failure(output: str, interpreter: Interpreter, log: Path) -> DferDeployError:
+    short = ".".join(map(str, interpreter.version[:2]))
+    if "ensurepip" in output or "No module named venv" in output:
+        return DferDeployError(
+            f"{interpreter.executable} cannot make virtual environments (its modules venv and ensurepip are missing); "
+            f"install them, on Debian and Ubuntu with: apt install python{short}-venv"
+        )
+    return pip_failure(output, log)
+
+
+def _site_packages(root: Path, interpreter: Interpreter) -> Path:
+    return root / "lib" / f"python{interpreter.version[0]}.{interpreter.version[1]}" / "site-packages"
+
+
+def _layout(root: Path, interpreter: Interpreter) -> TritonEnvironment:
+    site = _site_packages(root, interpreter)
+    return TritonEnvironment(
+        root=root,
+        python=root / "bin" / "python3",
+        tritonserver=site / "pytriton" / "tritonserver" / "bin" / "tritonserver",
+        backend_directory=root / "triton" / "backends",
+        libraries=(root / "triton" / "lib", site / "nvidia_pytriton.libs"),
+        perf_analyzer=root / "bin" / "perf_analyzer",
+    )
+
+
+def _assemble(root: Path, interpreter: Interpreter) -> None:
+    """Lays out what the wheels leave apart: the backend with the stub beside it, and libraries under plain names."""
+    environment = _layout(root, interpreter)
+    distribution = environment.tritonserver.parent.parent
+    short = ".".join(map(str, interpreter.version[:2]))
+    backend = environment.backend_directory / "python"
+    backend.mkdir(parents=True)
+    for file in sorted((distribution / "backends" / "python").iterdir()):
+        if file.is_file():
+            (backend / file.name).symlink_to(file)
+    stub = distribution / "python_backend_stubs" / short / "triton_python_backend_stub"
+    (backend / stub.name).symlink_to(stub)
+
+    plain, bundled = environment.libraries
+    plain.mkdir(parents=True)
+    # The wheel's libraries carry a hash in their names; perf_analyzer, of another wheel, asks for the plain ones.
+    for name, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12.*")):
+        (plain / name).symlink_to(next(iter(bundled.glob(pattern))))
+    # The stub ignores PYTHONDONTWRITEBYTECODE, and a bundle must not change by being served.
+    (_site_packages(root, interpreter) / "dfer_deploy.pth").write_text("import sys; sys.dont_write_bytecode = True\n")
+    if interpreter.libpython is not None:
+        (plain / interpreter.libpython.name).symlink_to(interpreter.libpython)
+
+
+def _check(environment: TritonEnvironment, log: Path) -> None:
+    variables = environment.process_environment()
+    versions = "import numpy, onnxruntime; assert numpy.__version__.startswith('1.26'), numpy.__version__"
+    stub = environment.backend_directory / "python" / "triton_python_backend_stub"
+    for what, command, expected in (
+        ("NumPy 1.26 and onnxruntime", [str(environment.python), "-c", versions], ""),
+        ("tritonserver", [str(environment.tritonserver), "--help"], "Usage"),
+        ("perf_analyzer", [str(environment.perf_analyzer), "--version"], "Perf Analyzer"),
+        ("the Python backend's stub", [str(stub)], "Expected"),
+    ):
+        done = _run(command, variables, log)
+        if expected not in done.stdout or (not expected and done.returncode != 0):
+            last = (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise DferDeployError(f"{what} does not start in {environment.root} ({last}); the whole output is in {log}")
+
+
+def _is_complete(root: Path) -> bool:
+    # The interpreter may have been removed since: then its link leads nowhere.
+    return (root / _MARKER).is_file() and (root / "bin" / "python3").exists()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise DferDeployError(
+            f"cannot write {path}: {error.strerror or error}; choose another place with {CACHE_VARIABLE}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stderr.print("Another process is making the embedded server's environment; waiting for it …")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,215 @@
+"""Runs NVIDIA's perf_analyzer against a served ensemble and reads what it measured."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.runtimes.predictor import Frames
+from dfer_deploy.triton.client import parse_url
+from dfer_deploy.triton.environment import TritonEnvironment
+
+_UNSTABLE = 2
+"""perf_analyzer's exit code where one load level did not settle."""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """One level of load. All times are milliseconds of one request.
+
+    Attributes:
+        concurrency: requests that were kept in flight.
+        throughput: inferences (clips) a second.
+        p50_ms: median latency, as the client sees it.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        avg_ms: mean latency.
+        queue_ms: waiting in the server, summed over the steps of an ensemble; so are the next three.
+        compute_input_ms: copying inputs.
+        compute_infer_ms: executing the models.
+        compute_output_ms: copying outputs.
+        client_send_ms: sending the request; None where perf_analyzer does not report it.
+        client_recv_ms: receiving the response; None where perf_analyzer does not report it.
+    """
+
+    concurrency: int
+    throughput: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    avg_ms: float
+    queue_ms: float
+    compute_input_ms: float
+    compute_infer_ms: float
+    compute_output_ms: float
+    client_send_ms: float | None
+    client_recv_ms: float | None
+
+
+def measure_load(
+    environment: TritonEnvironment,
+    url: str,
+    model: str,
+    clips: Frames,
+    concurrencies: Sequence[int],
+    *,
+    requests_per_window: int = 20,
+    stability_percent: float = 15.0,
+    max_windows: int = 10,
+    timeout_s: float = 900.0,
+) -> tuple[LoadResult, ...]:
+    """Loads the server with real clips, at one level after the other.
+
+    Every level is a run of its own: a sweep in one run drops the levels after the first one that does not settle, and
+    may still report success. A level has settled when three windows in a row agree.
+
+    Args:
+        environment: whose perf_analyzer to run.
+        url: of the server, as in ``parse_url``.
+        model: the ensemble's name.
+        clips: uint8 [N, T, H, W, 3]; sent in turn, one in each request.
+        concurrencies: how many requests to keep in flight, at least 1 each.
+        requests_per_window: the least number of requests in a measurement window.
+        stability_percent: how much throughput and latency may differ between windows.
+        max_windows: how many windows to try.
+        timeout_s: for one level.
+
+    Returns:
+        One row for each of ``concurrencies``, in their order.
+
+    Raises:
+        DferDeployError: the server does not answer or refuses the clips, a level does not settle or lasts too long.
+    """
+    if clips.dtype != np.uint8 or clips.ndim != 5 or len(clips) == 0:
+        raise DferDeployError(f"clips are {clips.dtype} {list(clips.shape)}, expected uint8 [N, T, H, W, 3] with N ≥ 1")
+    for concurrency in concurrencies:
+        if concurrency < 1:
+            raise DferDeployError(f"the concurrency {concurrency} is too small, expected at least 1")
+    address = parse_url(url)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
+        data = Path(name) / "clips.json"
+        _write_input_data(data, clips)
+        for concurrency in concurrencies:
+            report = Path(name) / f"{concurrency}.csv"
+            command = [
+                str(environment.perf_analyzer),
+                *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", "1", "-f", str(report)),
+                f"--input-data={data}",
+                f"--concurrency-range={concurrency}",
+                "--measurement-mode=count_windows",
+                f"--measurement-request-count={requests_per_window}",
+                f"--stability-percentage={stability_percent:g}",
+                f"--max-trials={max_windows}",
+            ]
+            _run(command, environment, concurrency, timeout_s)
+            rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
+            if concurrency not in rows:
+                raise DferDeployError(
+                    f"perf_analyzer reported nothing for concurrency {concurrency}; measure it again with more requests"
+                )
+            results.append(rows[concurrency])
+    return tuple(results)
+
+
+def parse_report(text: str) -> dict[int, LoadResult]:
+    """Reads perf_analyzer's CSV (microseconds) by the names of its columns; rows by their concurrency.
+
+    Raises:
+        DferDeployError: a column is missing or holds no number.
+    """
+    results: dict[int, LoadResult] = {}
+    for row in csv.DictReader(text.splitlines()):
+        try:
+            result = _result(row)
+        except KeyError as error:
+            raise DferDeployError(
+                f"perf_analyzer's report has no column {error.args[0]!r} (it has {', '.join(row)}); "
+                "it comes from another version, use the one of the private environment"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise DferDeployError(f"perf_analyzer's report has a damaged row {row}; measure again") from error
+        results[result.concurrency] = result
+    return results
+
+
+def _result(row: dict[str, str]) -> LoadResult:
+    def milliseconds(column: str) -> float:
+        return float(row[column]) / 1000
+
+    parts = ("Network+Server Send/Recv", "Server Queue", "Server Compute Input", "Server Compute Infer",
+             "Server Compute Output")  # fmt: skip
+    client = {name: milliseconds(name) if name in row else None for name in ("Client Send", "Client Recv")}
+    # Without a column for the mean, it is the sum of the mean of every part.
+    mean = sum(map(milliseconds, parts)) + sum(value or 0.0 for value in client.values())
+    return LoadResult(
+        concurrency=int(row["Concurrency"]),
+        throughput=float(row["Inferences/Second"]),
+        p50_ms=milliseconds("p50 latency"),
+        p95_ms=milliseconds("p95 latency"),
+        p99_ms=milliseconds("p99 latency"),
+        avg_ms=milliseconds("Avg latency") if "Avg latency" in row else mean,
+        queue_ms=milliseconds("Server Queue"),
+        compute_input_ms=milliseconds("Server Compute Input"),
+        compute_infer_ms=milliseconds("Server Compute Infer"),
+        compute_output_ms=milliseconds("Server Compute Output"),
+        client_send_ms=client["Client Send"],
+        client_recv_ms=client["Client Recv"],
+    )
+
+
+def _write_input_data(path: Path, clips: Frames) -> None:
+    steps = [
+        {
+            "frames": {
+                "content": {"b64": base64.b64encode(np.ascontiguousarray(clip).tobytes()).decode("ascii")},
+                "shape": list(clip.shape),
+            }
+        }
+        for clip in clips
+    ]
+    path.write_text(json.dumps({"data": steps}), encoding="utf-8")
+
+
+def _run(command: list[str], environment: TritonEnvironment, concurrency: int, timeout_s: float) -> None:
+    variables = environment.process_environment()
+    # A proxy in the environment would be measured too.
+    variables["no_proxy"] = variables["NO_PROXY"] = "*"
+    try:
+        done = subprocess.run(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", timeout=timeout_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise DferDeployError(
+            f"perf_analyzer did not finish concurrency {concurrency} within {timeout_s:g} s; "
+            "ask for fewer requests in a window or allow more time"
+        ) from error
+    if done.returncode == _UNSTABLE:
+        raise DferDeployError(
+            f"the measurement at concurrency {concurrency} did not settle; "
+            "measure on a quiet machine, with more requests in a window or a wider stability percentage"
+        )
+    if done.returncode != 0:
+        raise DferDeployError(
+            f"perf_analyzer failed at concurrency {concurrency} (exit code {done.returncode}): {_reason(done.stdout)}"
+        )
+
+
+def _reason(output: str) -> str:
+    """The line of perf_analyzer's output that says what went wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line in lines:
+        if " had error: " in line:
+            return line.partition(" had error: ")[2]
+    errors = [line for line in lines if "error" in line.lower() or line.startswith("Failed")]
+    return (errors or lines or ["it wrote nothing"])[-1].removeprefix("error: ")

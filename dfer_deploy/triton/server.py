@@ -1,0 +1,339 @@
+"""A real tritonserver process that serves a model repository of the target ``embedded``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from google.protobuf import text_format
+from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
+from tritonclient.utils import InferenceServerException
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton import guard
+from dfer_deploy.triton.client import channel_options
+from dfer_deploy.triton.environment import TritonEnvironment, cache_folder
+from dfer_deploy.triton.ports import reserve_ports
+
+PROBE_TIMEOUT_S = 10.0
+"""For one inference of the readiness check: one frame through ViT-B/32 takes 0.1 s on two cores."""
+
+_NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
+"""Errors that this server logs on every machine without a GPU."""
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a started server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{self.reachable_host}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.reachable_host}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.reachable_host}:{self.metrics_port}/metrics"
+
+    @property
+    def reachable_host(self) -> str:
+        """Where this machine asks: a server that listens on every address is asked through the loopback."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+
+
+class TritonServer:
+    """Serves a model repository until the context ends; then no process, port, shared memory or file is left.
+
+    That also holds when tritonserver or our own process is killed: a guard process sits between them (``guard.py``).
+    The repository is loaded once; the interfaces that change models, traces or logs while it runs are closed.
+
+    Example:
+        >>> with TritonServer(triton_environment(), bundle.model_repository) as server:
+        ...     TritonPredictor(server.endpoints.grpc_url)
+    """
+
+    def __init__(
+        self,
+        environment: TritonEnvironment,
+        model_repository: Path,
+        *,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        host: str = "127.0.0.1",
+        client_shared_memory: bool = False,
+        start_timeout_s: float = 180.0,
+        exit_timeout_s: float = 10.0,
+        log_file: Path | None = None,
+    ) -> None:
+        """Describes the server; ``start`` or entering the context starts it.
+
+        Args:
+            environment: the private environment.
+            model_repository: the folder to serve.
+            http_port: 0 chooses a free one; so do the other two.
+            grpc_port: of the gRPC service.
+            metrics_port: of the Prometheus metrics.
+            host: the IPv4 address to listen on. The server is an old one: only the loopback is safe.
+            client_shared_memory: let clients of this machine register shared memory.
+            start_timeout_s: how long loading and the first answer may take.
+            exit_timeout_s: how long requests in flight may take at the end; 0 kills the server at once.
+            log_file: where the server's output goes; without it, into the cache folder, and a clean stop removes it.
+        """
+        self._environment = environment
+        self._repository = model_repository.absolute()
+        self._ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
+        # Triton's HTTP service wants a number.
+        self._host = "127.0.0.1" if host == "localhost" else host
+        self._client_shared_memory = client_shared_memory
+        self._start_timeout_s = start_timeout_s
+        self._exit_timeout_s = exit_timeout_s
+        self._given_log = log_file
+        self._guard: subprocess.Popen[str] | None = None
+        self._mark = ""
+        self._failed = False
+        self._endpoints: Endpoints | None = None
+        self.log_file: Path | None = log_file
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where the started server listens."""
+        if self._endpoints is None:
+            raise RuntimeError("the server has not been started")
+        return self._endpoints
+
+    def start(self) -> None:
+        """Starts the server and returns when every ensemble of the repository has answered an inference.
+
+        Raises:
+            DferDeployError: a port is taken (by whom), the repository cannot be served (with the meaningful part of
+                the log), or it took too long.
+        """
+        probes = _probes(self._repository)
+        ports = reserve_ports(self._host, self._ports)
+        self._endpoints = Endpoints(self._host, ports["HTTP"], ports["gRPC"], ports["metrics"])
+        # Also the beginning of the names of the backend's shared memory.
+        self._mark = f"dfer_deploy_{os.getpid()}_{secrets.token_hex(6)}_"
+        self.log_file = _opened_log(self._given_log)
+        script = [str(self._environment.python), "-I", guard.__file__]
+        settings = [self._mark, str(self._exit_timeout_s), str(self.log_file), "keep" if self._given_log else "drop"]
+        self._guard = subprocess.Popen(
+            [*script, *settings, *self._command(self._endpoints)],
+            env=self._environment.process_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            self._wait_until_ready(probes)
+            self._tell("watch")
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> None:
+        """Waits until the server, or the process of one of its models, ends by itself.
+
+        Raises:
+            DferDeployError: always, with what ended and why.
+        """
+        if self._guard is not None:
+            self._guard.wait()
+        self._check_alive()
+
+    def stop(self) -> None:
+        """Ends the server: requests in flight get ``exit_timeout_s``, then everything is killed. Can be repeated.
+
+        The log stays where the server had ended by itself.
+        """
+        if self._guard is None:
+            return
+        process, self._guard = self._guard, None
+        self._failed = self._failed or process.poll() is not None
+        with process:
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write("stop\n")
+                    process.stdin.close()
+            try:
+                process.wait(self._exit_timeout_s + 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            finally:
+                # The guard has done this, unless somebody killed it.
+                guard.end_processes(self._mark)
+                guard.remove_leftovers(self._mark, set())
+        if self._given_log is None and self.log_file is not None and not self._failed:
+            self.log_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _command(self, endpoints: Endpoints) -> list[str]:
+        closed = ["model-repository", "trace", "logging"]
+        if not self._client_shared_memory:
+            closed.append("shared-memory")
+        # Nobody knows the value, so nobody gets in.
+        restriction = f"{','.join(closed)}:dfer-deploy={secrets.token_hex(16)}"
+        return [
+            str(self._environment.tritonserver),
+            f"--model-repository={self._repository}",
+            f"--backend-directory={self._environment.backend_directory}",
+            f"--backend-config=python,shm-region-prefix-name={self._mark}",
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            f"--http-address={endpoints.host}",
+            f"--http-port={endpoints.http_port}",
+            "--reuse-http-port=false",
+            f"--http-restricted-api={restriction}",
+            f"--grpc-address={endpoints.host}",
+            f"--grpc-port={endpoints.grpc_port}",
+            "--reuse-grpc-port=false",
+            f"--grpc-restricted-protocol={restriction}",
+            f"--metrics-address={endpoints.host}",
+            f"--metrics-port={endpoints.metrics_port}",
+            "--allow-gpu-metrics=false",
+            # There is no GPU to pin memory for; the pool would only take 256 MB.
+            "--pinned-memory-pool-byte-size=0",
+            f"--exit-timeout-secs={max(1, round(self._exit_timeout_s))}",
+        ]
+
+    def _wait_until_ready(self, probes: dict[str, list[InferInput]]) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        waiting = dict(probes)
+        last = "it does not listen yet"
+        netloc = self.endpoints.grpc_url.removeprefix("grpc://")
+        # gRPC waits longer and longer before it tries again; this server is here in a second or two.
+        backoff = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]
+        options = [*channel_options(netloc), *backoff]
+        with contextlib.closing(InferenceServerClient(netloc, channel_args=options)) as client:
+            while True:
+                self._check_alive()
+                try:
+                    # The server reports a model whose process has died as ready: only an answer counts.
+                    if waiting:
+                        name = next(iter(waiting))
+                        client.infer(name, waiting[name], client_timeout=PROBE_TIMEOUT_S)
+                        del waiting[name]
+                    else:
+                        # gRPC is the first of the services to listen.
+                        for port in (self.endpoints.http_port, self.endpoints.metrics_port):
+                            socket.create_connection((self.endpoints.reachable_host, port), PROBE_TIMEOUT_S).close()
+                        return
+                except InferenceServerException as error:
+                    last = str(error).splitlines()[0]
+                except OSError as error:
+                    last = f"its port {port} does not listen: {error.strerror or error}"
+                if time.monotonic() > deadline:
+                    self._failed = True
+                    raise DferDeployError(
+                        f"the server did not answer within {self._start_timeout_s:g} s ({last}); "
+                        f"its log is {self.log_file}"
+                    )
+                time.sleep(0.05)
+
+    def _check_alive(self) -> None:
+        if self._guard is None:
+            raise RuntimeError("the server has not been started")
+        if self._guard.poll() is None:
+            return
+        self._failed = True
+        output = self._guard.stdout.read() if self._guard.stdout is not None else ""
+        reason = (output.strip().splitlines() or ["guard"])[-1]
+        meaning = _meaning_of_log(self.log_file)
+        raise DferDeployError(f"{_in_words(reason)}{f': {meaning}' if meaning else ''}; its log is {self.log_file}")
+
+    def _tell(self, word: str) -> None:
+        if self._guard is not None and self._guard.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._guard.stdin.write(f"{word}\n")
+                self._guard.stdin.flush()
+
+
+def _opened_log(given: Path | None) -> Path:
+    """The log's path, after making sure that it can be written."""
+    folder = cache_folder() / "logs" if given is None else given.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if given is not None:
+            given.open("ab").close()
+            return given.absolute()
+        handle, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log", dir=folder)
+    except OSError as error:
+        raise DferDeployError(
+            f"cannot write the server's log {given or folder}: {error.strerror or error}; choose another place"
+        ) from error
+    os.close(handle)
+    return Path(name)
+
+
+def _probes(repository: Path) -> dict[str, list[InferInput]]:
+    """For every ensemble of the repository, a request of zeros with every dynamic dimension 1."""
+    probes: dict[str, list[InferInput]] = {}
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        try:
+            config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        except (text_format.ParseError, UnicodeDecodeError) as error:
+            raise DferDeployError(f"{path} is no model configuration ({error}); export the bundle again") from error
+        if config.platform != "ensemble":
+            continue
+        inputs = []
+        for entry in config.input:
+            shape = [1, *(max(1, size) for size in entry.dims)]
+            dtype = np.uint8 if entry.data_type == model_config_pb2.TYPE_UINT8 else np.float32
+            tensor = InferInput(entry.name, shape, "UINT8" if dtype is np.uint8 else "FP32")
+            tensor.set_data_from_numpy(np.zeros(shape, dtype))
+            inputs.append(tensor)
+        probes[config.name] = inputs
+    if not probes:
+        raise DferDeployError(f"{repository} holds no ensemble to serve; export the bundle again")
+    return probes
+
+
+def _in_words(reason: str) -> str:
+    kind, _, detail = reason.partition(" ")
+    if kind == "server":
+        status = int(detail)
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
+        return f"tritonserver {how}"
+    if kind == "stub":
+        return f"the process of the model {Path(detail).parent.parent.name} died, so that its server was ended"
+    return "the process that guards tritonserver was killed"
+
+
+def _meaning_of_log(log: Path | None) -> str:
+    """The part of a server's log that says why it ended: a failed model, else the last error, else nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log is not None and log.exists() else []
+    failed = [found for line in lines if (found := re.search(r'"failed to load (\'.+?\' version \d+): (.+)', line))]
+    if failed:
+        # A model's exception carries its traceback after "\n\nAt:", with the line breaks written out.
+        message = failed[0][2].split(r"\n")[0].strip('" ')
+        return f"failed to load {failed[0][1]} ({message.removeprefix('Internal: ')})"
+    errors = [line for line in lines if re.match(r"E\d{4} |error:", line) and not _NO_GPU.search(line)]
+    last = errors[-1] if errors else ""
+    return re.sub(r"^[A-Z]\d{4} \S+ \d+ \S+\] ", "", last).removeprefix("error:").strip().strip('"')

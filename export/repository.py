@@ -1,0 +1,182 @@
+"""Writes the folder that Triton loads: two models and the ensemble that joins them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from dfer_deploy import triton_models
+from dfer_deploy.bundle import Target
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file
+from dfer_deploy.specs import Contract, GraphSpec, ModelSpec, TensorSpec
+
+QUEUE_MEMORY_BYTES = 4 << 30
+"""What the requests waiting for one model may hold at most, if each of them is as large as the server allows."""
+
+_DATA_TYPES = {"uint8": model_config_pb2.TYPE_UINT8, "float32": model_config_pb2.TYPE_FP32}
+
+
+def write_model_repository(
+    folder: Path,
+    *,
+    contract: Contract,
+    spec: ModelSpec,
+    target: Target,
+    max_batch_size: int,
+    version: int,
+    image_encoder_onnx: Path,
+    temporal_head_onnx: Path,
+) -> None:
+    """Writes ``<folder>/<model>/config.pbtxt`` and ``<folder>/<model>/<version>/…`` for the three models.
+
+    The graphs are hard links to the given files where the file system allows it, copies elsewhere. The same arguments
+    give the same bytes. A version can be added to an existing repository of the same classes; the configurations are
+    then written anew, and Triton serves the highest version.
+
+    Args:
+        folder: the model repository, made where it does not exist.
+        contract: names and shapes of the served graphs.
+        spec: the model; its class names become ``labels.txt``.
+        target: the server that will read the repository.
+        max_batch_size: the largest number of clips in one execution, at least 1.
+        version: the version folder's number, at least 1.
+        image_encoder_onnx: the graph of ``contract.image_encoder``.
+        temporal_head_onnx: the graph of ``contract.temporal_head``.
+
+    Raises:
+        DferDeployError: a number is out of range, the version exists already, or it would serve other classes than the
+            versions beside it.
+    """
+    if max_batch_size < 1:
+        raise DferDeployError(f"the maximal batch size is {max_batch_size}, expected at least 1")
+    if version < 1:
+        raise DferDeployError(f"the version is {version}, expected at least 1")
+    labels = "".join(f"{name}\n" for name in spec.prompts.class_names)
+    graphs = {contract.image_encoder.name: image_encoder_onnx, contract.temporal_head.name: temporal_head_onnx}
+    for config in model_configs(contract, spec, target=target, max_batch_size=max_batch_size):
+        model_folder = folder / config.name
+        version_folder = model_folder / str(version)
+        if version_folder.exists():
+            raise DferDeployError(f"{version_folder} exists already; choose the next version or another folder")
+        version_folder.mkdir(parents=True)
+        if any(output.label_filename for output in config.output):
+            _write_labels(model_folder / "labels.txt", labels)
+        if config.name in graphs:
+            _link_or_copy(graphs[config.name], version_folder / "model.onnx")
+        else:
+            # Triton wants a version folder for the ensemble too, and object stores and git lose empty folders.
+            (version_folder / ".keep").touch()
+        if config.backend == "python":
+            _write_text(version_folder / "model.py", triton_models.onnx_model_source())
+        _write_text(model_folder / "config.pbtxt", config_text(config))
+
+
+def model_configs(
+    contract: Contract, spec: ModelSpec, *, target: Target, max_batch_size: int
+) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
+    """The configurations of image encoder, temporal head and ensemble, in this order."""
+    encoder = _filled(_template(target, "image_encoder.pbtxt"), contract.image_encoder, max_batch_size)
+    head = _filled(_template(target, "temporal_head.pbtxt"), contract.temporal_head, max_batch_size)
+    for config, graph in ((encoder, contract.image_encoder), (head, contract.temporal_head)):
+        (frames,) = graph.inputs
+        config.dynamic_batching.default_queue_policy.max_queue_size = queue_size(
+            max_batch_size, _bytes_per_clip(frames, spec.temporal.max_frames)
+        )
+        (sample,) = config.model_warmup
+        sample.inputs[frames.name].dims[:] = _dims(frames, time=spec.temporal.max_frames)
+        if "max_frames" in config.parameters:
+            config.parameters["max_frames"].string_value = str(spec.temporal.max_frames)
+    ensemble = _filled(_template("ensemble.pbtxt"), contract.ensemble, max_batch_size)
+    for step, graph in zip(
+        ensemble.ensemble_scheduling.step, (contract.image_encoder, contract.temporal_head), strict=True
+    ):
+        step.model_name = graph.name
+    return encoder, head, ensemble
+
+
+def queue_size(max_batch_size: int, bytes_per_clip: int) -> int:
+    """How many requests may wait for a model before the next one is refused.
+
+    Four full batches of single clips keep the model busy, and 64 clients may ask at the same time; requests of many
+    clips are limited by their memory (``QUEUE_MEMORY_BYTES``), though never below one full batch of single clips.
+    """
+    by_memory = QUEUE_MEMORY_BYTES // (max_batch_size * bytes_per_clip)
+    return max(max_batch_size, min(max(64, 4 * max_batch_size), by_memory))
+
+
+def config_text(config: ModelConfig) -> str:
+    """The text of ``config.pbtxt``: deterministic, and parsed back to prove that it says the same.
+
+    Raises:
+        RuntimeError: the text does not parse back to the same message, which is a bug.
+    """
+    text: str = text_format.MessageToString(config)
+    if text_format.Parse(text, ModelConfig()) != config:
+        raise RuntimeError(f"the configuration of {config.name} does not survive its text form")
+    return f"# Written by dfer-deploy export.\n{text}"
+
+
+def _template(*path: str) -> ModelConfig:
+    return text_format.Parse(triton_models.config_template(*path), ModelConfig())
+
+
+def _filled(config: ModelConfig, graph: GraphSpec, max_batch_size: int) -> ModelConfig:
+    config.name = graph.name
+    config.max_batch_size = max_batch_size
+    for entries, tensors in ((config.input, graph.inputs), (config.output, graph.outputs)):
+        by_name = {tensor.name: tensor for tensor in tensors}
+        if sorted(by_name) != sorted(entry.name for entry in entries):
+            raise RuntimeError(f"the template of {graph.name} has other tensors than the contract")
+        for entry in entries:
+            tensor = by_name[entry.name]
+            entry.data_type = _DATA_TYPES[tensor.dtype]
+            entry.dims[:] = _dims(tensor, time=-1)
+    return config
+
+
+def _dims(tensor: TensorSpec, *, time: int) -> list[int]:
+    """A tensor's dimensions as Triton writes them: without the batch, ``time`` for the dynamic one."""
+    return [time if isinstance(size, str) else size for size in tensor.shape[1:]]
+
+
+def _bytes_per_clip(tensor: TensorSpec, frames: int) -> int:
+    size = tensor.numpy_dtype.itemsize
+    for dimension in _dims(tensor, time=frames):
+        size *= dimension
+    return size
+
+
+def _write_labels(path: Path, labels: str) -> None:
+    if path.exists() and (old := path.read_text(encoding="utf-8")) != labels:
+        raise DferDeployError(
+            f"{path} has the classes {_listing(old.splitlines())}, the new version has "
+            f"{_listing(labels.splitlines())}; export it under another --name"
+        )
+    _write_text(path, labels)
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _link_or_copy(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        with atomic_file(destination) as temporary:
+            shutil.copyfile(source, temporary)

@@ -1,0 +1,183 @@
+"""The private environment: its key, the interpreter it chooses, what it refuses and what it passes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton import environment, interpreter
+from dfer_deploy.triton.environment import TritonEnvironment, check_platform, environment_key, pip_failure, requirements
+from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
+
+PYTHON = Interpreter(Path("/usr/bin/python3.11"), (3, 11, 7), None)
+
+
+def test_the_key_changes_with_requirements_and_interpreter() -> None:
+    pins = requirements(PYTHON.version)
+    newer = Interpreter(PYTHON.executable, (3, 11, 8), None)
+    other = Interpreter(PYTHON.executable, (3, 11, 7), Path("/opt/lib/libpython3.11.so.1.0"))
+    keys = {environment_key(pins, python) for python in (PYTHON, newer, other)}
+    keys.add(environment_key((*pins, "more==1"), PYTHON))
+    assert len(keys) == 4
+    assert environment_key(tuple(reversed(pins)), PYTHON) == environment_key(pins, PYTHON)
+
+
+def test_python_310_gets_the_last_onnxruntime_for_it() -> None:
+    assert "onnxruntime==1.23.*" in requirements((3, 10, 4))
+    assert "onnxruntime==1.32.*" in requirements((3, 12, 1))
+
+
+def test_the_cache_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path))
+    assert environment.cache_folder() == tmp_path
+    monkeypatch.setenv(environment.CACHE_VARIABLE, "")
+    assert environment.cache_folder().name == "dfer-deploy"
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (("darwin", "arm64", ("", "")), "runs on Linux x86-64, this is darwin arm64"),
+        (("linux", "aarch64", ("glibc", "2.36")), "runs on Linux x86-64, this is linux aarch64"),
+        (("linux", "x86_64", ("glibc", "2.31")), "needs glibc 2.35 or newer, this is glibc 2.31"),
+        (("linux", "x86_64", ("", "")), "this is another C library"),
+    ],
+)
+def test_other_platforms_are_refused(machine: tuple[str, str, tuple[str, str]], said: str) -> None:
+    with pytest.raises(DferDeployError, match=said):
+        check_platform(*machine)
+
+
+def test_this_platform_is_accepted() -> None:
+    check_platform("linux", "x86_64", ("glibc", "2.35"))
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (
+            "WARNING: Retrying after connection broken by 'NewConnectionError(...)'\n"
+            "ERROR: No matching distribution found for nvidia-pytriton==0.7.0\n\n[notice] A new release of pip",
+            "(No matching distribution found for nvidia-pytriton==0.7.0); the package index cannot be reached",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n",
+            "No space left on device); free about 1 GB",
+        ),
+        ("", "(no output); check pip's configuration"),
+    ],
+)
+def test_pip_failures_are_one_sentence(output: str, said: str) -> None:
+    message = str(pip_failure(output, Path("/cache/triton.log")))
+    assert said in message
+    assert message.endswith("the whole output is in /cache/triton.log")
+    assert "\n" not in message
+
+
+def test_nothing_of_the_callers_python_reaches_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"):
+        monkeypatch.setenv(name, "/elsewhere")
+    made = TritonEnvironment(
+        root=tmp_path,
+        python=tmp_path / "bin" / "python3",
+        tritonserver=tmp_path / "tritonserver",
+        backend_directory=tmp_path / "backends",
+        libraries=(tmp_path / "lib", tmp_path / "libs"),
+        perf_analyzer=tmp_path / "bin" / "perf_analyzer",
+    )
+    variables = made.process_environment()
+    assert variables["LD_LIBRARY_PATH"] == f"{tmp_path}/lib:{tmp_path}/libs"
+    assert variables["PATH"] == f"{tmp_path}/bin:{os.environ['PATH']}"
+    assert "/elsewhere" not in variables.values()
+
+
+def fake_python(folder: Path, name: str, output: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{output}\n")
+    path.chmod(0o755)
+
+
+def facts(version: str, own: str, system: str) -> str:
+    return f"""echo '{{"version": [{version}], "own": {own}, "system": {system}}}'"""
+
+
+@pytest.fixture
+def path_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fake_python(tmp_path, "python3.13", facts("3, 13, 1", '["/lib/libpython3.13.so.1.0"]', "true"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3.13"))
+    return tmp_path
+
+
+def test_the_running_python_comes_first(monkeypatch: pytest.MonkeyPatch, path_folder: Path) -> None:
+    fake_python(path_folder, "python3.12", facts("3, 12, 1", "[]", "true"))
+    fake_python(path_folder, "mine", facts("3, 10, 4", '["/opt/libpython3.10.so.1.0"]', "true"))
+    monkeypatch.setattr(sys, "executable", str(path_folder / "mine"))
+    assert choose_interpreter() == Interpreter(path_folder / "mine", (3, 10, 4), Path("/opt/libpython3.10.so.1.0"))
+
+
+def test_an_unsupported_running_python_and_broken_ones_are_passed_over(path_folder: Path) -> None:
+    fake_python(path_folder, "python3.12", "echo 'not installed in this version manager' >&2; exit 127")
+    fake_python(path_folder, "python3.11", facts("3, 11, 2", "[]", "false"))
+    fake_python(path_folder, "python3.10", facts("3, 10, 4", "[]", "true"))
+    assert choose_interpreter() == Interpreter(path_folder / "python3.10", (3, 10, 4), None)
+
+
+def test_a_missing_shared_library_names_its_package(path_folder: Path) -> None:
+    fake_python(path_folder, "python3.11", facts("3, 11, 2", "[]", "false"))
+    with pytest.raises(DferDeployError, match=r"needs libpython3\.11\.so\.1\.0, .*apt install libpython3\.11"):
+        choose_interpreter()
+
+
+def test_no_usable_python(path_folder: Path) -> None:
+    with pytest.raises(DferDeployError, match=r"needs Python 3\.10, 3\.11 or 3\.12"):
+        choose_interpreter()
+
+
+def fake_interpreter(folder: Path, script: str) -> Interpreter:
+    fake_python(folder, "python3.11", script)
+    return Interpreter(folder / "python3.11", (3, 11, 2), None)
+
+
+def test_a_python_without_venv_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = fake_interpreter(tmp_path, "echo 'because ensurepip is not available.'; exit 1")
+    monkeypatch.setattr(environment, "choose_interpreter", lambda: python)
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "cache"))
+    with pytest.raises(DferDeployError, match=r"apt install python3\.11-venv"):
+        environment.triton_environment()
+
+
+def test_a_failed_installation_leaves_no_half_made_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A fake ``python -m venv FOLDER`` that makes a folder in which pip finds no network."""
+    pip = "#!/bin/sh\\necho ERROR: no route to the index, NewConnectionError\\nexit 1\\n"
+    python = fake_interpreter(
+        tmp_path, f'mkdir -p "$3/bin"; printf "{pip}" > "$3/bin/python"; chmod +x "$3/bin/python"'
+    )
+    monkeypatch.setattr(environment, "choose_interpreter", lambda: python)
+    monkeypatch.setenv("PATH", f"/usr/bin:/bin:{tmp_path}")
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "cache"))
+    with pytest.raises(DferDeployError, match="the package index cannot be reached") as failed:
+        environment.triton_environment()
+    left = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
+    assert left == [".lock", ".log"]
+    log = Path(str(failed.value).rpartition("is in ")[2])
+    assert "no route to the index" in log.read_text()
+
+
+def test_the_probe_tells_the_truth_about_this_python() -> None:
+    found = interpreter._probe(sys.executable)
+    assert found is not None
+    assert found["version"] == list(sys.version_info[:3])
+    assert interpreter._probe("/nowhere/python3.11") is None
+
+
+def test_an_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(environment, "choose_interpreter", lambda: PYTHON)
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(DferDeployError, match="choose another place with DFER_DEPLOY_CACHE"):
+        environment.triton_environment()

@@ -1,0 +1,190 @@
+"""The Python-backend model, with Triton's module replaced by a few lines."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dfer_deploy import triton_models
+
+FEATURES = 3
+
+
+@dataclass
+class Tensor:
+    tensor_name: str
+    array: np.ndarray
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+class TritonError(Exception):
+    INVALID_ARG = 3
+    INTERNAL = 1
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Response:
+    output_tensors: list[Tensor]
+    error: TritonError | None = None
+
+    def value(self, name: str) -> np.ndarray:
+        assert self.error is None
+        return next(tensor.array for tensor in self.output_tensors if tensor.tensor_name == name)
+
+
+@dataclass
+class Request:
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
+    array = request.tensors.get(name)
+    return None if array is None else Tensor(name, array)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A loaded model whose graph gives ``double`` = 2 x and ``last`` = the last frame, for features [B, T, 3]."""
+    fake = types.ModuleType("triton_python_backend_utils")
+    for name, value in (
+        ("Tensor", Tensor), ("TritonError", TritonError), ("InferenceResponse", Response),
+        ("get_input_tensor_by_name", get_input_tensor_by_name),
+    ):  # fmt: skip
+        setattr(fake, name, value)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["double"]),
+            helper.make_node("Gather", ["x", "end"], ["last"], axis=1),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "time", FEATURES])],
+        [
+            helper.make_tensor_value_info("double", TensorProto.FLOAT, ["batch", "time", FEATURES]),
+            helper.make_tensor_value_info("last", TensorProto.FLOAT, ["batch", FEATURES]),
+        ],
+        [numpy_helper.from_array(np.array(2, np.float32), "two"), numpy_helper.from_array(np.array(-1), "end")],
+    )
+    (tmp_path / "1").mkdir()
+    saved = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(saved, tmp_path / "1" / "model.onnx")
+    source = tmp_path / "1" / "model.py"
+    source.write_text(triton_models.onnx_model_source())
+    loaded = runpy.run_path(str(source))["TritonPythonModel"]()
+    config = {
+        "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": ["-1", str(FEATURES)]}],
+        "output": [{"name": "last"}, {"name": "double"}],
+        "max_batch_size": 8,
+        "parameters": {
+            "max_frames": {"string_value": "5"},
+            "intra_op_threads": {"string_value": "1"},
+            "spinning": {"string_value": "0"},
+        },
+    }
+    loaded.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
+    return loaded
+
+
+def features(batch: int, time: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, time, FEATURES)).astype(np.float32)
+
+
+def counted(model) -> list[tuple[int, ...]]:
+    """The shapes that the graph is run with from now on."""
+    shapes: list[tuple[int, ...]] = []
+    run: Callable[[np.ndarray], list[np.ndarray]] = model._run
+
+    def counting(batch: np.ndarray) -> list[np.ndarray]:
+        shapes.append(batch.shape)
+        return run(batch)
+
+    model._run = counting
+    return shapes
+
+
+def check(response: Response, array: np.ndarray) -> None:
+    np.testing.assert_array_equal(response.value("double"), 2 * array)
+    np.testing.assert_array_equal(response.value("last"), array[:, -1])
+
+
+def test_requests_of_equal_shape_run_together(model) -> None:
+    arrays = [features(2, 4, 1), features(1, 5, 2), features(3, 4, 3), features(1, 4, 4)]
+    shapes = counted(model)
+    responses = model.execute([Request({"x": array}) for array in arrays])
+    assert sorted(shapes) == [(1, 5, FEATURES), (6, 4, FEATURES)]
+    for response, array in zip(responses, arrays, strict=True):
+        check(response, array)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "the input 'x' is missing"),
+        ({"x": features(1, 6)}, "'x' has 6 frames a clip, expected 1 to 5"),
+        ({"x": features(1, 0)}, "'x' has 0 frames a clip, expected 1 to 5"),
+        ({"x": features(0, 4)}, "'x' holds no clip"),
+        ({"x": features(1, 4)[..., :2]}, "'x' has the shape [1, 4, 2], expected [B, T, 3] of float32"),
+        ({"x": features(1, 4)[0]}, "'x' has the shape [4, 3], expected [B, T, 3] of float32"),
+        ({"x": features(1, 4).astype(np.float64)}, "'x' has the dtype float64, expected [B, T, 3] of float32"),
+        ({"x": features(1, 4) * np.float32(np.nan)}, "'x' holds values that are not finite"),
+        ({"x": features(1, 4) + np.float32(np.inf)}, "'x' holds values that are not finite"),
+    ],
+)
+def test_a_bad_request_gets_its_error_and_harms_nobody(model, tensors: dict[str, np.ndarray], said: str) -> None:
+    good = [features(2, 4, 1), features(1, 4, 2)]
+    first, bad, last = model.execute([Request({"x": good[0]}), Request(tensors), Request({"x": good[1]})])
+    check(first, good[0])
+    check(last, good[1])
+    assert said in str(bad.error)
+    assert bad.error.code == TritonError.INVALID_ARG
+    assert bad.output_tensors == []
+
+
+def test_when_a_batch_fails_every_request_is_tried_alone(model) -> None:
+    run = model._run
+
+    def failing(batch: np.ndarray) -> list[np.ndarray]:
+        if (batch == 7).any():
+            raise MemoryError("out of memory")
+        return run(batch)
+
+    model._run = failing
+    good, bad = features(1, 4), np.full((1, 4, FEATURES), 7, np.float32)
+    first, second, third = model.execute([Request({"x": array}) for array in (good, bad, good)])
+    check(first, good)
+    check(third, good)
+    assert str(second.error) == "MemoryError: out of memory"
+    assert second.error.code == TritonError.INTERNAL
+
+
+def test_more_clips_than_a_batch_fall_back_to_single_requests(model) -> None:
+    arrays = [features(5, 4, 1), features(5, 4, 2)]
+    for response, array in zip(model.execute([Request({"x": array}) for array in arrays]), arrays, strict=True):
+        check(response, array)
+
+
+def test_a_request_that_cannot_be_read_is_an_error_too(model) -> None:
+    class Broken:
+        @property
+        def tensors(self) -> dict[str, np.ndarray]:
+            raise RuntimeError("shared memory is gone")
+
+    broken, good = model.execute([Broken(), Request({"x": features(1, 4)})])
+    assert str(broken.error) == "RuntimeError: shared memory is gone"
+    check(good, features(1, 4))

@@ -1,0 +1,171 @@
+"""The model repository: complete, true to the contract, and the same bytes every time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from dfer_deploy import triton_models
+from dfer_deploy.bundle import TARGETS, Target
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.repository import QUEUE_MEMORY_BYTES, queue_size, write_model_repository
+from dfer_deploy.specs import ClipSpec, Contract, ModelSpec, PromptSpec, TensorSpec, VisionSpec, contract_for
+
+CLASSES = ("joy", "no joy", "Überraschung")
+
+
+def spec_with(classes: tuple[str, ...] = CLASSES) -> ModelSpec:
+    return ModelSpec(PromptSpec(classes, classes), ClipSpec(VisionSpec(image_size=64, patch_size=16), embed_dim=256))
+
+
+def write(folder: Path, target: Target = "embedded", *, version: int = 1, name: str = "dfer", **changes) -> Contract:
+    graphs = folder.parent / "graphs"
+    graphs.mkdir(exist_ok=True)
+    for graph in ("encoder", "head"):
+        (graphs / graph).write_bytes(graph.encode())
+    spec = changes.pop("spec", spec_with())
+    contract = contract_for(spec, name)
+    arguments = {"max_batch_size": 16, "target": target, "spec": spec} | changes
+    write_model_repository(
+        folder, contract=contract, version=version, image_encoder_onnx=graphs / "encoder",
+        temporal_head_onnx=graphs / "head", **arguments,
+    )  # fmt: skip
+    return contract
+
+
+def config_of(folder: Path, model: str):
+    text = (folder / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def tensors(entries) -> dict[str, tuple[str, list[int]]]:
+    names = {model_config_pb2.TYPE_UINT8: "uint8", model_config_pb2.TYPE_FP32: "float32"}
+    return {entry.name: (names[entry.data_type], list(entry.dims)) for entry in entries}
+
+
+def expected(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, list[int]]]:
+    return {s.name: (s.dtype, [-1 if isinstance(size, str) else size for size in s.shape[1:]]) for s in specs}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_configurations_say_what_the_contract_says(tmp_path: Path, target: Target) -> None:
+    contract = write(tmp_path / "repository", target, name="mine", max_batch_size=5)
+    for graph in (contract.image_encoder, contract.temporal_head, contract.ensemble):
+        config = config_of(tmp_path / "repository", graph.name)
+        assert config.name == graph.name
+        assert config.max_batch_size == 5
+        assert tensors(config.input) == expected(graph.inputs)
+        assert tensors(config.output) == expected(graph.outputs)
+        assert list(tensors(config.output)) == [tensor.name for tensor in graph.outputs]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_models_batch_protect_memory_and_warm_up(tmp_path: Path, target: Target) -> None:
+    contract = write(tmp_path / "repository", target)
+    for graph, dims in ((contract.image_encoder, [16, 64, 64, 3]), (contract.temporal_head, [16, 256])):
+        config = config_of(tmp_path / "repository", graph.name)
+        assert config.backend == ("python" if target == "embedded" else "onnxruntime")
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.max_queue_size == 64
+        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+        (warmup,) = config.model_warmup
+        sample = warmup.inputs[graph.inputs[0].name]
+        assert (list(sample.dims), sample.zero_data) == (dims, True)
+        (group,) = config.instance_group
+        kinds = model_config_pb2.ModelInstanceGroup
+        assert group.kind == (kinds.KIND_CPU if target == "embedded" else kinds.KIND_AUTO)
+        assert group.count == 1
+
+
+def test_the_ensemble_joins_the_two_models(tmp_path: Path) -> None:
+    write(tmp_path / "repository", name="mine")
+    config = config_of(tmp_path / "repository", "mine")
+    encoder, head = config.ensemble_scheduling.step
+    assert (encoder.model_name, head.model_name) == ("mine_image_encoder", "mine_temporal_head")
+    assert encoder.model_version == head.model_version == -1
+    assert encoder.output_map["frame_features"] == head.input_map["frame_features"]
+    assert dict(head.output_map) == {"probabilities": "probabilities", "logits": "logits"}
+    assert not config.instance_group
+    assert not config.model_warmup
+
+
+def test_files_of_the_embedded_target(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    write(folder)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        "dfer/config.pbtxt", "dfer/labels.txt", "dfer/1/.keep",
+        "dfer_image_encoder/config.pbtxt", "dfer_image_encoder/1/model.onnx", "dfer_image_encoder/1/model.py",
+        "dfer_temporal_head/config.pbtxt", "dfer_temporal_head/1/model.onnx", "dfer_temporal_head/1/model.py",
+        "dfer_temporal_head/labels.txt",
+    }  # fmt: skip
+    assert (folder / "dfer" / "labels.txt").read_text(encoding="utf-8") == "joy\nno joy\nÜberraschung\n"
+    graph = folder / "dfer_temporal_head" / "1" / "model.onnx"
+    assert graph.read_bytes() == b"head"
+    assert graph.samefile(tmp_path / "graphs" / "head")
+    for model in ("dfer", "dfer_temporal_head"):
+        assert {output.label_filename for output in config_of(folder, model).output} == {"labels.txt"}
+    assert "dfer_deploy" not in (folder / "dfer_image_encoder" / "1" / "model.py").read_text().split('"""')[2]
+
+
+def test_a_file_system_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, destination: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(tmp_path / "repository")
+    graph = tmp_path / "repository" / "dfer_image_encoder" / "1" / "model.onnx"
+    assert graph.read_bytes() == b"encoder"
+    assert not graph.samefile(tmp_path / "graphs" / "encoder")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_same_bytes_every_time(tmp_path: Path, target: Target) -> None:
+    contents = []
+    for name in ("a", "b"):
+        folder = tmp_path / name / "repository"
+        folder.parent.mkdir()
+        write(folder, target)
+        contents.append({p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()})
+    assert contents[0] == contents[1]
+
+
+def test_versions_are_added_but_never_overwritten_or_mixed(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    write(folder)
+    with pytest.raises(DferDeployError, match="1 exists already"):
+        write(folder)
+    write(folder, version=2)
+    assert sorted(path.name for path in (folder / "dfer").iterdir()) == ["1", "2", "config.pbtxt", "labels.txt"]
+    with pytest.raises(
+        DferDeployError, match=r"labels\.txt has the classes joy, no joy, Überraschung, the new version"
+    ):
+        write(folder, version=3, spec=spec_with(("joy", "anger", "fear")))
+
+
+@pytest.mark.parametrize("changes", [{"max_batch_size": 0}, {"version": 0}])
+def test_numbers_out_of_range(tmp_path: Path, changes: dict[str, int]) -> None:
+    with pytest.raises(DferDeployError, match="expected at least 1"):
+        write(tmp_path / "repository", **changes)
+
+
+def test_the_queue_holds_at_most_four_gigabytes_or_one_batch() -> None:
+    clip = 16 * 224 * 224 * 3
+    for batch in (1, 4, 16, 64):
+        size = queue_size(batch, clip)
+        assert batch <= size <= max(64, 4 * batch)
+        assert size == batch or size * batch * clip <= QUEUE_MEMORY_BYTES
+    assert queue_size(1, clip) == queue_size(16, clip) == 64
+    assert queue_size(32, clip // 4) == 128
+    assert queue_size(16, 4 * clip) == 27
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("file", ["image_encoder.pbtxt", "temporal_head.pbtxt"])
+def test_templates_parse_as_they_are(target: Target, file: str) -> None:
+    config = text_format.Parse(triton_models.config_template(target, file), model_config_pb2.ModelConfig())
+    assert config.max_batch_size == 16
