@@ -29,4 +29,3 @@ def names_for_texts(texts: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         return tuple(f"class_{index}" for index in range(len(texts)))
     return tuple(names)
-

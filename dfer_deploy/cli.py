@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called (click's documentation, "Lazily Loading Subcommands")."""
+    """A group whose commands are imported when they are called (click's documentation, "Lazily Loading")."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -23,6 +23,7 @@ State = Mapping[str, Tensor]
 
 _CLIP_HEAD_WIDTH = 64
 _TEMPORAL_HEAD_WIDTH = 64
+_UNKNOWN = -1
 
 _TEMPORAL_NAMES = {
     "0.fn.norm": "norm_attention",
@@ -152,8 +153,8 @@ def _suffix_tokens(path: Path, suffix: Tensor, embedding: Tensor) -> list[list[i
     for k, rows in enumerate(suffix.to(embedding.dtype).numpy()):
         tokens = []
         for row in rows:
-            token = ids.get(row.tobytes())
-            if token is None:
+            token = ids.get(row.tobytes(), _UNKNOWN)
+            if token == _UNKNOWN:
                 raise DferDeployError(
                     f"{path} has a token in the prompt of class {k} that is no row of its token embedding, so the "
                     "class texts cannot be recovered; was the token embedding changed after the prompts were made?"

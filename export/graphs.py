@@ -75,7 +75,7 @@ class _Attention(nn.Module):
         return cast(Tensor, self.out(attended.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, self.head_width))
+        return x.reshape(*x.shape[:2], self.heads, self.head_width)
 
 
 class _VisionBlock(nn.Module):
@@ -86,13 +86,13 @@ class _VisionBlock(nn.Module):
         self.quick_gelu = quick_gelu
         self.ln_1 = _LayerNorm(block.ln_1)  # type: ignore[arg-type]
         attention = cast(nn.MultiheadAttention, block.attn)
-        self.attention = _Attention(
-            attention.in_proj_weight, attention.in_proj_bias, attention.out_proj, heads, dtype
-        )
+        self.attention = _Attention(attention.in_proj_weight, attention.in_proj_bias, attention.out_proj, heads, dtype)
         self.ln_2 = _LayerNorm(block.ln_2)  # type: ignore[arg-type]
-        mlp = cast(nn.Sequential, block.mlp)
-        self.mlp_in = _Linear(mlp.c_fc.weight, mlp.c_fc.bias, dtype)  # type: ignore[arg-type]
-        self.mlp_out = _Linear(mlp.c_proj.weight, mlp.c_proj.bias, dtype)  # type: ignore[arg-type]
+        fully_connected, projection = (
+            cast(nn.Linear, block.get_submodule(f"mlp.{name}")) for name in ("c_fc", "c_proj")
+        )
+        self.mlp_in = _Linear(fully_connected.weight, fully_connected.bias, dtype)
+        self.mlp_out = _Linear(projection.weight, projection.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.ln_1(x)).float()

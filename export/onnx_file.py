@@ -81,9 +81,10 @@ def _strip(model: onnx.ModelProto) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     graph.ClearField("doc_string")
-    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
-        item.ClearField("doc_string")
-        del item.metadata_props[:]
+    for items in (graph.node, graph.initializer, graph.input, graph.output):
+        for item in items:
+            item.ClearField("doc_string")
+            del item.metadata_props[:]
 
 
 def _check_interface(model: onnx.ModelProto, spec: GraphSpec) -> None:

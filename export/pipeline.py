@@ -178,11 +178,12 @@ def _previous(output: Path, plan: Manifest, add_version: bool) -> Bundle:
             old, new = getattr(previous.manifest, what), getattr(plan, what)
             if old != new:
                 raise DferDeployError(f"{output} has the {what} {old!r}, --add-version needs the same, not {new!r}")
-        if previous.contract != contract_for(plan.spec, plan.name):
+        old_classes, new_classes = (spec.prompts.class_names for spec in (previous.spec, plan.spec))
+        if previous.contract != contract_for(plan.spec, plan.name) or old_classes != new_classes:
             raise DferDeployError(
-                f"{output} serves {previous.spec.prompts.num_classes} classes at "
-                f"{previous.spec.clip.vision.image_size} pixels, --add-version needs the same shapes; "
-                "export to a bundle of its own"
+                f"{output} serves the classes {', '.join(old_classes)} at {previous.spec.clip.vision.image_size} "
+                f"pixels, --add-version needs the same, not {', '.join(new_classes)} at "
+                f"{plan.spec.clip.vision.image_size}; export to a bundle of its own"
             )
     return previous
 

@@ -104,7 +104,8 @@ def image_from_file(path: Path) -> Image.Image:
                 raise DferDeployError(
                     f"{path} has {image.width} × {image.height} pixels, expected at most {MAX_PIXELS}; make it smaller"
                 )
-            return image.convert("RGB")
+            rgb: Image.Image = image.convert("RGB")
+            return rgb
     except DferDeployError:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
@@ -150,7 +151,7 @@ def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dic
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
     """The frame as an RGB image, turned as the file's display matrix says."""
-    image = frame.to_image()
+    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
     return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
 
 

@@ -26,8 +26,8 @@ def inspect(
 ) -> None:
     """Print what CHECKPOINT is: where it comes from, its sizes, its classes and their prompts.
 
-    Nothing in the file is executed. What a reference checkpoint does not say (the position of the contexts, the names of
-    the classes) is marked as assumed.
+    Nothing in the file is executed. What a reference checkpoint does not say (the position of the contexts, the names
+    of the classes) is marked as assumed.
     """
     found = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
     spec, prompts = found.spec, found.spec.prompts

@@ -36,8 +36,8 @@ def predict(
 ) -> None:
     """Print the class probabilities of every INPUT, a video file or a folder of frames.
 
-    16 frames spread over the whole INPUT are resized to the model's square. The model was trained on cropped faces: crop
-    first.
+    16 frames spread over the whole INPUT are resized to the model's square. The model was trained on cropped faces:
+    crop first.
     """
     if (bundle_path is None) == (url is None):
         raise click.UsageError("give either --bundle BUNDLE or --url URL")

@@ -13,14 +13,15 @@ from dfer_deploy.bundle import Bundle, open_bundle
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
 from dfer_deploy.commands.serving import served_bundle
-from dfer_deploy.console import step, stdout, table, warn
+from dfer_deploy.console import stdout, step, table, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.verify import LIMITS, Limits, Verification, verify as run_verification
+from dfer_deploy.verify import LIMITS, Limits, Verification
+from dfer_deploy.verify import verify as run_verification
 
 if TYPE_CHECKING:
     from dfer_deploy.runtimes.torch import TorchPredictor
@@ -122,7 +123,9 @@ def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
         if loaded.format == "reference":
             loaded = load_checkpoint(path, prompt_position=prompts.position, class_names=prompts.class_names)
         if loaded.spec.prompts.num_classes != prompts.num_classes or loaded.spec.clip != bundle.spec.clip:
-            raise DferDeployError(f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint")
+            raise DferDeployError(
+                f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint"
+            )
         predictor = TorchPredictor(loaded.build_model())
     return predictor, PredictorTruth(predictor, sha256_of_file(path))
 

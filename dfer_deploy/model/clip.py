@@ -44,7 +44,7 @@ def clip_spec_from_open_clip(name: str) -> ClipSpec:
     config = open_clip.get_model_config(name)
     if config is None:
         raise DferDeployError(
-            f"open_clip knows no model {name!r}; python -c 'import open_clip; print(open_clip.list_models())' lists them"
+            f"open_clip knows no model {name!r}; expected one of open_clip.list_models(), such as ViT-B-32-quickgelu"
         )
     vision, text = config["vision_cfg"], config["text_cfg"]
     foreign = (set(config) - _TOP_KEYS) | (set(vision) - _VISION_KEYS) | (set(text) - _TEXT_KEYS)

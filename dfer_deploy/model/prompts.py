@@ -70,7 +70,8 @@ class TextEncoder(nn.Module):
         """Prompt embeddings [C, 77, D] and the index of each one's end of text [C] to text features [C, L]."""
         x = prompts + self.positional_embedding
         x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
-        return x[torch.arange(len(x), device=x.device), end_of_text] @ self.text_projection
+        features: Tensor = x[torch.arange(len(x), device=x.device), end_of_text] @ self.text_projection
+        return features
 
 
 class PromptLearner(nn.Module):

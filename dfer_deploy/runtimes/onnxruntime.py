@@ -17,7 +17,9 @@ from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 class OnnxRuntimePredictor:
     """Runs a bundle's graphs with onnxruntime's CPU provider (a ``Predictor``)."""
 
-    def __init__(self, image_encoder: Path, temporal_head: Path, *, name: str = "onnxruntime", threads: int = 0) -> None:
+    def __init__(
+        self, image_encoder: Path, temporal_head: Path, *, name: str = "onnxruntime", threads: int = 0
+    ) -> None:
         """Opens both sessions.
 
         Args:

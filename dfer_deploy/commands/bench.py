@@ -1,0 +1,119 @@
+"""``dfer-deploy bench``"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import numpy as np
+
+from dfer_deploy.bench import BenchResult, ratio, spread
+from dfer_deploy.bench import bench as run_bench
+from dfer_deploy.bundle import open_bundle
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.commands.options import bundle_argument, json_option
+from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.console import stdout, step, table
+from dfer_deploy.files import write_json
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.triton.environment import triton_environment
+
+
+def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < 1 or numbers[-1] > 256:
+        raise click.BadParameter(f"{value!r} is no list of numbers from 1 to 256 such as 1,2,4")
+    return numbers
+
+
+@click.command()
+@bundle_argument
+@click.option("--url", help="Load this server (grpc://… or http://…) instead of starting one.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Also measure this checkpoint in PyTorch.")
+@click.option(
+    "--concurrency",
+    "concurrencies",
+    default="1,2,4",
+    show_default=True,
+    callback=_concurrencies,
+    help="Requests in flight, a comma between them.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Alternations of all contestants.")
+@click.option(
+    "--requests",
+    type=click.IntRange(2),
+    help="Requests in one of perf_analyzer's windows.  [default: 3 seconds' worth, 8 to 500]",
+)
+@click.option(
+    "--clip",
+    "clip_path",
+    type=click.Path(path_type=Path),
+    help="A video or frame folder to ask about.  [default: drawn frames]",
+)
+@json_option
+def bench(
+    bundle: Path,
+    url: str | None,
+    checkpoint: Path | None,
+    concurrencies: tuple[int, ...],
+    rounds: int,
+    requests: int | None,
+    clip_path: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Measure throughput and latency of BUNDLE served, with the real perf_analyzer.
+
+    The onnxruntime of this process (and PyTorch, with --checkpoint) is measured in the same run, in turn with it.
+    """
+    opened = open_bundle(bundle)
+    size = opened.spec.clip.vision.image_size
+    clips = clip_from_path(clip_path, size)[np.newaxis] if clip_path else drawn_clips(2, size)
+    with ExitStack() as stack:
+        predictors: list[Predictor] = [stack.enter_context(OnnxRuntimePredictor.from_bundle(opened))]
+        if checkpoint is not None:
+            from dfer_deploy.checkpoint import load_checkpoint
+            from dfer_deploy.runtimes.torch import TorchPredictor
+
+            with step(f"read {checkpoint}"):
+                model = load_checkpoint(checkpoint).build_model()
+                predictors.append(stack.enter_context(TorchPredictor(model)))
+        address = url or stack.enter_context(served_bundle(opened)).grpc_url
+        result = run_bench(
+            triton_environment(),
+            address,
+            opened.manifest.name,
+            predictors,
+            clips,
+            concurrencies,
+            rounds=rounds,
+            requests_per_window=requests,
+        )
+    _print(result)
+    if json_file:
+        write_json(json_file, dataclasses.asdict(result))
+
+
+def _print(result: BenchResult) -> None:
+    base = result.in_process[0]
+    rows: list[tuple[object, ...]] = []
+    for local in result.in_process:
+        p50, p95, p99 = np.percentile(local.latency_ms, [50, 95, 99])
+        times = (f"{p50:.1f}", f"{p95:.1f}", f"{p99:.1f}", "", "")
+        rows.append((local.name, spread(local.throughput), ratio(local.throughput, base.throughput), *times))
+    for served in result.served:
+        fields = ("p50_ms", "p95_ms", "p99_ms", "queue_ms", "compute_infer_ms")
+        times = tuple(f"{served.median(field):.1f}" for field in fields)  # type: ignore[assignment]
+        rows.append((served.name, spread(served.throughput), ratio(served.throughput, base.throughput), *times))
+    table(
+        "clips of 16 frames: median (range) over the rounds",
+        ("", "clips/s", f"against {base.name}", "p50 ms", "p95 ms", "p99 ms", "queue ms", "compute ms"),
+        rows,
+    )
+    stdout.print(f"{result.machine}; perf_analyzer, windows of {result.requests_per_window} requests", markup=False)

@@ -1,0 +1,116 @@
+"""``dfer-deploy demo``"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import click
+import numpy as np
+
+from dfer_deploy.bundle import open_bundle
+from dfer_deploy.clips.annotations import read_annotations
+from dfer_deploy.clips.reading import frame_paths, image_from_file
+from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.console import stdout, table
+from dfer_deploy.errors import ExitCode
+from dfer_deploy.files import atomic_file
+
+_VIDEO_FPS = 10
+
+
+@click.command()
+@click.option(
+    "-o", "--output", "root", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True
+)
+@click.pass_context
+def demo(ctx: click.Context, root: Path) -> None:
+    """Walk the whole way: draw faces, train, export, serve, verify, measure, and ask about a video.
+
+    The faces are drawn, so the accuracy says nothing about real ones. Steps whose results exist are not done again.
+    """
+    faces, model, bundle = root / "faces", root / "model", root / "bundle"
+    checkpoint, video = model / "last.pt", root / "video.mp4"
+    seconds: dict[str, float] = {}
+
+    def run(*words: object) -> None:
+        command = [str(word) for word in words]
+        stdout.print(f"\n[bold]$ dfer-deploy {' '.join(command)}[/]")
+        start = time.perf_counter()
+        group: Any = ctx.find_root().command
+        status = group.main(command, prog_name="dfer-deploy", standalone_mode=False)
+        seconds[command[0]] = time.perf_counter() - start
+        if isinstance(status, int) and status != ExitCode.DONE:
+            ctx.exit(status)
+
+    run("synthetic", faces)
+    if checkpoint.exists():
+        stdout.print(f"\n{checkpoint} exists: training is skipped", markup=False)
+    else:
+        run("train", "synthetic", "--data", faces, "-o", model)
+    run("export", checkpoint, "-o", bundle)
+    opened = open_bundle(bundle)
+    if not video.exists():
+        _write_video(video, faces / "test.txt", opened.spec.prompts.num_classes)
+    with served_bundle(opened) as endpoints:
+        url = ("--url", endpoints.grpc_url)
+        verification, measurement, answer = root / "verify.json", root / "bench.json", root / "predict.json"
+        data = ("--checkpoint", checkpoint, "--data", faces / "test.txt")
+        run("verify", bundle, *url, *data, "--json", verification)
+        run("bench", bundle, *url, "--checkpoint", checkpoint, "--rounds", 3, "--json", measurement)
+        run("predict", *url, video, "--json", answer)
+    _summary(seconds, *(json.loads(path.read_text(encoding="utf-8")) for path in (verification, measurement, answer)))
+    stdout.print("next, with your own checkpoint and video:")
+    for line in (
+        "inspect model_best.pth",
+        "export model_best.pth -o my.bundle",
+        "verify my.bundle --checkpoint model_best.pth --data test_list.txt --data-root /path/to/clips",
+        "serve my.bundle",
+        "predict --url grpc://127.0.0.1:8001 face.mp4",
+    ):
+        stdout.print(f"  dfer-deploy {line}", markup=False)
+
+
+def _summary(
+    seconds: dict[str, float], verification: dict[str, Any], measurement: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    def throughput(contestant: dict[str, Any]) -> str:
+        rounds = contestant.get("throughput") or [load["throughput"] for load in contestant["rounds"]]
+        return f"{np.median(rounds):.1f} clips/s"
+
+    truth, served = verification["truth"], verification["comparisons"][-1]
+    result = answer["results"][0]
+    best = max(measurement["served"], key=lambda s: np.median([load["throughput"] for load in s["rounds"]]))
+    outcomes = {
+        "synthetic": "drawn faces, 7 classes",
+        "train": f"UAR {truth['uar']:.1f} %, WAR {truth['war']:.1f} % on unseen drawn identities",
+        "export": "two ONNX graphs and a Triton repository",
+        "verify": f"{verification['clips']} clips served: {len(served['flips'])} flips, "
+        f"UAR {served['uar']:.1f} %, largest logit difference {served['max_logit_difference']:.1g}",
+        "bench": f"{throughput(best)} served ({best['concurrency']} in flight), "
+        + ", ".join(f"{throughput(c)} {c['name']}" for c in measurement["in_process"]),
+        "predict": f"{Path(result['input']).name}: {result['expression']} "
+        f"({result['probabilities'][result['expression']]:.2f})",
+    }
+    table(
+        "the whole way",
+        ("step", "result", "seconds"),
+        [(name, text, f"{seconds[name]:.1f}" if name in seconds else "skipped") for name, text in outcomes.items()],
+    )
+
+
+def _write_video(path: Path, list_file: Path, num_classes: int) -> None:
+    """The longest clip of the list as a video file."""
+    annotation = max(read_annotations(list_file, num_classes), key=lambda a: a.listed_frames)
+    frames = [image_from_file(frame) for frame in frame_paths(annotation.path)]
+    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=_VIDEO_FPS)
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 2_000_000
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))  # type: ignore[no-untyped-call]
+        container.mux(stream.encode(None))

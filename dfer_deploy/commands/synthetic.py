@@ -1,0 +1,34 @@
+"""``dfer-deploy synthetic``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dfer_deploy.console import stdout
+from dfer_deploy.train.synthetic import NOTE, SyntheticSpec, write_synthetic_dataset
+
+_DEFAULTS = SyntheticSpec()
+
+
+@click.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option(
+    "--clips-per-class", type=int, default=_DEFAULTS.clips_per_class_train, show_default=True, help="For training."
+)
+@click.option(
+    "--test-clips-per-class", type=int, default=_DEFAULTS.clips_per_class_test, show_default=True, help="For the test."
+)
+@click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Determines every pixel.")
+@click.option("--workers", type=int, help="Number of processes.  [default: one for each core]")
+def synthetic(root: Path, clips_per_class: int, test_clips_per_class: int, seed: int, workers: int | None) -> None:
+    """Draw a data set of animated faces into the new folder ROOT: frames, train.txt and test.txt."""
+    spec = SyntheticSpec(clips_per_class_train=clips_per_class, clips_per_class_test=test_clips_per_class, seed=seed)
+    write_synthetic_dataset(root, spec, workers)
+    stdout.print(
+        f"{root} holds {7 * clips_per_class} training and {7 * test_clips_per_class} test clips.", markup=False
+    )
+    stdout.print(NOTE)
+    stdout.print("next:")
+    stdout.print(f"  dfer-deploy train synthetic --data {root} -o RUN", markup=False)

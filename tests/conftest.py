@@ -1,0 +1,59 @@
+"""Fixtures that every suite shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tiny import clips_of, tiny_model, write_frames
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.cli import group
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def own_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    save_checkpoint(path, tiny_model(), {"note": "random weights", "frame_interval_s": 0.1})
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model exported in fp32 for the embedded server. Not to be changed by a test."""
+    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+
+    return export_bundle(own_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny", ExportOptions("embedded"))[0]
+
+
+@pytest.fixture(scope="session")
+def clip_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips in frame folders with an annotation list."""
+    root = tmp_path_factory.mktemp("clips")
+    lines = []
+    for index, clip in enumerate(clips_of(12)):
+        write_frames(root / f"{index:03d}", clip)
+        lines.append(f"{index:03d} 16 {index % 3}")
+    path = root / "list.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def cli() -> Callable[..., Any]:
+    """Calls the command line in this process and returns click's result."""
+    return lambda *args: CliRunner().invoke(group, [str(arg) for arg in args], catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A checkpoint that the reference implementation itself wrote, with its answers; not part of a clone."""
+    if not SHARED.is_dir():
+        pytest.skip("the reference implementation's own checkpoint is not beside this checkout")
+    return SHARED

@@ -1,0 +1,194 @@
+"""The gate, with the real command line, onnxruntime and Triton."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tiny import clips_of, save_reference, tiny_model, write_frames
+
+from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.files import sha256_of_file, write_json
+from dfer_deploy.runtimes.torch import TorchPredictor
+
+
+def changed_bundle(bundle: Bundle, folder: Path, graph: str, relative_change: float) -> Path:
+    """A copy of a bundle whose weights of one graph were changed a little, with hashes that fit the change."""
+    shutil.copytree(bundle.path, folder)
+    copy = open_bundle(folder)
+    path = getattr(copy, f"{graph}_onnx")
+    model = onnx.load(path)
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim == 2 and values.dtype.kind == "f":
+            noise = 1 + relative_change * rng.standard_normal(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array((values * noise).astype(values.dtype), tensor.name))
+    path.unlink()
+    onnx.save(model, path)
+    served = folder / "model_repository" / path.stem / "1" / "model.onnx"
+    served.unlink()
+    served.hardlink_to(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        manifest["files"][name] = sha256_of_file(folder / name)
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def test_what_was_exported_is_what_is_served(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    result = cli(
+        "verify", bundle.path, "--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json"
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["passed"]
+    assert report["clips"] == 12
+    assert [c["name"] for c in report["comparisons"]] == ["onnxruntime fp32", "triton grpc"]
+    for comparison in report["comparisons"]:
+        assert 0 < comparison["max_logit_difference"] < 1e-3
+        assert comparison["flips"] == []
+        assert comparison["war"] == report["truth"]["war"]
+
+
+@pytest.mark.parametrize("graph", ["temporal_head", "image_encoder"])
+def test_a_model_whose_weights_moved_by_one_percent_fails(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path, graph: str
+) -> None:
+    changed = changed_bundle(bundle, tmp_path / "changed", graph, 0.01)
+    arguments = ("--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json")
+    result = cli("verify", changed, *arguments)
+    assert result.exit_code == 1
+    assert "not verified" in result.output
+    failures = [c["failures"] for c in json.loads((tmp_path / "v.json").read_text())["comparisons"]]
+    assert len(failures) == 2
+    assert all(failures), "in process and served, both must be caught"
+    head_is_blamed = any("temporal head" in sentence for sentence in failures[0])
+    assert head_is_blamed == (graph == "temporal_head")
+
+
+def test_an_fp16_head_that_moved_by_one_percent_fails(
+    cli: Any, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    assert cli("export", own_checkpoint, "-o", tmp_path / "b", "--precision", "fp16").exit_code == 0
+    arguments = ("--checkpoint", own_checkpoint, "--data", clip_list, "--in-process")
+    good = cli("verify", tmp_path / "b", *arguments)
+    assert good.exit_code == 0, good.output
+    changed = changed_bundle(open_bundle(tmp_path / "b"), tmp_path / "changed", "temporal_head", 0.01)
+    assert cli("verify", changed, *arguments).exit_code == 1
+
+
+def test_another_checkpoint_fails_and_its_flips_are_named(
+    cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "other.pt", tiny_model(seed=5), {})
+    result = cli(
+        "verify", bundle.path, "--checkpoint", tmp_path / "other.pt", "--data", clip_list, "--in-process",
+        "--json", tmp_path / "v.json",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "was exported from another checkpoint" in result.output
+    (comparison,) = json.loads((tmp_path / "v.json").read_text())["comparisons"]
+    names = {f"{index:03d}" for index in range(12)}
+    assert comparison["flips"]
+    assert {flip["clip"] for flip in comparison["flips"]} <= names
+
+
+def test_a_saved_baseline_stands_for_pytorch(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    baseline = tmp_path / "baseline.npz"
+    saved = cli(
+        "verify", bundle.path, "--checkpoint", own_checkpoint, "--data", clip_list, "--in-process",
+        "--save-baseline", baseline,
+    )  # fmt: skip
+    assert saved.exit_code == 0
+    again = cli("verify", bundle.path, "--baseline", baseline, "--data", clip_list, "--in-process")
+    assert again.exit_code == 0, again.output
+    changed = changed_bundle(bundle, tmp_path / "changed", "temporal_head", 0.01)
+    assert cli("verify", changed, "--baseline", baseline, "--data", clip_list, "--in-process").exit_code == 1
+
+    shutil.copytree(clip_list.parent, tmp_path / "clips")
+    shutil.rmtree(tmp_path / "clips" / "004")
+    write_frames(tmp_path / "clips" / "004", clips_of(1, seed=99)[0])
+    other = cli(
+        "verify", bundle.path, "--baseline", baseline, "--data", tmp_path / "clips" / "list.txt", "--in-process"
+    )
+    assert other.exit_code == 2
+    assert "the clip '004' has other pixels here" in other.output
+    baseline.write_bytes(baseline.read_bytes()[:200])
+    damaged = cli("verify", bundle.path, "--baseline", baseline, "--data", clip_list, "--in-process")
+    assert damaged.exit_code == 2
+    assert "is no baseline" in damaged.output
+
+
+def test_unreadable_clips_are_reported(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(clip_list.parent, tmp_path / "clips")
+    shutil.rmtree(tmp_path / "clips" / "004")
+    arguments = ("--checkpoint", own_checkpoint, "--data", tmp_path / "clips" / "list.txt", "--in-process")
+    result = cli("verify", bundle.path, *arguments, "--json", tmp_path / "v.json")
+    assert result.exit_code == 0
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["clips"] == 11
+    assert set(report["unreadable"]) == {"004"}
+    assert "1 of 12 clips could not be read" in result.output
+
+
+def test_the_reading_of_a_reference_file_is_held_against_its_best_acc(
+    cli: Any, clip_list: Path, tmp_path: Path
+) -> None:
+    """The file's own accuracy tells what every comparison of a wrong reading with itself misses."""
+    model = tiny_model(position="front")
+    with TorchPredictor(model) as predictor:
+        clips = np.stack([clip_from_path(clip_list.parent / f"{index:03d}", 32) for index in range(12)])
+        answers = {
+            p: predictor.classify(predictor.encode(clips), p).logits.argmax(axis=1) for p in ("front", "middle", "end")
+        }
+    # Labels on which the front position is right 9 times of 12, and the others are not.
+    labels = answers["front"].copy()
+    differing = np.flatnonzero(answers["front"] != answers["end"])
+    wrong = [index for index in range(12) if index not in differing[:3]][:3]
+    labels[wrong] = (labels[wrong] + 1) % 3
+    war = {p: 100 * float(np.mean(answer == labels)) for p, answer in answers.items()}
+    assert war["front"] == 75
+    assert abs(war["end"] - 75) > 1, "the seed must tell the positions apart"
+    own_list = tmp_path / "own_list.txt"
+    own_list.write_text("".join(f"{clip_list.parent}/{i:03d} 16 {label}\n" for i, label in enumerate(labels)))
+    path = save_reference(tmp_path / "a.pth", model, best_acc=75.0)
+    outcomes = {}
+    for position in ("front", "end"):
+        folder = tmp_path / position
+        assert cli("export", path, "-o", folder, "--prompt-position", position).exit_code == 0
+        outcomes[position] = cli("verify", folder, "--checkpoint", path, "--data", own_list, "--in-process")
+    assert outcomes["front"].exit_code == 0, outcomes["front"].output
+    assert "at the front: reproduced" in outcomes["front"].output
+    assert outcomes["end"].exit_code == 1
+    assert "front reproduces it: export with --prompt-position front" in outcomes["end"].output
+    bypass = cli("verify", tmp_path / "end", "--checkpoint", path, "--data", own_list, "--in-process", "--other-list")
+    assert bypass.exit_code == 0
+
+
+def test_the_reference_implementations_own_checkpoint_is_served(cli: Any, shared_data: Path, tmp_path: Path) -> None:
+    checkpoint = shared_data / "a_dfew7_end_specific.pth"
+    answers = np.load(shared_data / "a_dfew7_end_specific.npz")
+    lines = []
+    for index, (clip, label) in enumerate(zip(answers["frames"], answers["labels"], strict=True)):
+        write_frames(tmp_path / "clips" / f"{index:02d}", clip.repeat(8, axis=1).repeat(8, axis=2))
+        lines.append(f"clips/{index:02d} 16 {label}\n")
+    (tmp_path / "list.txt").write_text("".join(lines))
+    assert cli("export", checkpoint, "-o", tmp_path / "b").exit_code == 0
+    result = cli("verify", tmp_path / "b", "--checkpoint", checkpoint, "--data", tmp_path / "list.txt")
+    assert result.exit_code == 0, result.output
+    assert "at the end: reproduced" in result.output
+    videos = [shared_data / "videos" / name for name in ("single_face.mp4", "WolfgangLanger_Pexels.mp4")]
+    assert cli("predict", "--bundle", tmp_path / "b", *videos).exit_code == 0

@@ -1,0 +1,135 @@
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import clips_of, write_frames
+
+from dfer_deploy.clips.reading import clip_from_path, clip_from_video, frame_paths, natural_key, resized
+from dfer_deploy.clips.sampling import sample_indices
+from dfer_deploy.errors import DferDeployError
+
+
+def write_video(path: Path, clip: np.ndarray, codec: str = "ffv1", rotation: int = 0) -> Path:
+    """A video of the frames [T, H, W, 3]; ffv1 in RGB is lossless."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = clip.shape[2], clip.shape[1]
+        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        stream.time_base = Fraction(1, 25)
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_video_gives_what_its_frames_give(tmp_path: Path) -> None:
+    clip = clips_of(1, size=48, frames=40)[0]
+    video = write_video(tmp_path / "a.mkv", clip)
+    write_frames(tmp_path / "frames", clip)
+    expected = np.stack([resized(Image.fromarray(clip[i]), 32) for i in sample_indices(40)])
+    assert (clip_from_path(video, 32) == expected).all()
+    assert (clip_from_path(tmp_path / "frames", 32) == expected).all()
+
+
+@pytest.mark.parametrize("frames", [1, 7, 16])
+def test_short_videos_repeat_their_last_frame(tmp_path: Path, frames: int) -> None:
+    video = write_video(tmp_path / "a.mkv", clips_of(1, frames=frames)[0])
+    clip = clip_from_path(video, 32)
+    assert clip.shape == (16, 32, 32, 3)
+    assert (clip[frames - 1 :] == clip[frames - 1]).all()
+
+
+def test_the_resize_is_pillows_bilinear_filter_without_keeping_the_ratio(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    assert (resized(image, 32) == np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))).all()
+    # Other filters and libraries differ by tens of grey levels on the same picture.
+    assert (
+        np.abs(resized(image, 32).astype(int) - np.asarray(image.resize((32, 32), Image.Resampling.NEAREST))).max() > 50
+    )
+
+
+def test_unpadded_names_are_ordered_as_numbers(tmp_path: Path) -> None:
+    clip = clips_of(1, frames=12)[0]
+    write_frames(tmp_path / "f", clip, name="{}.png")
+    (tmp_path / "f" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "f" / "notes.txt").write_text("x")
+    assert [path.stem for path in frame_paths(tmp_path / "f")] == [str(i) for i in range(1, 13)]
+    assert sorted(["img2_10", "img2_9", "img10_1", "img1"], key=natural_key) == ["img1", "img2_9", "img2_10", "img10_1"]
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "mpeg4"])
+def test_a_damaged_video_gives_the_frames_that_are_left(tmp_path: Path, codec: str) -> None:
+    clip = clips_of(1, size=64, frames=60)[0]
+    video = write_video(tmp_path / "a.mkv", clip, codec)
+    data = bytearray(video.read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(data) // 3, len(data) // 2, 40):
+        data[place] ^= 0xFF
+    video.write_bytes(data)
+    assert clip_from_video(video, 32).shape == (16, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.mp4", b"", "cannot be read as a video"),
+        ("text.mp4", b"hello world" * 100, "cannot be read as a video"),
+        ("header.mp4", b"\x00\x00\x00\x20ftypisom" + b"\0" * 500, "cannot be read as a video|no video stream"),
+    ],
+)
+def test_what_is_no_video_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DferDeployError, match=message):
+        clip_from_path(tmp_path / name, 32)
+
+
+def test_audio_alone_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(DferDeployError, match="has no video stream"):
+        clip_from_path(path, 32)
+
+
+def test_folders_without_usable_frames_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DferDeployError, match="has no images"):
+        clip_from_path(tmp_path / "empty", 32)
+    write_frames(tmp_path / "bad", clips_of(1, frames=3)[0])
+    (tmp_path / "bad" / "00002.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(DferDeployError, match=r"00002\.png cannot be read as an image"):
+        clip_from_path(tmp_path / "bad", 32)
+    with pytest.raises(DferDeployError, match="does not exist"):
+        clip_from_path(tmp_path / "none", 32)
+
+
+def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "f" / "1.png")
+    with pytest.raises(DferDeployError, match=r"cannot be read as an image|20000 × 20000 pixels"):
+        clip_from_path(tmp_path / "f", 32)
+
+
+def test_a_rotated_video_is_turned_upright(shared_data: Path, tmp_path: Path) -> None:
+    """A phone's video: the same packets with a display matrix of 90 degrees."""
+    source = shared_data / "videos" / "single_face.mp4"
+    data = bytearray(source.read_bytes())
+    unity = bytes.fromhex("00010000" + "00000000" * 3 + "00010000" + "00000000" * 3 + "40000000")
+    turned = bytes.fromhex("00000000" + "00010000" + "00000000" + "ffff0000" + "00000000" * 4 + "40000000")
+    start = data.find(b"tkhd")
+    place = data.find(unity, start)
+    assert 0 < place - start < 100
+    data[place : place + 36] = turned
+    (tmp_path / "turned.mp4").write_bytes(data)
+    upright, rotated = clip_from_path(source, 64), clip_from_path(tmp_path / "turned.mp4", 64)
+    # A display matrix of 90 degrees turns clockwise.
+    difference = np.abs(np.rot90(upright, -1, axes=(1, 2)).astype(int) - rotated)
+    assert difference.mean() < 3

@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_reference, tiny_model
+
+from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export import pipeline
+from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+
+
+def test_the_manifest_says_what_the_bundle_is(bundle: Bundle) -> None:
+    manifest = open_bundle(bundle.path).manifest
+    assert manifest.spec == tiny_model().spec
+    assert manifest.frame_interval_s == 0.1
+    assert manifest.parity["batches"] == [1, 2, 5]
+    files = {p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file()}
+    assert set(manifest.files) == files - {"manifest.json"}
+
+
+def test_an_unchanged_export_is_skipped_and_another_needs_force(own_checkpoint: Path, tmp_path: Path, cli: Any) -> None:
+    out = tmp_path / "b"
+    assert cli("export", own_checkpoint, "-o", out).exit_code == 0
+    before = (out / "manifest.json").stat().st_mtime_ns
+    again = cli("export", own_checkpoint, "-o", out)
+    assert again.exit_code == 0
+    assert "is up to date" in again.output
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    refused = cli("export", own_checkpoint, "-o", out, "--name", "face")
+    assert refused.exit_code == 2
+    assert "--force" in refused.output
+    assert cli("export", own_checkpoint, "-o", out, "--name", "face", "--force").exit_code == 0
+    assert open_bundle(out).manifest.name == "face"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions("embedded")
+    first, _ = export_bundle(own_checkpoint, tmp_path / "b", options)
+    old = (first.model_repository / "dfer_temporal_head" / "1" / "model.onnx").read_bytes()
+    save_checkpoint(tmp_path / "new.pt", tiny_model(seed=1), {})
+    second, written = export_bundle(tmp_path / "new.pt", tmp_path / "b", options, add_version=True)
+    assert written
+    assert second.manifest.version == 2
+    head = second.model_repository / "dfer_temporal_head"
+    assert (head / "1" / "model.onnx").read_bytes() == old
+    assert (head / "2" / "model.onnx").read_bytes() == second.temporal_head_onnx.read_bytes() != old
+    second.check_files()
+    path = save_reference(tmp_path / "renamed.pth", tiny_model())
+    renamed = ExportOptions("embedded", class_names=("happiness", "anger", "sadness"))
+    with pytest.raises(DferDeployError, match="serves the classes happiness, sadness, anger"):
+        export_bundle(path, tmp_path / "b", renamed, add_version=True)
+    with pytest.raises(DferDeployError, match="has the name 'dfer'"):
+        export_bundle(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded", name="x"), add_version=True)
+
+
+def test_a_failure_in_the_middle_leaves_nothing(
+    own_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise DferDeployError("the exported graphs do not answer like PyTorch")
+
+    monkeypatch.setattr(pipeline, "measure_parity", fails)
+    with pytest.raises(DferDeployError, match="do not answer like PyTorch"):
+        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_file_exports_with_its_best_acc(tmp_path: Path) -> None:
+    path = save_reference(tmp_path / "a.pth", tiny_model(position="front"), best_acc=50.0)
+    bundle, _ = export_bundle(path, tmp_path / "b", ExportOptions("onnxruntime", "fp16", prompt_position="front"))
+    assert bundle.manifest.checkpoint.best_acc == 50.0
+    assert bundle.spec.prompts.position == "front"
+    assert not (bundle.model_repository / "dfer_image_encoder" / "1" / "model.py").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 65, "näme"])
+def test_names_that_are_no_folder_names_are_refused(name: str) -> None:
+    with pytest.raises(DferDeployError, match="is not usable"):
+        ExportOptions("embedded", name=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format="dfer-deploy-bundle/9"), "has the format 'dfer-deploy-bundle/9'"),
+        (lambda m: m.update(extra=1), "unknown key 'extra'"),
+        (lambda m: m["files"].update({"../../etc/passwd": "0"}), "which is not inside the bundle"),
+        (lambda m: m["files"].update({"/etc/passwd": "0"}), "which is not inside the bundle"),
+        (lambda m: m["files"].update({"onnx/none.onnx": "0"}), "is missing from the bundle"),
+        (lambda m: m.update(name="../x"), "is not usable"),
+        (lambda m: m["spec"]["temporal"].update(depth=99), "expected 0 to 6"),
+    ],
+)
+def test_manifests_are_not_trusted(bundle: Bundle, tmp_path: Path, change: Any, message: str) -> None:
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    change(manifest)
+    (tmp_path / "onnx").symlink_to(bundle.path / "onnx")
+    (tmp_path / "model_repository").symlink_to(bundle.path / "model_repository")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DferDeployError, match=message):
+        open_bundle(tmp_path)
+
+
+def test_a_changed_graph_and_what_is_no_bundle_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(bundle.path, tmp_path / "copy")
+    graph = copy / "onnx" / "dfer_temporal_head.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    with pytest.raises(DferDeployError, match="is damaged or was changed after the export"):
+        open_bundle(copy)
+    with pytest.raises(DferDeployError, match="is no bundle"):
+        open_bundle(tmp_path)
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(DferDeployError, match="is not valid JSON"):
+        open_bundle(copy)

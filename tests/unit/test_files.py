@@ -1,0 +1,52 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file, atomic_folder, write_json
+
+
+def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="stop"), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("stop")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"), atomic_folder(tmp_path / "b") as temporary:
+        (temporary / "x").write_text("half")
+        raise ValueError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_replaced_with_force_only(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    for text in ("one", "two"):
+        with atomic_folder(folder, force=text == "two") as temporary:
+            (temporary / text).write_text(text)
+    assert [path.name for path in folder.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(DferDeployError, match="exists already"), atomic_folder(folder):
+        raise AssertionError("must not be entered")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DferDeployError, match=r"cannot write .*No space left"), atomic_folder(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DferDeployError, match="cannot write"):
+        write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_another_files_error_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "out" / "x"):
+        Path("/nonexistent/input").read_text()
