@@ -1,0 +1,33 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make their own .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format lint types clean
+
+demo: .venv/ready
+	$(BIN)/dfer-deploy demo -o demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The marker, not the folder, is the target: an interrupted installation is done again.
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("dfer-deploy needs Python 3.10-3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12 ..." if not (3, 10) <= sys.version_info[:2] <= (3, 13) else 0)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info
