@@ -21,7 +21,7 @@ from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 
-_SECONDS_PER_WINDOW = 3.0
+_SECONDS_PER_MEASUREMENT = 3.0
 _MIN_CLIPS = 3
 
 
@@ -63,13 +63,13 @@ class BenchResult:
 
     Attributes:
         machine: what the absolute numbers belong to.
-        requests_per_window: how many requests perf_analyzer counted in a window.
+        requests: how many requests perf_analyzer counted in each measurement.
         in_process: predictors in this process.
         served: the server, by concurrency.
     """
 
     machine: str
-    requests_per_window: int
+    requests: int
     in_process: tuple[InProcess, ...]
     served: tuple[Served, ...]
 
@@ -105,7 +105,7 @@ def bench(
     concurrencies: Sequence[int],
     *,
     rounds: int = 3,
-    requests_per_window: int | None = None,
+    requests: int | None = None,
 ) -> BenchResult:
     """Measures everything in turn, ``rounds`` times.
 
@@ -117,7 +117,8 @@ def bench(
         clips: what is asked, uint8 [N, 16, S, S, 3].
         concurrencies: requests in flight.
         rounds: at least 1.
-        requests_per_window: for perf_analyzer; by default as many as take about 3 seconds, 8 to 500.
+        requests: that perf_analyzer counts in each measurement; by default about 3 seconds' worth, 8 to 500,
+            and at least 4 for each request in flight.
 
     Raises:
         DferDeployError: the server or perf_analyzer fails.
@@ -133,19 +134,18 @@ def bench(
                 bar.update(task, description=predictor.name)
                 local[predictor.name].append(_latencies_s(lambda clip, p=predictor: p.predict(clip), clips))  # type: ignore[misc]
                 bar.advance(task)
-            if requests_per_window is None:
+            if requests is None:
                 per_second = 1 / statistics.median(local[predictors[0].name][0])
-                requests_per_window = min(500, max(8, round(_SECONDS_PER_WINDOW * per_second)))
+                requests = min(500, max(8, round(_SECONDS_PER_MEASUREMENT * per_second)))
             for concurrency in concurrencies:
                 bar.update(task, description=f"served, {concurrency} in flight")
-                (result,) = measure_load(
-                    environment, url, model, clips, [concurrency], requests_per_window=requests_per_window
-                )
+                count = max(requests, 4 * concurrency)
+                (result,) = measure_load(environment, url, model, clips, [concurrency], requests=count)
                 loads[concurrency].append(result)
                 bar.advance(task)
     return BenchResult(
         machine=machine(),
-        requests_per_window=requests_per_window or 0,
+        requests=requests or 0,
         in_process=tuple(
             InProcess(
                 name,
@@ -171,9 +171,9 @@ def machine() -> str:
 
 
 def _latencies_s(predict: Callable[[Frames], object], clips: Frames) -> list[float]:
-    """Seconds of single clips, one after the other, for about a window."""
+    """Seconds of single clips, one after the other, for about three."""
     times: list[float] = []
-    end = time.perf_counter() + _SECONDS_PER_WINDOW
+    end = time.perf_counter() + _SECONDS_PER_MEASUREMENT
     while len(times) < _MIN_CLIPS or time.perf_counter() < end:
         clip = clips[len(times) % len(clips)][np.newaxis]
         start = time.perf_counter()

@@ -49,7 +49,7 @@ def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tu
 @click.option(
     "--requests",
     type=click.IntRange(2),
-    help="Requests in one of perf_analyzer's windows.  [default: 3 seconds' worth, 8 to 500]",
+    help="Requests in each of perf_analyzer's measurements.  [default: 3 seconds' worth, 8 to 500]",
 )
 @click.option(
     "--clip",
@@ -93,7 +93,7 @@ def bench(
             clips,
             concurrencies,
             rounds=rounds,
-            requests_per_window=requests,
+            requests=requests,
         )
     _print(result)
     if json_file:
@@ -116,4 +116,4 @@ def _print(result: BenchResult) -> None:
         ("", "clips/s", f"against {base.name}", "p50 ms", "p95 ms", "p99 ms", "queue ms", "compute ms"),
         rows,
     )
-    stdout.print(f"{result.machine}; perf_analyzer, windows of {result.requests_per_window} requests", markup=False)
+    stdout.print(f"{result.machine}; {result.requests} requests in each of perf_analyzer's measurements", markup=False)

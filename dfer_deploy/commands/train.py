@@ -28,8 +28,8 @@ def train(
     """Train a model by RECIPE, a TOML file or the name of a built-in one (synthetic)."""
     if importlib.util.find_spec("torch") is None:
         raise missing_extra("torch", "cpu", "train")
-    # Threads that wait by spinning take the core from the one that they wait for wherever another program runs: an epoch
-    # on two busy cores took up to ten times as long. OpenMP reads this when torch is loaded.
+    # Threads that wait by spinning take the core from the one that they wait for wherever another program runs: on two
+    # busy cores an epoch took up to ten times as long. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from dfer_deploy.train.loop import train as run_training
     from dfer_deploy.train.recipe import recipe_from_toml

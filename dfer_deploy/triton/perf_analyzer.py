@@ -18,9 +18,6 @@ from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.client import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 
-_UNSTABLE = 2
-"""perf_analyzer's exit code where one load level did not settle."""
-
 
 @dataclass(frozen=True)
 class LoadResult:
@@ -62,15 +59,14 @@ def measure_load(
     clips: Frames,
     concurrencies: Sequence[int],
     *,
-    requests_per_window: int = 20,
-    stability_percent: float = 15.0,
-    max_windows: int = 10,
+    requests: int = 20,
     timeout_s: float = 900.0,
 ) -> tuple[LoadResult, ...]:
     """Loads the server with real clips, at one level after the other.
 
-    Every level is a run of its own: a sweep in one run drops the levels after the first one that does not settle, and
-    may still report success. A level has settled when three windows in a row agree.
+    Every level is a run of its own, because a sweep in one run may drop levels and still report success. It counts a
+    fixed number of requests: perf_analyzer's own search for three windows that agree fails on a machine that others
+    use too, so the caller repeats the measurement and shows the spread.
 
     Args:
         environment: whose perf_analyzer to run.
@@ -78,16 +74,14 @@ def measure_load(
         model: the ensemble's name.
         clips: uint8 [N, T, H, W, 3]; sent in turn, one in each request.
         concurrencies: how many requests to keep in flight, at least 1 each.
-        requests_per_window: the least number of requests in a measurement window.
-        stability_percent: how much throughput and latency may differ between windows.
-        max_windows: how many windows to try.
+        requests: how many are counted at each level.
         timeout_s: for one level.
 
     Returns:
         One row for each of ``concurrencies``, in their order.
 
     Raises:
-        DferDeployError: the server does not answer or refuses the clips, a level does not settle or lasts too long.
+        DferDeployError: the server does not answer or refuses the clips, or a level lasts too long.
     """
     if clips.dtype != np.uint8 or clips.ndim != 5 or len(clips) == 0:
         raise DferDeployError(f"clips are {clips.dtype} {list(clips.shape)}, expected uint8 [N, T, H, W, 3] with N ≥ 1")
@@ -106,10 +100,7 @@ def measure_load(
                 *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", "1", "-f", str(report)),
                 f"--input-data={data}",
                 f"--concurrency-range={concurrency}",
-                "--measurement-mode=count_windows",
-                f"--measurement-request-count={requests_per_window}",
-                f"--stability-percentage={stability_percent:g}",
-                f"--max-trials={max_windows}",
+                f"--request-count={requests}",
             ]
             _run(command, environment, concurrency, timeout_s)
             rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
@@ -192,13 +183,8 @@ def _run(command: list[str], environment: TritonEnvironment, concurrency: int, t
     except subprocess.TimeoutExpired as error:
         raise DferDeployError(
             f"perf_analyzer did not finish concurrency {concurrency} within {timeout_s:g} s; "
-            "ask for fewer requests in a window or allow more time"
+            "ask for fewer requests or allow more time"
         ) from error
-    if done.returncode == _UNSTABLE:
-        raise DferDeployError(
-            f"the measurement at concurrency {concurrency} did not settle; "
-            "measure on a quiet machine, with more requests in a window or a wider stability percentage"
-        )
     if done.returncode != 0:
         raise DferDeployError(
             f"perf_analyzer failed at concurrency {concurrency} (exit code {done.returncode}): {_reason(done.stdout)}"

@@ -1,0 +1,232 @@
+"""Training on a tiny drawn set: it learns, it is reproducible, and its checkpoint is the model that was scored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.clips.annotations import read_annotations
+from dfer_deploy.clips.dataset import LabelledClips
+from dfer_deploy.commands.train import train as train_command
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
+from dfer_deploy.specs import ClipSpec, PromptSpec, TemporalSpec, TextSpec, VisionSpec
+from dfer_deploy.train.data import TrainingClips
+from dfer_deploy.train.evaluation import Evaluation, evaluate
+from dfer_deploy.train.expressions import CLASS_NAMES
+from dfer_deploy.train.initialisation import model_spec, starting_model
+from dfer_deploy.train.loop import train
+from dfer_deploy.train.optimisation import build_optimizer, rate_factor
+from dfer_deploy.train.recipe import (
+    AugmentRecipe,
+    DataRecipe,
+    ModelRecipe,
+    OptimRecipe,
+    Recipe,
+    RunRecipe,
+)
+from dfer_deploy.train.synthetic import SyntheticSpec, write_synthetic_dataset
+
+MODEL = ModelRecipe(
+    PromptSpec(CLASS_NAMES, CLASS_NAMES, contexts=2),
+    clip=ClipSpec(VisionSpec(32, 8, 32, 1, 16), TextSpec(width=16, layers=1, heads=1), embed_dim=32),
+    temporal=TemporalSpec(heads=2, head_width=8, mlp_width=32),
+    fast_start=True,
+)
+OPTIM = OptimRecipe(
+    name="adamw",
+    lr_image_encoder=3e-3,
+    lr_temporal=1e-3,
+    lr_prompts=1e-3,
+    epochs=25,
+    batch_size=7,
+    schedule="cosine",
+    clip_norm=1.0,
+    short_epochs=12,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "set"
+    write_synthetic_dataset(folder, SyntheticSpec(4, 1, 1, 1, image_size=32), workers=1)
+    return folder
+
+
+@pytest.fixture
+def recipe(root: Path) -> Recipe:
+    still = AugmentRecipe(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+    return Recipe(MODEL, DataRecipe(root=str(root), cache=True), OPTIM, still, RunRecipe(device="cpu"))
+
+
+def clips_of(recipe: Recipe, **changes: object) -> TrainingClips:
+    annotations = read_annotations(Path(recipe.data.root or "") / "train.txt", 7)
+    return TrainingClips(annotations, 32, AugmentRecipe(), **{"seed": 0, **changes})  # type: ignore[arg-type]
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(path).state)
+
+
+def test_the_training_clips_are_learned_and_the_checkpoint_is_the_scored_model(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, data=replace(recipe.data, test_list="train.txt"))
+    result = train(recipe, tmp_path)
+    assert result.checkpoint == tmp_path / "last.pt"
+    assert len(result.losses) == OPTIM.epochs
+    chance = np.log(7)
+    assert result.losses[-1] < 0.7 * chance
+    assert result.score.war > 50
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.spec == model_spec(recipe.model)
+    tests = LabelledClips.from_list(Path(recipe.data.root or "") / "train.txt", 7, 32)
+    score = evaluate(checkpoint.build_model(), tests).score(CLASS_NAMES)
+    assert (score.uar, score.war) == (result.score.uar, result.score.war)
+    assert checkpoint.provenance["recipe"] == recipe.to_dict()
+    assert checkpoint.provenance["test_war"] == score.war
+    assert checkpoint.provenance["selected_on"] == "last"
+    assert checkpoint.provenance["dataset"]["description"]["spec"]["seed"] == 0
+
+
+def test_a_seed_decides_every_bit(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, optim=replace(recipe.optim, epochs=2, short_epochs=1))
+    first = weights_of(train(recipe, tmp_path / "first").checkpoint)
+    again = weights_of(train(recipe, tmp_path / "again").checkpoint)
+    other = weights_of(train(replace(recipe, run=replace(recipe.run, seed=1)), tmp_path / "other").checkpoint)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["image_encoder.conv1.weight"], other["image_encoder.conv1.weight"])
+
+
+def test_all_parts_learn_except_the_frozen_text_encoder(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, optim=replace(recipe.optim, epochs=1, short_epochs=0))
+    torch.manual_seed(0)
+    before = starting_model(recipe.model, model_spec(recipe.model), clips_of(recipe)).state_dict()
+    after = weights_of(train(recipe, tmp_path).checkpoint)
+    changed = {name.partition(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"image_encoder", "temporal_net", "prompt_learner"}
+
+
+def test_selecting_by_the_test_list_keeps_the_best_epoch_too(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wars: list[float] = []
+
+    def watched(model: DferClip, clips: LabelledClips) -> Evaluation:
+        evaluation = evaluate(model, clips)
+        wars.append(evaluation.score(CLASS_NAMES).war)
+        return evaluation
+
+    monkeypatch.setattr("dfer_deploy.train.loop.evaluate", watched)
+    # A rate that does not fall makes the scores go up and down.
+    optim = replace(recipe.optim, schedule="multistep", milestones=())
+    data = replace(recipe.data, test_list="train.txt")
+    result = train(replace(recipe, data=data, optim=optim, run=replace(recipe.run, select="test")), tmp_path)
+    assert len(wars) == OPTIM.epochs
+    assert max(wars) not in (wars[0], wars[-1]), "choose another seed: here the best epoch is the first or the last"
+    assert result.score.war == max(wars)
+    assert result.epoch == 1 + wars.index(max(wars))
+    assert (result.checkpoint, result.selected_on) == (tmp_path / "best.pt", "test")
+    best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
+    assert (best.provenance["epoch"], best.provenance["test_war"]) == (result.epoch, max(wars))
+    assert (last.provenance["epoch"], last.provenance["test_war"]) == (OPTIM.epochs, wars[-1])
+
+
+def test_training_clips_change_from_epoch_to_epoch_and_not_with_the_cache(recipe: Recipe) -> None:
+    cached, read = clips_of(recipe, cache=True, decode_size=40), clips_of(recipe, decode_size=40)
+    for index in (0, 5):
+        assert np.array_equal(cached.clip(index, 1), read.clip(index, 1))
+        assert not np.array_equal(cached.clip(index, 1), cached.clip(index, 2))
+    assert cached.clip(0, 1, 4).shape == (4, 32, 32, 3)
+    assert not np.array_equal(cached.clip(0, 1), clips_of(recipe, decode_size=40, seed=1).clip(0, 1))
+
+
+def test_an_epoch_has_every_clip_once_with_its_label(recipe: Recipe) -> None:
+    clips = clips_of(recipe, cache=True)
+    batches = list(clips.batches(1, 8))
+    assert [len(labels) for _, labels in batches] == [8, 8, 8, 4]
+    shown = {frames.numpy().tobytes(): int(label) for batch in batches for frames, label in zip(*batch, strict=True)}
+    assert shown == {clips.clip(index, 1).tobytes(): clips.annotations[index].label for index in range(28)}
+    orders = [torch.cat([labels for _, labels in clips.batches(epoch, 8)]).tolist() for epoch in (1, 2)]
+    assert orders[0] != orders[1]
+
+
+def test_fast_start_whitens_the_patches(recipe: Recipe) -> None:
+    clips = clips_of(recipe)
+    model = starting_model(recipe.model, model_spec(recipe.model), clips)
+    images = images_from_frames(torch.from_numpy(clips.example_frames(1024))[None])[0]
+    with torch.no_grad():
+        responses = model.image_encoder.conv1(images).flatten(2)
+        responses = responses - responses.mean(dim=0)
+    covariance = torch.cov(responses.transpose(0, 1).flatten(1))
+    spread = covariance.diagonal()
+    assert 0.2 < float(spread.min()) <= float(spread.max()) < 1.1
+    assert float((covariance - torch.diag(spread)).abs().max()) < 0.02
+
+
+def test_schedules() -> None:
+    steps = OptimRecipe(epochs=50, milestones=(30, 40), gamma=0.1)
+    assert [rate_factor(epoch, steps) for epoch in (0, 29.9, 30, 40)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = OptimRecipe(schedule="cosine", epochs=10, warmup_epochs=2)
+    factors = [rate_factor(epoch, cosine) for epoch in (0, 1, 2, 6, 10)]
+    assert factors == pytest.approx([0.005, 0.505, 1, 0.5, 0], abs=1e-6)
+    assert factors[0] > 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_each_part_has_its_own_rate(name: str) -> None:
+    model = DferClip(model_spec(MODEL))
+    optimizer = build_optimizer(model, replace(OPTIM, name=name, lr_prompts=7e-3))  # type: ignore[arg-type]
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.image_encoder.conv1.weight)] == 3e-3
+    assert rates[id(model.temporal_net.cls_token)] == 1e-3
+    assert rates[id(model.prompt_learner.ctx)] == 7e-3
+    assert not any(id(parameter) in rates for parameter in model.text_encoder.parameters())
+
+
+def test_a_diverged_loss_is_an_error_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    wild = replace(recipe.optim, name="sgd", lr_image_encoder=1e30, lr_temporal=1e30, clip_norm=None)
+    with pytest.raises(DferDeployError, match="lower the learning rates"):
+        train(replace(recipe, optim=wild), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_an_absent_device_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DferDeployError, match="no CUDA device"):
+        train(replace(recipe, run=replace(recipe.run, device="cuda")), tmp_path)
+
+
+def test_command_prints_the_table_and_what_comes_next(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(
+        """
+        [data]
+        cache = true
+        [model.clip]
+        embed_dim = 32
+        vision = { image_size = 32, patch_size = 16, width = 32, layers = 1, head_width = 16 }
+        text = { width = 16, layers = 1, heads = 1 }
+        [model.prompts]
+        class_names = ["a", "b", "c", "d", "e", "f", "g"]
+        class_texts = ["a", "b", "c", "d", "e", "f", "g"]
+        [run]
+        device = "cpu"
+        """
+    )
+    run, out = tmp_path / "run", tmp_path / "result.json"
+    arguments = [str(tmp_path / "tiny.toml"), "-o", str(run), "--data", str(root), "--seed", "5", "--epochs", "1"]
+    done = CliRunner().invoke(train_command, [*arguments, "--json", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "UAR" in done.output
+    assert "recall g" in done.output
+    assert f"dfer-deploy export {run / 'last.pt'}" in done.output
+    result = json.loads(out.read_text())
+    assert result["seed"] == 5
+    assert result["test_clips"] == 7
+    assert len(result["losses"]) == 1

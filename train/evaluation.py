@@ -1,0 +1,78 @@
+"""Answers of a model on labelled clips, for scores during and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.reading import Clip
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.metrics import Score, score
+from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answered.
+
+    Attributes:
+        annotations: the clips, in the order of the rows.
+        logits: float32 [N, C].
+        labels: int64 [N].
+    """
+
+    annotations: list[Annotation]
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+    def score(self, class_names: Sequence[str]) -> Score:
+        """UAR, WAR and recalls of the most probable classes."""
+        return score(self.labels, self.logits.argmax(axis=1), class_names)
+
+
+def evaluate(model: DferClip, clips: Iterable[tuple[Annotation, Clip]], batch_size: int = 32) -> Evaluation:
+    """Runs a model over clips; it is left in the mode (training or evaluation) that it was in.
+
+    Args:
+        model: on any device, where the clips are sent.
+        clips: uint8 [16, S, S, 3] each.
+        batch_size: clips in one pass.
+
+    Raises:
+        DferDeployError: there are no clips.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    annotations: list[Annotation] = []
+    logits: list[torch.Tensor] = []
+    try:
+        with torch.inference_mode():
+            text_features = model.encode_text()
+            for batch in _batches(clips, batch_size):
+                frames = torch.from_numpy(np.stack([clip for _, clip in batch])).to(device)
+                video_features = model.encode_video(model.encode_frames(images_from_frames(frames)))
+                logits.append(model.logits(video_features, text_features).float().cpu())
+                annotations += [annotation for annotation, _ in batch]
+    finally:
+        model.train(training)
+    if not annotations:
+        raise DferDeployError("0 clips to evaluate, expected at least 1; look at the test list and --data-root")
+    labels = np.array([annotation.label for annotation in annotations], dtype=np.int64)
+    return Evaluation(annotations, torch.cat(logits).numpy(), labels)
+
+
+def _batches(clips: Iterable[tuple[Annotation, Clip]], batch_size: int) -> Iterator[list[tuple[Annotation, Clip]]]:
+    batch: list[tuple[Annotation, Clip]] = []
+    for item in clips:
+        batch.append(item)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,48 @@
+"""Optimiser and learning-rate schedule (paper, section 4.1: SGD, three rates, MultiStepLR)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.train.recipe import OptimRecipe
+
+
+def build_optimizer(model: DferClip, recipe: OptimRecipe) -> torch.optim.Optimizer:
+    """One parameter group for each trainable part, with its own rate; the text encoder is frozen and has none."""
+    parts = (
+        (model.temporal_net, recipe.lr_temporal),
+        (model.image_encoder, recipe.lr_image_encoder),
+        (model.prompt_learner, recipe.lr_prompts),
+    )
+    groups = [
+        {"params": list(part.parameters()), "lr": rate} for part, rate in parts if any(True for _ in part.parameters())
+    ]
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: OptimRecipe, steps_per_epoch: int) -> LambdaLR:
+    """A schedule that is stepped after every batch and scales all rates alike."""
+    return LambdaLR(optimizer, lambda step: rate_factor(step / steps_per_epoch, recipe))
+
+
+def rate_factor(epoch: float, recipe: OptimRecipe) -> float:
+    """What the peak rates are multiplied with.
+
+    Args:
+        epoch: time since the start, in epochs; fractions are between two.
+        recipe: schedule, milestones, warm-up.
+    """
+    # During the warm-up a step must not be wasted with a rate of 0: hence the shift by a small step.
+    warmup = min(1.0, (epoch + 0.01) / recipe.warmup_epochs) if recipe.warmup_epochs else 1.0
+    if recipe.schedule == "multistep":
+        passed = sum(epoch >= milestone for milestone in recipe.milestones)
+        return warmup * float(recipe.gamma**passed)
+    left = max(1e-9, recipe.epochs - recipe.warmup_epochs)
+    share = min(1.0, max(0.0, epoch - recipe.warmup_epochs) / left)
+    return warmup * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -1,0 +1,263 @@
+"""A recipe: everything that decides what a training run does, as frozen dataclasses read from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import MAX_FRAMES, ClipSpec, PromptSpec, TemporalSpec, spec_from_dict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = "recipes"
+"""The folder of the built-in recipes, beside this module."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DferDeployError(message)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which clips.
+
+    Attributes:
+        train_list: annotation list of the training clips, relative to the root.
+        test_list: annotation list of the test clips, relative to the root.
+        root: folder of the lists; ``--data`` replaces it.
+        data_root: where the listed clips are, as in ``clips.annotations.read_annotations``; None means beside the list.
+        decode_size: side in pixels at which decoded frames are kept, so that a random crop is not enlarged; None takes
+            the model's image size.
+        cache: keep decoded frames in memory (3 bytes a pixel of every frame of every training clip).
+        frame_interval_s: seconds between two frames of a clip's folder, where known; it goes into the checkpoint.
+    """
+
+    train_list: str = "train.txt"
+    test_list: str = "test.txt"
+    root: str | None = None
+    data_root: str | None = None
+    decode_size: int | None = None
+    cache: bool = False
+    frame_interval_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.decode_size is None or self.decode_size > 0,
+            f"data.decode_size is {self.decode_size}, expected a positive number of pixels",
+        )
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which model. Exactly one of ``open_clip`` and ``clip`` describes the backbone.
+
+    Attributes:
+        prompts: class names, class texts and contexts.
+        open_clip: a model name of open_clip's, such as ``ViT-B-32-quickgelu``.
+        pretrained: open_clip's tag of trained weights (``openai``) or the path of a weight file; empty: random weights.
+        clip: sizes of a CLIP with random weights.
+        fast_start: with random weights, choose them as ``initialisation.fast_start`` does.
+        temporal: the temporal model.
+    """
+
+    prompts: PromptSpec
+    open_clip: str | None = None
+    pretrained: str = ""
+    clip: ClipSpec | None = None
+    fast_start: bool = False
+    temporal: TemporalSpec = field(default_factory=TemporalSpec)
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.open_clip is None) != (self.clip is None),
+            "the recipe's [model] names "
+            + ("no backbone" if self.clip is None else "two backbones")
+            + '; give either open_clip = "ViT-B-32-quickgelu" or the sizes in [model.clip]',
+        )
+        _require(
+            not self.pretrained or self.open_clip is not None,
+            f"model.pretrained is {self.pretrained!r} without model.open_clip; name the model that the weights are of",
+        )
+        _require(
+            not (self.pretrained and self.fast_start),
+            "model.fast_start would overwrite pretrained weights; remove one of the two",
+        )
+
+
+@dataclass(frozen=True)
+class OptimRecipe:
+    """How the weights move. The defaults are the paper's (section 4.1); the text encoder never moves.
+
+    Attributes:
+        name: ``sgd`` with momentum, or ``adamw``.
+        lr_image_encoder, lr_temporal, lr_prompts: peak learning rates of the three parts.
+        momentum: of SGD.
+        weight_decay: of either.
+        epochs: passes over the training list.
+        batch_size: clips in a step.
+        schedule: ``multistep`` multiplies the rates by ``gamma`` at the ``milestones``; ``cosine`` lets them fall to 0.
+        milestones: epochs, for ``multistep``.
+        gamma: for ``multistep``.
+        warmup_epochs: epochs (fractions allowed) over which the rates rise linearly from 0.
+        clip_norm: largest norm of the gradient, None for no limit.
+        short_epochs: so many first epochs see clips of fewer frames. From scratch, seeing more clips teaches the image
+            encoder faster than seeing more frames of each; the temporal model then needs the last epochs.
+        short_frames: number of frames in these.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr_image_encoder: float = 1e-5
+    lr_temporal: float = 1e-2
+    lr_prompts: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    epochs: int = 50
+    batch_size: int = 48
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = (30, 40)
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    short_epochs: int = 0
+    short_frames: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("lr_image_encoder", "lr_temporal", "lr_prompts", "momentum", "weight_decay", "warmup_epochs"):
+            _require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("epochs", "batch_size"):
+            _require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}, expected at least 1")
+        _require(self.short_epochs >= 0, f"optim.short_epochs is {self.short_epochs}, expected 0 or more")
+        _require(
+            1 <= self.short_frames <= MAX_FRAMES,
+            f"optim.short_frames is {self.short_frames}, expected 1 to {MAX_FRAMES}",
+        )
+        _require(self.gamma > 0, f"optim.gamma is {self.gamma}, expected a positive number")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optim.clip_norm is {self.clip_norm}, expected a positive number",
+        )
+
+    def with_epochs(self, epochs: int) -> OptimRecipe:
+        """The same course in another number of epochs: warm-up, milestones and short epochs keep their shares."""
+        share = epochs / self.epochs
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            milestones=tuple(max(1, round(milestone * share)) for milestone in self.milestones),
+            warmup_epochs=self.warmup_epochs * share,
+            short_epochs=round(self.short_epochs * share),
+        )
+
+
+@dataclass(frozen=True)
+class AugmentRecipe:
+    """How training clips are varied, all frames of a clip alike. The defaults are the paper's.
+
+    Attributes:
+        crop_scale: smallest and largest share of the picture's area that a random crop keeps.
+        crop_ratio: smallest and largest width / height of the crop.
+        flip: probability of a horizontal flip.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, f"augment.crop_scale is [{low}, {high}], expected 0 < smallest ≤ largest ≤ 1")
+        low, high = self.crop_ratio
+        _require(0 < low <= high, f"augment.crop_ratio is [{low}, {high}], expected 0 < smallest ≤ largest")
+        _require(0 <= self.flip <= 1, f"augment.flip is {self.flip}, expected a probability")
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """Everything else about a run.
+
+    Attributes:
+        seed: of weights, order, sampling and augmentation.
+        device: ``auto`` takes a CUDA device where there is one.
+        select: ``last`` keeps the last epoch; ``test`` also keeps the epoch with the best WAR on the test list, as the
+            paper does, which makes that number optimistic.
+    """
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    select: Literal["last", "test"] = "last"
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"run.seed is {self.seed}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run."""
+
+    model: ModelRecipe
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers, as they go into a checkpoint."""
+        return _plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files(__package__) / RECIPES
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def recipe_from_toml(path_or_name: str) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path_or_name: a TOML file, or the name of a built-in recipe. What ends in ``.toml`` or has a folder in it is a
+            file.
+
+    Raises:
+        DferDeployError: there is no such file or recipe, or a setting is unknown or has a wrong value.
+    """
+    path = Path(path_or_name)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DferDeployError(f"the recipe {path} cannot be read ({error}); expected a TOML file") from error
+    else:
+        text = _builtin_text(path_or_name)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DferDeployError(f"the recipe {path_or_name} is not valid TOML ({error}); correct it") from error
+    return spec_from_dict(Recipe, values)
+
+
+def _builtin_text(name: str) -> str:
+    known = builtin_recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        raise DferDeployError(f"there is no recipe {name!r}; {hint} A file's name ends in .toml")
+    return (resources.files(__package__) / RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

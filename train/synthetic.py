@@ -1,0 +1,264 @@
+"""The drawn data set: folders of frames and annotation lists in the format of DFEW and FERV39k.
+
+It exists so that training, export, serving and verification can be shown and tested where no real data set may be
+had. Drawn faces are no evidence about real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from dfer_deploy.console import progress, stderr
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_folder, write_json
+from dfer_deploy.train.expressions import CLASS_NAMES, movement
+from dfer_deploy.train.faces import SUPERSAMPLING, Identity, draw_face, random_identity
+from dfer_deploy.train.pen import Pose
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+NOTE = (
+    "These are drawn faces for demonstrations and tests; "
+    "nothing measured on them is evidence about real faces or real data sets."
+)
+
+
+@dataclass(frozen=True)
+class SyntheticSpec:
+    """What the data set is made of; with the seed it determines every pixel.
+
+    Attributes:
+        clips_per_class_train: training clips of each of the seven classes.
+        clips_per_class_test: test clips of each class.
+        identities_train: persons in the training clips; every one of them shows every class.
+        identities_test: persons in the test clips, none of whom is in the training clips.
+        image_size: side length of the frames in pixels.
+        min_frames: length of the shortest clip that may occur; below 16 some clips must repeat their last frame.
+        max_frames: length of the longest clip that may occur.
+        seed: 0 or more.
+    """
+
+    clips_per_class_train: int = 240
+    clips_per_class_test: int = 60
+    identities_train: int = 120
+    identities_test: int = 30
+    image_size: int = 96
+    min_frames: int = 10
+    max_frames: int = 24
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("clips_per_class_train", 1),
+            ("clips_per_class_test", 1),
+            ("identities_train", 1),
+            ("identities_test", 1),
+            ("image_size", 16),
+            ("min_frames", 2),
+            ("max_frames", self.min_frames),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise DferDeployError(f"{name} is {value}, expected at least {least}; choose a larger number")
+
+    def clips_per_class(self, split: Split) -> int:
+        return self.clips_per_class_train if split == "train" else self.clips_per_class_test
+
+    def identities(self, split: Split) -> int:
+        return self.identities_train if split == "train" else self.identities_test
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One clip to draw: its place in the data set decides its class, its person and its random numbers."""
+
+    spec: SyntheticSpec
+    split: Split
+    index: int
+
+    @property
+    def label(self) -> int:
+        return self.index % len(CLASS_NAMES)
+
+    @property
+    def person(self) -> int:
+        return self.index // len(CLASS_NAMES) % self.spec.identities(self.split)
+
+    @property
+    def folder(self) -> str:
+        return f"frames/{self.split}_{self.index:05d}_person{self.person:03d}_{CLASS_NAMES[self.label]}"
+
+    def generator(self) -> np.random.Generator:
+        # A generator of its own for every clip: the bytes do not depend on which process draws it, and when.
+        return np.random.default_rng([self.spec.seed, SPLITS.index(self.split), self.index])
+
+    def identity(self) -> Identity:
+        # The fourth number keeps the stream apart from the clips' (which is as if they had a 0 there).
+        return random_identity(np.random.default_rng([self.spec.seed, SPLITS.index(self.split), self.person, 1]))
+
+
+def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None = None) -> None:
+    """Writes ``<root>/frames/<clip>/00001.jpg…``, ``<root>/train.txt``, ``<root>/test.txt``, ``<root>/dataset.json``.
+
+    A line of a list is ``<folder relative to the list's folder> <number of frames> <class index>``. The folder
+    appears complete or not at all; one that holds the same data set already is left alone, and this is said.
+
+    Args:
+        root: the folder to create.
+        spec: what to draw.
+        workers: number of processes; None takes one for each core, 1 draws in this process. The bytes are the same.
+
+    Raises:
+        DferDeployError: ``root`` holds something else, or cannot be written.
+    """
+    description = _description(spec)
+    if root.exists():
+        if _description_of(root) != description:
+            raise DferDeployError(
+                f"{root} exists and does not hold the requested data set; choose another folder or remove it first"
+            )
+        stderr.print(f"{root} holds this data set already; nothing to draw")
+        return
+    with atomic_folder(root) as folder:
+        clips = [_Clip(spec, split, index) for split in SPLITS for index in range(_size(spec, split))]
+        lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        for clip, frames in zip(
+            clips, progress(_draw_all(folder, clips, workers), "drawing clips", len(clips)), strict=True
+        ):
+            lines[clip.split].append(f"{clip.folder} {frames} {clip.label}\n")
+        for split in SPLITS:
+            (folder / f"{split}.txt").write_text("".join(lines[split]), encoding="utf-8")
+        write_json(folder / "dataset.json", description)
+
+
+def contact_sheet(root: Path, columns: int = 9, tile: int = 96) -> Image.Image:
+    """One test clip of every class as a row, its frames from left to right in time.
+
+    Args:
+        root: a data set that ``write_synthetic_dataset`` wrote.
+        columns: frames shown of each clip.
+        tile: side length of a frame in the picture, in pixels.
+
+    Returns:
+        An RGB image, 96 pixels of names and ``columns`` tiles wide.
+    """
+    margin = 96
+    sheet = Image.new("RGB", (margin + columns * tile, len(CLASS_NAMES) * tile), "white")
+    pen = ImageDraw.Draw(sheet)
+    shown: set[int] = set()
+    # One person shows every class in consecutive clips; further rows should show further persons.
+    for position, line in enumerate((root / "test.txt").read_text(encoding="utf-8").splitlines()):
+        name, _, label = line.rsplit(" ", 2)
+        row = int(label)
+        if row in shown or position // len(CLASS_NAMES) < row:
+            continue
+        shown.add(row)
+        frames = sorted((root / name).iterdir())
+        pen.text((6, row * tile + tile // 2 - 6), CLASS_NAMES[row], fill="black")
+        for column in range(columns):
+            with Image.open(frames[column * (len(frames) - 1) // (columns - 1)]) as frame:
+                sheet.paste(frame.resize((tile, tile)), (margin + column * tile, row * tile))
+    return sheet
+
+
+def _size(spec: SyntheticSpec, split: Split) -> int:
+    return spec.clips_per_class(split) * len(CLASS_NAMES)
+
+
+def _description(spec: SyntheticSpec) -> dict[str, Any]:
+    return {
+        "note": NOTE,
+        "classes": list(CLASS_NAMES),
+        "clips": {split: _size(spec, split) for split in SPLITS},
+        "spec": dataclasses.asdict(spec),
+    }
+
+
+def _description_of(root: Path) -> Any:
+    try:
+        return json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _draw_all(folder: Path, clips: list[_Clip], workers: int | None) -> Iterator[int]:
+    processes = min(workers or os.cpu_count() or 1, len(clips))
+    if processes == 1:
+        yield from (_draw_clip(folder, clip) for clip in clips)
+        return
+    # Not "fork": a process that has run torch holds threads whose locks a forked child would inherit.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from pool.map(_draw_clip, [folder] * len(clips), clips, chunksize=8)
+
+
+def _draw_clip(folder: Path, clip: _Clip) -> int:
+    """Draws one clip into its folder and returns its number of frames."""
+    rng, spec, identity = clip.generator(), clip.spec, clip.identity()
+    count = int(rng.integers(spec.min_frames, spec.max_frames + 1))
+    backdrop = _backdrop(spec.image_size, rng)
+    light = _light(spec.image_size, rng)
+    grain = rng.normal(0.0, rng.uniform(1.0, 5.0), (spec.image_size, spec.image_size, 3))
+    poses = _poses(count, rng)
+    target = folder / clip.folder
+    target.mkdir(parents=True)
+    for number, (pose, units) in enumerate(zip(poses, movement(CLASS_NAMES[clip.label], count, rng), strict=True), 1):
+        face = np.asarray(draw_face(backdrop, identity, pose, units), dtype=np.float64)
+        # Drawing fresh noise for every frame would take as long as the face: the same grain is moved about.
+        noise = np.roll(grain, int(rng.integers(spec.image_size**2)))
+        pixels = np.clip(face * light + noise, 0.0, 255.0).astype(np.uint8)
+        Image.fromarray(pixels).save(target / f"{number:05d}.jpg", quality=88)
+    return count
+
+
+def _poses(count: int, rng: np.random.Generator) -> list[Pose]:
+    """A head that stands slightly turned and moves slowly."""
+    time = np.linspace(0.0, 1.0, count)
+
+    def sway(middle: float, spread: float, motion: float) -> npt.NDArray[np.float64]:
+        wave = np.sin(2 * np.pi * (time * rng.uniform(0.2, 0.9) + rng.random()))
+        return np.asarray(rng.normal(middle, spread) + abs(rng.normal(0.0, motion)) * wave)
+
+    courses = np.stack(
+        [
+            np.clip(sway(0.0, 0.1, 0.06), -0.35, 0.35),
+            np.clip(sway(0.0, 0.04, 0.03), -0.15, 0.15),
+            np.clip(sway(0.0, 0.04, 0.03), -0.15, 0.15),
+            np.clip(sway(0.41, 0.01, 0.004), 0.38, 0.44),
+            np.clip(sway(0.5, 0.01, 0.008), 0.46, 0.54),
+            np.clip(sway(0.46, 0.01, 0.008), 0.42, 0.5),
+        ],
+        axis=1,
+    )
+    return [Pose(*(float(value) for value in row)) for row in courses]
+
+
+def _backdrop(size: int, rng: np.random.Generator) -> Image.Image:
+    """A blurred room in shades of one colour, SUPERSAMPLING times the frame's size."""
+    colour = rng.uniform(40, 215) + rng.normal(0.0, 18.0, 3)
+    corners = colour + rng.normal(0.0, 22.0, (4, 4, 1)) + rng.normal(0.0, 6.0, (4, 4, 3))
+    small = Image.fromarray(np.clip(corners, 0, 255).astype(np.uint8))
+    return small.resize((size * SUPERSAMPLING,) * 2, Image.Resampling.BICUBIC)
+
+
+def _light(size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Brightness factors [size, size, 3]: a light from one side, and its colour."""
+    down, across = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = rng.uniform(0.0, 0.3) * (np.cos(angle) * across + np.sin(angle) * down)
+    tint = rng.uniform(0.92, 1.05, 3)
+    return np.asarray((rng.uniform(0.7, 1.05) * (1.0 + slope))[:, :, None] * tint)
