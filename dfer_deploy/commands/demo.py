@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def demo(ctx: click.Context, root: Path) -> None:
     run("export", checkpoint, "-o", bundle)
     opened = open_bundle(bundle)
     if not video.exists():
-        _write_video(video, faces / "test.txt", opened.spec.prompts.num_classes)
+        test_clips = read_annotations(faces / "test.txt", opened.spec.prompts.num_classes)
+        longest = max(test_clips, key=lambda clip: clip.listed_frames)
+        write_video(video, frame_paths(longest.path))
     with served_bundle(opened) as endpoints:
         url = ("--url", endpoints.grpc_url)
         verification, measurement, answer = root / "verify.json", root / "bench.json", root / "predict.json"
@@ -102,15 +105,14 @@ def _summary(
     )
 
 
-def _write_video(path: Path, list_file: Path, num_classes: int) -> None:
-    """The longest clip of the list as a video file."""
-    annotation = max(read_annotations(list_file, num_classes), key=lambda a: a.listed_frames)
-    frames = [image_from_file(frame) for frame in frame_paths(annotation.path)]
+def write_video(path: Path, frames: Sequence[Path]) -> None:
+    """Makes a video of image files of one size, 10 frames a second, atomically."""
+    images = [image_from_file(frame) for frame in frames]
     with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=_VIDEO_FPS)
-        stream.width, stream.height = frames[0].size
+        stream.width, stream.height = images[0].size
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 2_000_000
-        for image in frames:
+        for image in images:
             container.mux(stream.encode(av.VideoFrame.from_image(image)))  # type: ignore[no-untyped-call]
         container.mux(stream.encode(None))
