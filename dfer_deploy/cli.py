@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -73,6 +74,9 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the command ``dfer-deploy``. A user's mistake is one sentence, a bug is a traceback."""
+    # PyTorch's threads wait by spinning, which takes the core from whoever they wait for when another program runs: an
+    # epoch on two busy cores took up to ten times as long. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     group.main(prog_name="dfer-deploy")
 
 

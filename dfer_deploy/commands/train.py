@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +27,6 @@ def train(
     """Train a model by RECIPE, a TOML file or the name of a built-in one (synthetic)."""
     if importlib.util.find_spec("torch") is None:
         raise missing_extra("torch", "cpu", "train")
-    # Threads that wait by spinning take the core from the one that they wait for wherever another program runs: on two
-    # busy cores an epoch took up to ten times as long. OpenMP reads this when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from dfer_deploy.train.loop import train as run_training
     from dfer_deploy.train.recipe import recipe_from_toml
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,15 @@ OPTIM = OptimRecipe(
     clip_norm=1.0,
     short_epochs=12,
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums do not depend on the number of cores, and threads of a tiny model do not wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +146,20 @@ def test_selecting_by_the_test_list_keeps_the_best_epoch_too(
     best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
     assert (best.provenance["epoch"], best.provenance["test_war"]) == (result.epoch, max(wars))
     assert (last.provenance["epoch"], last.provenance["test_war"]) == (OPTIM.epochs, wars[-1])
+
+
+def test_only_the_first_epochs_see_short_clips(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    batches = TrainingClips.batches
+
+    def watched(self: TrainingClips, *arguments: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for frames, labels in batches(self, *arguments):
+            seen.append(tuple(frames.shape))
+            yield frames, labels
+
+    monkeypatch.setattr(TrainingClips, "batches", watched)
+    train(replace(recipe, optim=replace(recipe.optim, epochs=3, short_epochs=2, short_frames=4)), tmp_path)
+    assert seen == [(7, 4, 32, 32, 3)] * 8 + [(7, 16, 32, 32, 3)] * 4
 
 
 def test_training_clips_change_from_epoch_to_epoch_and_not_with_the_cache(recipe: Recipe) -> None:
