@@ -130,7 +130,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
             features: npt.NDArray[Any] = content["frame_features"]
             logits: npt.NDArray[Any] = content["logits"]
         saved_format, sha256, saved_spec = header["format"], str(header["checkpoint_sha256"]), dict(header["spec"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes raise zlib's, tokenize's, json's and NumPy's own exceptions
         raise DferDeployError(
             f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
             "make one with: dfer-deploy verify … --save-baseline FILE"

@@ -97,12 +97,28 @@ class Bundle:
     def model_repository(self) -> Path:
         return self.path / "model_repository"
 
+    def _repository_files(self) -> list[Path]:
+        return [path for path in self.model_repository.rglob("*") if path.is_file() or path.is_symlink()]
+
+    def is_intact(self) -> bool:
+        """Whether ``check_files`` passes."""
+        try:
+            self.check_files()
+        except DferDeployError:
+            return False
+        return True
+
     def check_files(self) -> None:
         """Compares every file with the manifest.
 
         Raises:
-            DferDeployError: a file is missing or its bytes are not the ones that were exported.
+            DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
         """
+        # Triton loads every folder of the repository and executes every model.py in it.
+        found = {path.relative_to(self.path).as_posix() for path in self._repository_files()}
+        foreign = sorted(found - set(self.manifest.files))
+        if foreign:
+            raise DferDeployError(f"{self.path / foreign[0]} is not part of the exported bundle; remove it")
         for name, expected in self.manifest.files.items():
             path = self.path / name
             if not path.is_file():
@@ -112,6 +128,18 @@ class Bundle:
                     f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); "
                     "export it again"
                 )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder has a bundle's manifest, intact or not, of this version or another."""
+    manifest = path / MANIFEST_NAME
+    try:
+        values = (
+            json.loads(manifest.read_text(encoding="utf-8")) if manifest.stat().st_size <= MAX_MANIFEST_BYTES else {}
+        )
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and str(values.get("format")).startswith("dfer-deploy-bundle/")
 
 
 def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +47,7 @@ class Checkpoint:
     def frame_interval_s(self) -> float | None:
         """Seconds between the frames of a training clip, where the trainer knew."""
         interval = self.provenance.get("frame_interval_s")
-        return float(interval) if isinstance(interval, int | float) else None
+        return float(interval) if isinstance(interval, int | float) and math.isfinite(interval) else None
 
     def build_model(self) -> DferClip:
         """The model in fp32 on the CPU, in evaluation mode.
@@ -53,9 +55,11 @@ class Checkpoint:
         Raises:
             DferDeployError: parameters are missing, superfluous, or of the wrong shape.
         """
-        model = DferClip(self.spec).eval()
+        # Without memory for weights of its own: the parameters become the tensors that are mapped from the file.
+        with torch.device("meta"):
+            model = DferClip(self.spec).eval()
         try:
-            model.load_state_dict({name: tensor.float() for name, tensor in self.state.items()})
+            model.load_state_dict({name: tensor.float() for name, tensor in self.state.items()}, assign=True)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
             raise DferDeployError(
@@ -112,8 +116,17 @@ def save_checkpoint(path: Path, model: DferClip, provenance: Mapping[str, Any]) 
         "provenance": dict(provenance),
         "state_dict": state,
     }
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, _full_disk(path):
         torch.save(content, temporary)
+
+
+@contextlib.contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    """torch's writer reports a full disk as a RuntimeError about its position in the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DferDeployError(f"cannot write {path} ({error}); nothing was left behind, free some space") from error
 
 
 def _own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
@@ -163,7 +176,8 @@ def _tensors(path: Path, state: object) -> dict[str, Tensor]:
         raise DferDeployError(f"{path} holds no tensors under 'state_dict'; expected a DFER-CLIP checkpoint")
     for name, tensor in tensors.items():
         # A tensor with stride 0 would claim more memory than the file has.
-        if not tensor.is_floating_point() or tensor.nbytes > tensor.untyped_storage().nbytes():
+        stored = tensor.layout is torch.strided and tensor.is_floating_point()
+        if not stored or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise DferDeployError(
                 f"{path} has the tensor {name!r} of type {tensor.dtype} and shape {list(tensor.shape)}, expected "
                 "stored floating-point numbers; is it a DFER-CLIP checkpoint?"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import sys
 from typing import Any
 
 import click
@@ -74,9 +76,12 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the command ``dfer-deploy``. A user's mistake is one sentence, a bug is a traceback."""
-    # PyTorch's threads wait by spinning, which takes the core from whoever they wait for when another program runs: an
-    # epoch on two busy cores took up to ten times as long. OpenMP reads this when torch is loaded.
+    # PyTorch's threads wait by spinning, which takes the core from whoever they wait for when another program runs.
+    # OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # ≤ and Δ in a terminal that knows neither
     group.main(prog_name="dfer-deploy")
 
 

@@ -11,7 +11,6 @@ class ExitCode(IntEnum):
     DONE = 0
     GATE_FAILED = 1
     WRONG_INPUT = 2
-    UNDECIDED = 3
 
 
 class DferDeployError(Exception):

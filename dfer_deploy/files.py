@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -60,6 +61,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         DferDeployError: ``path`` exists and ``force`` is not set, or it cannot be written.
     """
+    path = path.resolve()
     if path.exists() and not force:
         raise DferDeployError(f"{path} exists already; choose another name or add --force to replace it")
     if path.exists() and not path.is_dir():
@@ -70,21 +72,43 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             temporary.chmod(0o777 & ~_umask())
             yield temporary
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                path.replace(old)
-                temporary.replace(path)
-                shutil.rmtree(old)
-            else:
-                temporary.replace(path)
+            _replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def link_or_copy(source: Path, destination: Path) -> None:
+    """A hard link to ``source`` where the file system allows it, else a copy."""
+    try:
+        destination.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        with atomic_file(destination) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys and a final newline, atomically."""
+    """Writes JSON with sorted keys and a final newline, atomically. Every number must be finite."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Puts ``new`` in the place of ``path``; if that fails, what was there is there again."""
+    if not path.exists():
+        new.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -61,3 +61,10 @@ def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequen
         confusion=confusion,
         absent=tuple(name for name, n in zip(class_names, clips, strict=True) if not n),
     )
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities [B, C] of logits [B, C]."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities

@@ -17,7 +17,7 @@ from dfer_deploy.specs import PROMPT_POSITIONS, PromptPosition
 
 TOLERANCE_POINTS = 0.1
 
-_ROUNDING_POINTS = 5e-4
+_ROUNDING_POINTS = 1e-4
 """``best_acc`` is a mean of batch accuracies in float32."""
 
 
@@ -44,7 +44,9 @@ class ReadingCheck:
     def __str__(self) -> str:
         stated = f"the checkpoint states {self.best_acc:.2f} % WAR, PyTorch reaches {self.war:.2f} % with the contexts"
         if self.passed:
-            return f"{stated} at the {self.position}: reproduced"
+            others = [position for position in self.reproducing if position != self.position]
+            doubt = f" (this list cannot tell it from {' and '.join(others)})" if others else ""
+            return f"{stated} at the {self.position}: reproduced{doubt}"
         if self.reproducing:
             names = " or ".join(self.reproducing)
             return f"{stated} at the {self.position}, but {names} reproduces it: export with --prompt-position {names}"

@@ -186,6 +186,5 @@ def _parameters(state: State, depth: int) -> dict[str, Tensor]:
 
 
 def _count(state: State, pattern: str) -> int:
-    """One more than the largest layer number among the names; 0 where there is none."""
-    numbers = [int(match.group(1)) for name in state if (match := re.match(pattern, name))]
-    return max(numbers, default=-1) + 1
+    """The number of different layer numbers among the names."""
+    return len({match.group(1) for name in state if (match := re.match(pattern, name))})

@@ -27,9 +27,22 @@ PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
 S = TypeVar("S")
 
 
-def _require(condition: bool, message: str) -> None:
+LARGEST_SIZE = 16384
+"""Of any width, number of pixels or number of tokens: four times that of the largest CLIP. Specs come from files."""
+
+MOST_LAYERS = 128
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ``DferDeployError`` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise DferDeployError(message)
+
+
+def _require_sizes(spec: Any, where: str, *names: str, largest: int = LARGEST_SIZE) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        require(0 < value <= largest, f"{where}{name} is {value}, expected 1 to {largest}")
 
 
 @dataclass(frozen=True)
@@ -44,15 +57,17 @@ class VisionSpec:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        _require(
-            self.image_size > 0 and self.patch_size > 0 and self.image_size % self.patch_size == 0,
+        _require_sizes(self, "vision.", "image_size", "patch_size", "width", "head_width")
+        _require_sizes(self, "vision.", "layers", largest=MOST_LAYERS)
+        require(0 < self.mlp_ratio <= 64, f"vision.mlp_ratio is {self.mlp_ratio}, expected more than 0 and at most 64")
+        require(
+            self.image_size % self.patch_size == 0,
             f"vision.image_size {self.image_size} is no multiple of vision.patch_size {self.patch_size}; change one",
         )
-        _require(
-            self.head_width > 0 and self.width > 0 and self.width % self.head_width == 0,
+        require(
+            self.width % self.head_width == 0,
             f"vision.width {self.width} is no multiple of vision.head_width {self.head_width}; change one",
         )
-        _require(self.layers > 0, f"vision.layers is {self.layers}, expected at least 1")
 
     @property
     def heads(self) -> int:
@@ -70,12 +85,14 @@ class TextSpec:
     heads: int = 8
 
     def __post_init__(self) -> None:
-        _require(
-            self.heads > 0 and self.width > 0 and self.width % self.heads == 0,
+        _require_sizes(self, "text.", "context_length", "width", "heads")
+        _require_sizes(self, "text.", "layers", largest=MOST_LAYERS)
+        _require_sizes(self, "text.", "vocab_size", largest=1_000_000)
+        require(
+            self.width % self.heads == 0,
             f"text.width {self.width} is no multiple of text.heads {self.heads}; change one",
         )
-        _require(self.layers > 0, f"text.layers is {self.layers}, expected at least 1")
-        _require(self.context_length > 2, f"text.context_length is {self.context_length}, expected at least 3")
+        require(self.context_length > 2, f"text.context_length is {self.context_length}, expected at least 3")
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class ClipSpec:
     quick_gelu: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.embed_dim > 0, f"embed_dim is {self.embed_dim}, expected a positive number")
+        _require_sizes(self, "", "embed_dim")
 
 
 @dataclass(frozen=True)
@@ -102,10 +119,9 @@ class TemporalSpec:
     max_frames: int = MAX_FRAMES
 
     def __post_init__(self) -> None:
-        _require(0 <= self.depth <= 6, f"temporal.depth is {self.depth}, expected 0 to 6 (0 is the mean over frames)")
-        for name in ("heads", "head_width", "mlp_width"):
-            _require(getattr(self, name) > 0, f"temporal.{name} is {getattr(self, name)}, expected a positive number")
-        _require(
+        require(0 <= self.depth <= 6, f"temporal.depth is {self.depth}, expected 0 to 6 (0 is the mean over frames)")
+        _require_sizes(self, "temporal.", "heads", "head_width", "mlp_width")
+        require(
             self.max_frames == MAX_FRAMES, f"temporal.max_frames is {self.max_frames}, the contract fixes {MAX_FRAMES}"
         )
 
@@ -129,22 +145,22 @@ class PromptSpec:
     position: PromptPosition = "end"
 
     def __post_init__(self) -> None:
-        _require(len(self.class_names) >= 2, f"{len(self.class_names)} class(es) given, expected at least 2")
-        _require(
+        require(len(self.class_names) >= 2, f"{len(self.class_names)} class(es) given, expected at least 2")
+        require(
             len(set(self.class_names)) == len(self.class_names),
             f"class names {list(self.class_names)} are not distinct; give every class its own name",
         )
         for name in self.class_names:
-            _require(
+            require(
                 bool(name.strip()) and name.isprintable(),
                 f"class name {name!r} is empty or not printable; give every class a readable name",
             )
-        _require(
+        require(
             len(self.class_texts) == len(self.class_names),
             f"{len(self.class_texts)} class texts for {len(self.class_names)} class names; give one text per name",
         )
-        _require(self.contexts >= 0, f"contexts is {self.contexts}, expected 0 or more")
-        _require(
+        require(self.contexts >= 0, f"contexts is {self.contexts}, expected 0 or more")
+        require(
             self.position in PROMPT_POSITIONS,
             f"prompt position {self.position!r} is unknown; expected one of {', '.join(PROMPT_POSITIONS)}",
         )
@@ -164,11 +180,11 @@ class ModelSpec:
     temperature: float = 0.01
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, f"temperature is {self.temperature}, expected a positive number")
+        require(self.temperature > 0, f"temperature is {self.temperature}, expected a positive number")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers: what JSON, TOML and ``weights_only`` can hold."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
+        return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
 def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
@@ -237,11 +253,12 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Turns tuples, however deep, into lists, as JSON, TOML and ``weights_only`` know them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

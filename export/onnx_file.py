@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -103,7 +104,7 @@ def _check_interface(model: onnx.ModelProto, spec: GraphSpec) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(logger_name: str):  # type: ignore[no-untyped-def]
+def _quiet(logger_name: str) -> Iterator[None]:
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)

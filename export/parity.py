@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,21 @@ import numpy as np
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.metrics import softmax
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.runtimes.torch import TorchPredictor
 from dfer_deploy.specs import MAX_FRAMES, Precision
+from dfer_deploy.verify import LIMITS
 
 BATCHES = (1, 2, 5)
 TIMES = (1, 9, MAX_FRAMES)
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What is accepted of a graph on drawn frames.
-
-    Attributes:
-        features: largest error of a frame feature, relative to the largest feature.
-        logits: largest error of a logit of the whole model. The head alone must stay within a fifth of it.
-    """
-
-    features: float
-    logits: float
-
-
-TOLERANCES: dict[Precision, Tolerance] = {
-    # fp32 differs by the order of additions only; logits are cosines times 100.
-    "fp32": Tolerance(features=1e-3, logits=1e-2),
-    # An fp16 number has 11 bits. This finds overflow and wrong islands; whether the loss matters is for `verify` to say
-    # on real clips.
-    "fp16": Tolerance(features=0.2, logits=4.0),
-}
+FEATURES: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.1}
+"""Largest error of a frame feature, relative to the largest feature. fp16 has 11 bits, and twelve layers add up; this
+finds overflow and wrong islands, and whether the loss matters is for ``verify`` to say on real clips."""
 
 
 def measure_parity(model: DferClip, image_encoder: Path, temporal_head: Path, precision: Precision) -> dict[str, Any]:
@@ -51,7 +35,7 @@ def measure_parity(model: DferClip, image_encoder: Path, temporal_head: Path, pr
         model: the checkpoint's model.
         image_encoder: the exported ONNX file.
         temporal_head: the exported ONNX file.
-        precision: decides the tolerance.
+        precision: decides what is accepted: the limits of ``verify``.
 
     Returns:
         Upper bounds of what was seen, for the manifest: see ``rounded_up``.
@@ -59,12 +43,12 @@ def measure_parity(model: DferClip, image_encoder: Path, temporal_head: Path, pr
     Raises:
         DferDeployError: a shape is wrong, an answer is not finite, or an error leaves the tolerance.
     """
-    tolerance = TOLERANCES[precision]
+    limits = LIMITS[precision]
     frames = drawn_clips(max(BATCHES), model.spec.clip.vision.image_size)
     with TorchPredictor(model) as torch_model, OnnxRuntimePredictor(image_encoder, temporal_head) as exported:
         features = torch_model.encode(frames)
         scale = float(np.abs(features).max())
-        feature_error = head_error = 0.0
+        feature_error = head_error = probability_error = 0.0
         exported_features = features
         # Frames are independent of each other in the encoder, so three of the nine shapes show every batch and time.
         for batch, time in zip(BATCHES, TIMES, strict=True):
@@ -77,12 +61,14 @@ def measure_parity(model: DferClip, image_encoder: Path, temporal_head: Path, pr
             _check(answer.logits, expected.logits.shape, temporal_head)
             _check(answer.probabilities, expected.logits.shape, temporal_head)
             head_error = max(head_error, _max_error(answer.logits, expected.logits))
+            probability_error = max(probability_error, _max_error(answer.probabilities, softmax(answer.logits)))
         whole = exported.classify(exported_features).logits
         logit_error = _max_error(whole, torch_model.classify(features).logits)
     measured = {
-        "image encoder, relative feature error": (feature_error, tolerance.features),
-        "temporal head, logit error": (head_error, tolerance.logits / 5),
-        "both graphs, logit error": (logit_error, tolerance.logits),
+        "image encoder, relative feature error": (feature_error, FEATURES[precision]),
+        "temporal head, logit error": (head_error, limits.head_logits),
+        "both graphs, logit error": (logit_error, limits.logits),
+        "temporal head, probability against the softmax of its logits": (probability_error, limits.probabilities),
     }
     for what, (error, limit) in measured.items():
         if not error <= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +20,7 @@ from dfer_deploy.bundle import (
     Manifest,
     Target,
     check_model_name,
+    is_bundle,
     open_bundle,
 )
 from dfer_deploy.checkpoint import Checkpoint, load_checkpoint
@@ -28,10 +30,10 @@ from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
 from dfer_deploy.export.repository import write_model_repository
-from dfer_deploy.files import atomic_folder, sha256_of_file, write_json
+from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
 from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision, PromptPosition, contract_for
 
-_TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+_TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ def export_bundle(
         checkpoint_path: ours or the reference implementation's.
         output: the bundle's folder.
         options: what to export.
-        force: replace an existing bundle.
+        force: replace an existing bundle (and nothing but a bundle).
         add_version: put the models into the existing bundle as the next version; the older versions stay in its
-            repository for rollback.
+            repository.
 
     Returns:
         The bundle, and whether it was written (an existing one that would become the same is left as it is).
@@ -84,18 +86,20 @@ def export_bundle(
             checkpoint_path, prompt_position=options.prompt_position, class_names=options.class_names
         )
         plan = _manifest(checkpoint, options)
-    previous = _previous(output, plan, add_version) if output.exists() and not force else None
-    if previous is not None:
-        if _same_content(previous.manifest, plan):
-            return previous, False
-        if not add_version:
-            raise DferDeployError(
-                f"{output} exists already and holds another export; choose another -o, replace it with --force, "
-                "or put this one beside it with --add-version"
-            )
-        plan = dataclasses.replace(plan, version=previous.manifest.version + 1)
-    with atomic_folder(output, force=force or previous is not None) as folder:
-        _write(folder, checkpoint, plan, previous)
+    previous = _previous(output) if output.exists() else None
+    if previous is not None and _same_content(previous.manifest, plan) and previous.is_intact():
+        return previous, False
+    if output.exists() and not force and not add_version:
+        raise DferDeployError(
+            f"{output} exists already and holds another export or a damaged one; choose another -o, replace it with "
+            "--force, or put this one beside it with --add-version"
+        )
+    kept = None
+    if add_version and previous is not None:
+        _check_compatible(previous, plan)
+        kept, plan = previous, dataclasses.replace(plan, version=previous.manifest.version + 1)
+    with atomic_folder(output, force=output.exists()) as folder:
+        _write(folder, checkpoint, plan, kept)
     return open_bundle(output), True
 
 
@@ -150,9 +154,18 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
         frame_interval_s=checkpoint.frame_interval_s,
         preprocessing=_preprocessing(checkpoint.spec),
         parity={},
-        tools={"dfer-deploy": __version__} | {name: metadata.version(name) for name in _TOOLS},
+        tools={"dfer-deploy": __version__} | _tool_versions(),
         files={},
     )
+
+
+def _tool_versions() -> dict[str, str]:
+    """Of everything that decides about the graphs; which of the two onnxruntime packages there is varies."""
+    versions = {}
+    for name in _TOOLS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
@@ -169,23 +182,34 @@ def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _previous(output: Path, plan: Manifest, add_version: bool) -> Bundle:
-    if not (output / MANIFEST_NAME).is_file():
-        raise DferDeployError(f"{output} exists and is no bundle; choose another -o")
-    previous = open_bundle(output, check_files=add_version)
-    if add_version:
-        for what in ("name", "target", "max_batch_size"):
-            old, new = getattr(previous.manifest, what), getattr(plan, what)
-            if old != new:
-                raise DferDeployError(f"{output} has the {what} {old!r}, --add-version needs the same, not {new!r}")
-        old_classes, new_classes = (spec.prompts.class_names for spec in (previous.spec, plan.spec))
-        if previous.contract != contract_for(plan.spec, plan.name) or old_classes != new_classes:
-            raise DferDeployError(
-                f"{output} serves the classes {', '.join(old_classes)} at {previous.spec.clip.vision.image_size} "
-                f"pixels, --add-version needs the same, not {', '.join(new_classes)} at "
-                f"{plan.spec.clip.vision.image_size}; export to a bundle of its own"
-            )
-    return previous
+def _previous(output: Path) -> Bundle | None:
+    """The bundle in the way; None if its manifest is damaged or of another version of this program.
+
+    Raises:
+        DferDeployError: what is in the way is no bundle, so that nothing may replace it.
+    """
+    if not is_bundle(output):
+        raise DferDeployError(f"{output} exists and is no bundle, so it is not replaced; choose another -o")
+    try:
+        return open_bundle(output, check_files=False)
+    except DferDeployError:
+        return None
+
+
+def _check_compatible(previous: Bundle, plan: Manifest) -> None:
+    """Raises unless ``plan`` can be the next version of ``previous``."""
+    previous.check_files()
+    for what in ("name", "target", "max_batch_size"):
+        old, new = getattr(previous.manifest, what), getattr(plan, what)
+        if old != new:
+            raise DferDeployError(f"{previous.path} has the {what} {old!r}, --add-version needs the same, not {new!r}")
+    old_classes, new_classes = (spec.prompts.class_names for spec in (previous.spec, plan.spec))
+    if previous.contract != contract_for(plan.spec, plan.name) or old_classes != new_classes:
+        raise DferDeployError(
+            f"{previous.path} serves the classes {', '.join(old_classes)} at {previous.spec.clip.vision.image_size} "
+            f"pixels, --add-version needs the same, not {', '.join(new_classes)} at "
+            f"{plan.spec.clip.vision.image_size}; export to a bundle of its own"
+        )
 
 
 def _same_content(old: Manifest, plan: Manifest) -> bool:
@@ -198,4 +222,4 @@ def _keep_versions(old_repository: Path, repository: Path) -> None:
         folder = repository / old_version.relative_to(old_repository)
         folder.mkdir()
         for path in old_version.iterdir():
-            (folder / path.name).hardlink_to(path)
+            link_or_copy(path, folder / path.name)

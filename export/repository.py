@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +10,9 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from dfer_deploy import triton_models
-from dfer_deploy.bundle import Target
+from dfer_deploy.bundle import Bundle, Target
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import atomic_file
+from dfer_deploy.files import atomic_file, link_or_copy
 from dfer_deploy.specs import Contract, GraphSpec, ModelSpec, TensorSpec
 
 QUEUE_MEMORY_BYTES = 4 << 30
@@ -70,13 +67,39 @@ def write_model_repository(
         if any(output.label_filename for output in config.output):
             _write_labels(model_folder / "labels.txt", labels)
         if config.name in graphs:
-            _link_or_copy(graphs[config.name], version_folder / "model.onnx")
+            link_or_copy(graphs[config.name], version_folder / "model.onnx")
         else:
             # Triton wants a version folder for the ensemble too, and object stores and git lose empty folders.
             (version_folder / ".keep").touch()
         if config.backend == "python":
             _write_text(version_folder / "model.py", triton_models.onnx_model_source())
         _write_text(model_folder / "config.pbtxt", config_text(config))
+
+
+def check_model_repository(bundle: Bundle) -> None:
+    """Refuses a repository that holds anything but what ``export`` writes, before a server executes it.
+
+    The manifest's hashes tell damage, not intent: whoever changes a model.py can change the manifest too.
+
+    Raises:
+        DferDeployError: a configuration or a model.py is not the one that this version writes.
+    """
+    manifest = bundle.manifest
+    configs = model_configs(
+        bundle.contract, bundle.spec, target=manifest.target, max_batch_size=manifest.max_batch_size
+    )
+    expected = {bundle.model_repository / config.name / "config.pbtxt": config_text(config) for config in configs}
+    if manifest.target == "embedded":
+        expected |= {
+            bundle.model_repository / graph.name / str(manifest.version) / "model.py": triton_models.onnx_model_source()
+            for graph in (bundle.contract.image_encoder, bundle.contract.temporal_head)
+        }
+    for path, text in expected.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise DferDeployError(
+                f"{path} is not what this version of dfer-deploy writes, and a server would execute it; "
+                "export the checkpoint again"
+            )
 
 
 def model_configs(
@@ -170,13 +193,3 @@ def _listing(names: Sequence[str]) -> str:
 def _write_text(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _link_or_copy(source: Path, destination: Path) -> None:
-    try:
-        os.link(source, destination)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
-            raise
-        with atomic_file(destination) as temporary:
-            shutil.copyfile(source, temporary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.dataset import in_batches
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.metrics import Score, score
@@ -54,7 +55,7 @@ def evaluate(model: DferClip, clips: Iterable[tuple[Annotation, Clip]], batch_si
     try:
         with torch.inference_mode():
             text_features = model.encode_text()
-            for batch in _batches(clips, batch_size):
+            for batch in in_batches(clips, batch_size):
                 frames = torch.from_numpy(np.stack([clip for _, clip in batch])).to(device)
                 video_features = model.encode_video(model.encode_frames(images_from_frames(frames)))
                 logits.append(model.logits(video_features, text_features).float().cpu())
@@ -65,14 +66,3 @@ def evaluate(model: DferClip, clips: Iterable[tuple[Annotation, Clip]], batch_si
         raise DferDeployError("0 clips to evaluate, expected at least 1; look at the test list and --data-root")
     labels = np.array([annotation.label for annotation in annotations], dtype=np.int64)
     return Evaluation(annotations, torch.cat(logits).numpy(), labels)
-
-
-def _batches(clips: Iterable[tuple[Annotation, Clip]], batch_size: int) -> Iterator[list[tuple[Annotation, Clip]]]:
-    batch: list[tuple[Annotation, Clip]] = []
-    for item in clips:
-        batch.append(item)
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

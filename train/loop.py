@@ -92,6 +92,8 @@ def train(recipe: Recipe, output: Path) -> TrainingResult:
             trainer.run_epoch(epoch, show)
             last = epoch == recipe.optim.epochs
             if not last and recipe.run.select == "last":
+                # What a crash later on does not lose.
+                save_checkpoint(output / "last.pt", model, _provenance(recipe, epoch, None, trainer.losses, root))
                 continue
             evaluation = evaluate(model, test_clips)
             score = evaluation.score(names)
@@ -163,13 +165,13 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _provenance(recipe: Recipe, epoch: int, score: Score, losses: list[float], root: Path) -> dict[str, Any]:
+def _provenance(recipe: Recipe, epoch: int, score: Score | None, losses: list[float], root: Path) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "seed": recipe.run.seed,
         "selected_on": recipe.run.select,
-        "test_uar": score.uar,
-        "test_war": score.war,
+        "test_uar": None if score is None else score.uar,
+        "test_war": None if score is None else score.war,
         "train_loss": losses[-1],
         "frame_interval_s": recipe.data.frame_interval_s,
         "recipe": recipe.to_dict(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.specs import MAX_FRAMES, ClipSpec, PromptSpec, TemporalSpec, spec_from_dict
+from dfer_deploy.specs import MAX_FRAMES, ClipSpec, PromptSpec, TemporalSpec, plain, require, spec_from_dict
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,11 +20,6 @@ else:
 
 RECIPES = "recipes"
 """The folder of the built-in recipes, beside this module."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise DferDeployError(message)
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class DataRecipe:
     frame_interval_s: float | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.decode_size is None or self.decode_size > 0,
             f"data.decode_size is {self.decode_size}, expected a positive number of pixels",
         )
@@ -78,17 +73,17 @@ class ModelRecipe:
     temporal: TemporalSpec = field(default_factory=TemporalSpec)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.open_clip is None) != (self.clip is None),
             "the recipe's [model] names "
             + ("no backbone" if self.clip is None else "two backbones")
             + '; give either open_clip = "ViT-B-32-quickgelu" or the sizes in [model.clip]',
         )
-        _require(
+        require(
             not self.pretrained or self.open_clip is not None,
             f"model.pretrained is {self.pretrained!r} without model.open_clip; name the model that the weights are of",
         )
-        _require(
+        require(
             not (self.pretrained and self.fast_start),
             "model.fast_start would overwrite pretrained weights; remove one of the two",
         )
@@ -133,16 +128,16 @@ class OptimRecipe:
 
     def __post_init__(self) -> None:
         for name in ("lr_image_encoder", "lr_temporal", "lr_prompts", "momentum", "weight_decay", "warmup_epochs"):
-            _require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}, expected 0 or more")
+            require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("epochs", "batch_size"):
-            _require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}, expected at least 1")
-        _require(self.short_epochs >= 0, f"optim.short_epochs is {self.short_epochs}, expected 0 or more")
-        _require(
+            require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}, expected at least 1")
+        require(self.short_epochs >= 0, f"optim.short_epochs is {self.short_epochs}, expected 0 or more")
+        require(
             1 <= self.short_frames <= MAX_FRAMES,
             f"optim.short_frames is {self.short_frames}, expected 1 to {MAX_FRAMES}",
         )
-        _require(self.gamma > 0, f"optim.gamma is {self.gamma}, expected a positive number")
-        _require(
+        require(self.gamma > 0, f"optim.gamma is {self.gamma}, expected a positive number")
+        require(
             self.clip_norm is None or self.clip_norm > 0,
             f"optim.clip_norm is {self.clip_norm}, expected a positive number",
         )
@@ -175,10 +170,10 @@ class AugmentRecipe:
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
-        _require(0 < low <= high <= 1, f"augment.crop_scale is [{low}, {high}], expected 0 < smallest ≤ largest ≤ 1")
+        require(0 < low <= high <= 1, f"augment.crop_scale is [{low}, {high}], expected 0 < smallest ≤ largest ≤ 1")
         low, high = self.crop_ratio
-        _require(0 < low <= high, f"augment.crop_ratio is [{low}, {high}], expected 0 < smallest ≤ largest")
-        _require(0 <= self.flip <= 1, f"augment.flip is {self.flip}, expected a probability")
+        require(0 < low <= high, f"augment.crop_ratio is [{low}, {high}], expected 0 < smallest ≤ largest")
+        require(0 <= self.flip <= 1, f"augment.flip is {self.flip}, expected a probability")
 
 
 @dataclass(frozen=True)
@@ -197,7 +192,7 @@ class RunRecipe:
     select: Literal["last", "test"] = "last"
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"run.seed is {self.seed}, expected 0 or more")
+        require(self.seed >= 0, f"run.seed is {self.seed}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -212,7 +207,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers, as they go into a checkpoint."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
+        return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
 def builtin_recipes() -> list[str]:
@@ -253,11 +248,3 @@ def _builtin_text(name: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise DferDeployError(f"there is no recipe {name!r}; {hint} A file's name ends in .toml")
     return (resources.files(__package__) / RECIPES / f"{name}.toml").read_text(encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib import resources
 
+if __name__ == "triton_models":
+    raise ImportError("import this package as dfer_deploy.triton_models")
+
 _PACKAGE = "dfer_deploy.triton_models"
 
 

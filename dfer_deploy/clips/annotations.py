@@ -5,6 +5,7 @@ The format of the reference implementation's ``annotation/*.txt``, where the fol
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -59,11 +60,11 @@ def read_annotations(list_file: Path, num_classes: int, data_root: str | None = 
 
 def warn_about_frame_counts(annotations: list[Annotation]) -> None:
     """One warning for all clips whose folder holds another number of frames than the list claims."""
-    wrong = [
-        (annotation, found)
-        for annotation in annotations
-        if annotation.path.is_dir() and (found := len(frame_paths(annotation.path))) != annotation.listed_frames
-    ]
+    wrong = []
+    for annotation in annotations:
+        with contextlib.suppress(OSError):  # reported as unreadable when the clip is read
+            if annotation.path.is_dir() and (found := len(frame_paths(annotation.path))) != annotation.listed_frames:
+                wrong.append((annotation, found))
     if wrong:
         first, found = wrong[0]
         warn(
@@ -102,7 +103,8 @@ class _Relocation:
 def _relocation(names: list[str], list_file: Path, data_root: str | None) -> _Relocation:
     if data_root is None:
         return _Relocation(PurePath(), list_file.parent)
-    old, separator, new = data_root.partition("=")
+    # A folder's own name may have an equals sign in it.
+    old, separator, new = (data_root, "", "") if Path(data_root).is_dir() else data_root.partition("=")
     root = Path(new if separator else data_root)
     if not root.is_dir():
         raise DferDeployError(f"--data-root {str(root)!r} is no folder; expected the folder that holds the clips")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
 from dfer_deploy.clips.reading import Clip, clip_from_path
@@ -13,6 +15,8 @@ from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
 
 _READ_AHEAD = 32
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -63,3 +67,10 @@ class LabelledClips:
         if self.unreadable:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in self.unreadable.items())
             warn(f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read and are left out:{lines}")
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items in their order; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

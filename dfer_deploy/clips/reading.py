@@ -25,6 +25,17 @@ Sampler = Callable[[int], Indices]
 """From a number of frames to the indices of the wanted ones, non-decreasing."""
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+"""Whatever the suffix says: Pillow also knows formats that start other programs."""
+
+_VIDEO_FORMATS = (
+    "3g2,3gp,asf,avi,flv,gif,h264,hevc,ivf,m4a,m4v,matroska,mj2,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,ogg,wav,webm,"
+    "yuv4mpegpipe"
+)
+"""FFmpeg also reads playlists, which open other files and addresses."""
+
+_SHARE_OF_STATED_TIME = 0.9
+
 MAX_PIXELS = 64_000_000
 """Pixels that one frame may have (8K video has 33 million)."""
 
@@ -43,10 +54,13 @@ def clip_from_path(path: Path, image_size: int, sampler: Sampler = sample_indice
     Raises:
         DferDeployError: nothing there, no frames, or a frame that cannot be read.
     """
-    if path.is_dir():
-        return clip_from_folder(path, image_size, sampler)
-    if path.is_file():
-        return clip_from_video(path, image_size, sampler)
+    try:
+        if path.is_dir():
+            return clip_from_folder(path, image_size, sampler)
+        if path.is_file():
+            return clip_from_video(path, image_size, sampler)
+    except OSError as error:  # no permission, a name that is too long, a disk that fails
+        raise DferDeployError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
     raise DferDeployError(f"{path} does not exist; expected a video file or a folder of frames")
 
 
@@ -89,7 +103,7 @@ def frame_paths(folder: Path) -> list[Path]:
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """A sort key that compares runs of digits as numbers; the name itself decides between equals (01 and 1)."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces], name
+    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in pieces], name
 
 
 def image_from_file(path: Path) -> Image.Image:
@@ -99,7 +113,7 @@ def image_from_file(path: Path) -> Image.Image:
         DferDeployError: it cannot be read, or has more than 64 million pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DferDeployError(
                     f"{path} has {image.width} × {image.height} pixels, expected at most {MAX_PIXELS}; make it smaller"
@@ -118,10 +132,26 @@ def resized(image: Image.Image, image_size: int) -> Clip:
 
 
 def _packets_in_video(video: Path) -> int:
+    """The number of the video's packets, which is that of its frames in nearly all files.
+
+    Raises:
+        DferDeployError: there is none, or the file ends long before the time that its header states.
+    """
+    packets, end_s = 0, 0.0
     with _open_video(video) as (container, stream):
-        packets = sum(1 for packet in container.demux(stream) if packet.size)
+        for packet in container.demux():
+            if packet.size and packet.stream is stream:
+                packets += 1
+            if packet.size and packet.pts is not None and packet.time_base is not None:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        start_s, stated_s = ((value or 0) / av.time_base for value in (container.start_time, container.duration))
     if not packets:
         raise DferDeployError(f"{video} has a video stream without frames; is it damaged?")
+    if end_s - start_s < _SHARE_OF_STATED_TIME * stated_s:
+        raise DferDeployError(
+            f"{video} is truncated: it ends after {end_s - start_s:.1f} s of the {stated_s:.1f} s that it states; "
+            "copy it again"
+        )
     return packets
 
 
@@ -158,7 +188,9 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
 @contextlib.contextmanager
 def _open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        with av.open(str(video), metadata_errors="ignore") as container:
+        with av.open(
+            f"file:{video.absolute()}", metadata_errors="ignore", options={"format_whitelist": _VIDEO_FORMATS}
+        ) as container:
             if not container.streams.video:
                 raise DferDeployError(f"{video} has no video stream; expected a video file")
             stream = container.streams.video[0]

@@ -22,6 +22,9 @@ from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.environment import triton_environment
 
+_REQUESTS_FOR_P99 = 100
+"""Of fewer, the 99th percentile is the maximum."""
+
 
 def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     try:
@@ -105,11 +108,14 @@ def _print(result: BenchResult) -> None:
     rows: list[tuple[object, ...]] = []
     for local in result.in_process:
         p50, p95, p99 = np.percentile(local.latency_ms, [50, 95, 99])
-        times = (f"{p50:.1f}", f"{p95:.1f}", f"{p99:.1f}", "", "")
+        tail = f"{p99:.1f}" if len(local.latency_ms) >= _REQUESTS_FOR_P99 else ""
+        times = (f"{p50:.1f}", f"{p95:.1f}", tail, "", "")
         rows.append((local.name, spread(local.throughput), ratio(local.throughput, base.throughput), *times))
     for served in result.served:
         fields = ("p50_ms", "p95_ms", "p99_ms", "queue_ms", "compute_infer_ms")
-        times = tuple(f"{served.median(field):.1f}" for field in fields)  # type: ignore[assignment]
+        p50, p95, p99, queue, compute = (f"{served.median(field):.1f}" for field in fields)
+        tail = p99 if result.requests >= _REQUESTS_FOR_P99 else ""
+        times = (p50, p95, tail, queue, compute)
         rows.append((served.name, spread(served.throughput), ratio(served.throughput, base.throughput), *times))
     table(
         "clips of 16 frames: median (range) over the rounds",

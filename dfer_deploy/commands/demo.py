@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import click
 import numpy as np
+from rich.markup import escape
 
-from dfer_deploy.bundle import open_bundle
+from dfer_deploy.bundle import is_bundle, open_bundle
 from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.clips.reading import frame_paths, image_from_file
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, table
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.files import atomic_file
+from dfer_deploy.triton.environment import triton_environment
 
 _VIDEO_FPS = 10
 
@@ -39,7 +43,7 @@ def demo(ctx: click.Context, root: Path) -> None:
 
     def run(*words: object) -> None:
         command = [str(word) for word in words]
-        stdout.print(f"\n[bold]$ dfer-deploy {' '.join(command)}[/]")
+        stdout.print(f"\n[bold]$ dfer-deploy {escape(shlex.join(command))}[/]")
         start = time.perf_counter()
         group: Any = ctx.find_root().command
         status = group.main(command, prog_name="dfer-deploy", standalone_mode=False)
@@ -47,12 +51,13 @@ def demo(ctx: click.Context, root: Path) -> None:
         if isinstance(status, int) and status != ExitCode.DONE:
             ctx.exit(status)
 
+    triton_environment()  # a machine that cannot run the server is told so before the minutes of work
     run("synthetic", faces)
-    if checkpoint.exists():
-        stdout.print(f"\n{checkpoint} exists: training is skipped", markup=False)
+    if _is_current(checkpoint, faces):
+        stdout.print(f"\n{checkpoint} is by the present recipe: training is skipped", markup=False)
     else:
         run("train", "synthetic", "--data", faces, "-o", model)
-    run("export", checkpoint, "-o", bundle)
+    run("export", checkpoint, "-o", bundle, *(["--force"] if is_bundle(bundle) else []))
     opened = open_bundle(bundle)
     if not video.exists():
         test_clips = read_annotations(faces / "test.txt", opened.spec.prompts.num_classes)
@@ -75,6 +80,18 @@ def demo(ctx: click.Context, root: Path) -> None:
         "predict --url grpc://127.0.0.1:8001 face.mp4",
     ):
         stdout.print(f"  dfer-deploy {line}", markup=False)
+
+
+def _is_current(checkpoint: Path, faces: Path) -> bool:
+    """Whether a checkpoint is there that the present recipe would give again."""
+    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.train.recipe import recipe_from_toml
+
+    if not checkpoint.exists():
+        return False
+    recipe = recipe_from_toml("synthetic")
+    wanted = replace(recipe, data=replace(recipe.data, root=str(faces))).to_dict()
+    return load_checkpoint(checkpoint).provenance.get("recipe") == wanted
 
 
 def _summary(

@@ -17,6 +17,7 @@ import click
 from dfer_deploy.bundle import Bundle, open_bundle
 from dfer_deploy.console import stdout, step
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.ports import reserve_ports
 from dfer_deploy.triton.server import Endpoints, TritonServer
@@ -46,16 +47,17 @@ def serve(
     if opened.manifest.target != "embedded":
         _serve_with_own_triton(opened, http_port, grpc_port, metrics_port, host)
     check_host(host, insecure)
-    server = TritonServer(
-        triton_environment(),
-        opened.model_repository,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        host=host,
-        log_file=log,
-    )
-    with _stop_signals():
+    check_model_repository(opened)
+    with _stop_signals(), contextlib.suppress(_StopSignal):
+        server = TritonServer(
+            triton_environment(),
+            opened.model_repository,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            host=host,
+            log_file=log,
+        )
         try:
             with step(f"Triton loads {bundle}"):
                 server.start()
@@ -95,7 +97,8 @@ def _serve_with_own_triton(bundle: Bundle, http_port: int, grpc_port: int, metri
     binary = shutil.which("tritonserver")
     if binary is None:
         folder = shlex.quote(f"{bundle.model_repository.resolve()}:/models:ro")
-        ports = f"-p {http_port}:8000 -p {grpc_port}:8001 -p {metrics_port}:8002"
+        published = ((http_port, 8000), (grpc_port, 8001), (metrics_port, 8002))
+        ports = " ".join(f"-p {host}:{outside or inside}:{inside}" for outside, inside in published)
         raise DferDeployError(
             f"the target {bundle.manifest.target!r} needs Triton with its own backends, and none is on "
             f"PATH; run: docker run --rm {ports} -v {folder} {CONTAINER} tritonserver --model-repository=/models "

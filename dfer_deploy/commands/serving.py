@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.server import Endpoints, TritonServer
 
 
 @contextlib.contextmanager
-def served_bundle(bundle: Bundle, *, client_shared_memory: bool = False) -> Iterator[Endpoints]:
+def served_bundle(bundle: Bundle) -> Iterator[Endpoints]:
     """Serves a bundle on free ports of the loopback until the context ends.
 
     Raises:
@@ -24,8 +25,9 @@ def served_bundle(bundle: Bundle, *, client_shared_memory: bool = False) -> Iter
             f"{bundle.path} is for the target {bundle.manifest.target!r}, which this command cannot start; "
             "start its server and give --url"
         )
+    check_model_repository(bundle)
     environment = triton_environment()
-    server = TritonServer(environment, bundle.model_repository, client_shared_memory=client_shared_memory)
+    server = TritonServer(environment, bundle.model_repository)
     with step("start Triton"):
         server.start()
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from dfer_deploy.console import stdout
-from dfer_deploy.train.synthetic import NOTE, SyntheticSpec, write_synthetic_dataset
+from dfer_deploy.files import atomic_file
+from dfer_deploy.train.synthetic import NOTE, SyntheticSpec, contact_sheet, write_synthetic_dataset
 
 _DEFAULTS = SyntheticSpec()
 
@@ -26,8 +27,13 @@ def synthetic(root: Path, clips_per_class: int, test_clips_per_class: int, seed:
     """Draw a data set of animated faces into the new folder ROOT: frames, train.txt and test.txt."""
     spec = SyntheticSpec(clips_per_class_train=clips_per_class, clips_per_class_test=test_clips_per_class, seed=seed)
     write_synthetic_dataset(root, spec, workers)
+    sheet = root / "contact_sheet.png"
+    with atomic_file(sheet) as temporary:
+        contact_sheet(root).save(temporary, format="PNG")
     stdout.print(
-        f"{root} holds {7 * clips_per_class} training and {7 * test_clips_per_class} test clips.", markup=False
+        f"{root} holds {7 * clips_per_class} training and {7 * test_clips_per_class} test clips "
+        f"({sheet.name} shows some).",
+        markup=False,
     )
     stdout.print(NOTE)
     stdout.print("next:")

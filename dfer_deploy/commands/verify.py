@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_l
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.verify import LIMITS, Limits, Verification
+from dfer_deploy.verify import LIMITS, Verification
 from dfer_deploy.verify import verify as run_verification
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def verify(
     opened = open_bundle(bundle)
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
-    limits = Limits(default.head_logits, default.logits if max_logit_error is None else max_logit_error, max_points)
+    limits = replace(default, points=max_points, logits=default.logits if max_logit_error is None else max_logit_error)
     clips = LabelledClips.from_list(data, spec.prompts.num_classes, spec.clip.vision.image_size, data_root)
     torch_predictor: TorchPredictor | None = None
     with ExitStack() as stack:
@@ -91,23 +93,29 @@ def verify(
                 f"{bundle} was exported from another checkpoint (SHA-256 {opened.manifest.checkpoint.sha256[:12]}…, "
                 f"not {truth.checkpoint_sha256[:12]}…); the comparison tells whether that matters"
             )
-        served: list[Predictor] = []
+        predictors: list[Predictor] = [stack.enter_context(OnnxRuntimePredictor.from_bundle(opened))]
         if not in_process:
             address = url or stack.enter_context(served_bundle(opened)).grpc_url
             client = stack.enter_context(TritonPredictor(address, opened.contract))
             _check_labels(client, spec.prompts.class_names)
-            served.append(client)
-        graphs = stack.enter_context(OnnxRuntimePredictor.from_bundle(opened))
+            predictors.append(client)
         result = run_verification(
-            spec, truth, [graphs], served, clips, limits, batch_size=batch_size, baseline_file=save_baseline
+            spec,
+            truth,
+            predictors,
+            clips,
+            limits,
+            same_graphs=opened.manifest.target == "embedded",
+            batch_size=batch_size,
+            baseline_file=save_baseline,
         )
-    reading = _reading(opened, torch_predictor, result, len(clips), own_test_list)
+    reading = _reading(opened, torch_predictor, result, own_test_list)
     passed = not result.failures and (reading is None or reading.passed)
     _print(result, reading, passed)
     if save_baseline:
         stdout.print(f"saved PyTorch's answers to {save_baseline}", markup=False)
     if json_file:
-        write_json(json_file, _as_json(result, reading, passed, limits, opened))
+        write_json(json_file, _as_json(result, reading, passed, opened))
     if not passed:
         ctx.exit(ExitCode.GATE_FAILED)
 
@@ -140,17 +148,22 @@ def _check_labels(client: TritonPredictor, class_names: tuple[str, ...]) -> None
 
 
 def _reading(
-    bundle: Bundle, predictor: TorchPredictor | None, result: Verification, listed: int, own_test_list: bool | None
+    bundle: Bundle, predictor: TorchPredictor | None, result: Verification, own_test_list: bool | None
 ) -> ReadingCheck | None:
     """Checks how the reference checkpoint was read, where its own test list is at hand."""
     best_acc = bundle.manifest.checkpoint.best_acc
-    if predictor is None or best_acc is None or own_test_list is False:
+    if best_acc is None or own_test_list is False:
         return None
-    if own_test_list is None and not is_own_test_list(best_acc, listed):
-        stdout.print(
-            f"the checkpoint states {best_acc:.2f} % WAR, which is no whole number of {listed} clips: this is not its "
-            "own test list, so how it was read is not checked here"
-        )
+    clips = len(result.labels)
+    skipped = ""
+    if predictor is None:
+        skipped = "a baseline has the answers of one position only"
+    elif result.unreadable:
+        skipped = f"{len(result.unreadable)} clips of the list are missing"
+    elif own_test_list is None and not is_own_test_list(best_acc, clips):
+        skipped = f"that is no whole number of {clips} clips, so this is not its own test list"
+    if predictor is None or skipped:
+        stdout.print(f"reading of the checkpoint: not checked; it states {best_acc:.2f} % WAR, but {skipped}")
         return None
     return check_reading(
         lambda position: predictor.classify(result.frame_features, position).logits,
@@ -161,9 +174,6 @@ def _reading(
 
 
 def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> None:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.2g}"
-
     rows: list[tuple[object, ...]] = [
         (result.truth, f"{result.truth_score.uar:.2f}", f"{result.truth_score.war:.2f}", "", "", "", "")
     ]
@@ -173,9 +183,9 @@ def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> 
             f"{c.score.uar:.2f}",
             f"{c.score.war:.2f}",
             f"{len(c.flips)} of {len(result.labels)}",
-            number(c.encoder_logits),
-            number(c.head_logits),
-            number(c.logits),
+            f"{c.encoder_logits:.2g}",
+            f"{c.head_logits:.2g}",
+            f"{c.logits:.2g}",
         )
         for c in result.comparisons
     ]
@@ -197,9 +207,7 @@ def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> 
     stdout.print("[green]verified[/]" if passed else "[red]not verified[/]")
 
 
-def _as_json(
-    result: Verification, reading: ReadingCheck | None, passed: bool, limits: Limits, bundle: Bundle
-) -> dict[str, Any]:
+def _as_json(result: Verification, reading: ReadingCheck | None, passed: bool, bundle: Bundle) -> dict[str, Any]:
     def scored(name: str, score: Any) -> dict[str, Any]:
         return {
             "name": name,
@@ -213,14 +221,14 @@ def _as_json(
         "passed": passed,
         "clips": len(result.labels),
         "checkpoint_sha256": bundle.manifest.checkpoint.sha256,
-        "limits": vars(limits),
+        "limits": vars(result.limits),
         "truth": scored(result.truth, result.truth_score),
         "comparisons": [
             scored(c.name, c.score)
             | {
-                "max_logit_difference": c.logits,
-                "max_logit_difference_encoder": c.encoder_logits,
-                "max_logit_difference_head": c.head_logits,
+                "max_logit_difference": _finite(c.logits),
+                "max_logit_difference_encoder": _finite(c.encoder_logits),
+                "max_logit_difference_head": _finite(c.head_logits),
                 "flips": [vars(flip) for flip in c.flips],
                 "failures": list(c.failures),
             }
@@ -229,3 +237,8 @@ def _as_json(
         "unreadable": result.unreadable,
         "reading": None if reading is None else vars(reading) | {"passed": reading.passed},
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: None where an answer was not finite."""
+    return value if math.isfinite(value) else None

@@ -62,16 +62,21 @@ class TextEncoder(nn.Module):
         self.transformer = clip.transformer
         self.ln_final = clip.ln_final
         self.text_projection = clip.text_projection
-        self.attn_mask: Tensor
-        self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
+        self.causal_mask: Tensor
+        self.register_buffer("causal_mask", _causal_mask(clip.context_length), persistent=False)
         self.requires_grad_(False)
 
     def forward(self, prompts: Tensor, end_of_text: Tensor) -> Tensor:
         """Prompt embeddings [C, 77, D] and the index of each one's end of text [C] to text features [C, L]."""
         x = prompts + self.positional_embedding
-        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
+        x = self.ln_final(self.transformer(x, attn_mask=self.causal_mask))
         features: Tensor = x[torch.arange(len(x), device=x.device), end_of_text] @ self.text_projection
         return features
+
+
+def _causal_mask(length: int) -> Tensor:
+    # On the CPU even where the rest of the model is built without memory, on the device "meta".
+    return torch.full((length, length), float("-inf"), device="cpu").triu_(1)
 
 
 class PromptLearner(nn.Module):
@@ -101,10 +106,12 @@ class PromptLearner(nn.Module):
         self.prefix_ids: Tensor
         self.suffix_ids: Tensor
         self.end_of_text: Tensor
-        self.register_buffer("prefix_ids", torch.full((spec.num_classes, 1), START_OF_TEXT), persistent=False)
-        self.register_buffer("suffix_ids", torch.tensor(rows), persistent=False)
+        self.register_buffer(
+            "prefix_ids", torch.full((spec.num_classes, 1), START_OF_TEXT, device="cpu"), persistent=False
+        )
+        self.register_buffer("suffix_ids", torch.tensor(rows, device="cpu"), persistent=False)
         ends = [1 + spec.contexts + length for length in self.text_lengths]
-        self.register_buffer("end_of_text", torch.tensor(ends), persistent=False)
+        self.register_buffer("end_of_text", torch.tensor(ends, device="cpu"), persistent=False)
 
     def forward(self, token_embedding: nn.Embedding, position: PromptPosition | None = None) -> Tensor:
         """Prompt embeddings [C, 77, D].

@@ -30,6 +30,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 POLL_S = 0.2
+_KILL_TIMEOUT_S = 10.0
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- not a place that we choose: POSIX shared memory on Linux
 BACKEND_FOLDERS = Path("/tmp")  # noqa: S108 -- the Python backend makes python_env_XXXXXX there and nowhere else
 
@@ -96,8 +97,12 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
 
 
 def end_processes(mark: str) -> None:
-    """Kills every process whose command line holds ``mark``, except this one, until there is none."""
-    while True:
+    """Kills every process whose command line holds ``mark``, except this one, until there is none.
+
+    Gives up after a while: a process that hangs in the kernel cannot be ended by anybody.
+    """
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while time.monotonic() < deadline:
         found = False
         for process in _processes():
             if process == os.getpid() or mark not in " ".join(_command_line(process)) or not _is_alive(process):

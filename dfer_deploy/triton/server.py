@@ -79,7 +79,6 @@ class TritonServer:
         grpc_port: int = 0,
         metrics_port: int = 0,
         host: str = "127.0.0.1",
-        client_shared_memory: bool = False,
         start_timeout_s: float = 180.0,
         exit_timeout_s: float = 10.0,
         log_file: Path | None = None,
@@ -93,7 +92,6 @@ class TritonServer:
             grpc_port: of the gRPC service.
             metrics_port: of the Prometheus metrics.
             host: the IPv4 address to listen on. The server is an old one: only the loopback is safe.
-            client_shared_memory: let clients of this machine register shared memory.
             start_timeout_s: how long loading and the first answer may take.
             exit_timeout_s: how long requests in flight may take at the end; 0 kills the server at once.
             log_file: where the server's output goes; without it, into the cache folder, and a clean stop removes it.
@@ -103,7 +101,6 @@ class TritonServer:
         self._ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
         # Triton's HTTP service wants a number.
         self._host = "127.0.0.1" if host == "localhost" else host
-        self._client_shared_memory = client_shared_memory
         self._start_timeout_s = start_timeout_s
         self._exit_timeout_s = exit_timeout_s
         self._given_log = log_file
@@ -195,11 +192,8 @@ class TritonServer:
         self.stop()
 
     def _command(self, endpoints: Endpoints) -> list[str]:
-        closed = ["model-repository", "trace", "logging"]
-        if not self._client_shared_memory:
-            closed.append("shared-memory")
         # Nobody knows the value, so nobody gets in.
-        restriction = f"{','.join(closed)}:dfer-deploy={secrets.token_hex(16)}"
+        restriction = f"model-repository,trace,logging,shared-memory:dfer-deploy={secrets.token_hex(16)}"
         return [
             str(self._environment.tritonserver),
             f"--model-repository={self._repository}",

@@ -1,4 +1,4 @@
-"""Every command that the README shows is run as it stands there."""
+"""The commands that the README shows, run as they stand there; of the slow ones the options are checked."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from dfer_deploy.commands.demo import write_video
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SLOW = ("serve", "bench", "train", "synthetic")
-"""Run elsewhere in the tests; here their options are parsed."""
+"""Run with small input elsewhere in the tests."""
 
 
 def commands() -> list[list[str]]:

@@ -86,6 +86,62 @@ def test_an_fp16_head_that_moved_by_one_percent_fails(
     assert cli("verify", changed, *arguments).exit_code == 1
 
 
+def test_a_server_whose_fp16_head_moved_fails_though_the_graphs_are_right(
+    cli: Any, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    """What counts is what is served: only the copy in the repository is changed, by one percent."""
+    assert cli("export", own_checkpoint, "-o", tmp_path / "b", "--precision", "fp16").exit_code == 0
+    right = open_bundle(tmp_path / "b")
+    changed = open_bundle(changed_bundle(right, tmp_path / "changed", "temporal_head", 0.01))
+    changed.temporal_head_onnx.unlink()
+    shutil.copyfile(right.temporal_head_onnx, changed.temporal_head_onnx)
+    manifest = json.loads((changed.path / "manifest.json").read_text())
+    name = changed.temporal_head_onnx.relative_to(changed.path).as_posix()
+    manifest["files"][name] = sha256_of_file(changed.temporal_head_onnx)
+    write_json(changed.path / "manifest.json", manifest)
+    arguments = ("--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json")
+    assert cli("verify", changed.path, *arguments).exit_code == 1
+    in_process, served = json.loads((tmp_path / "v.json").read_text())["comparisons"]
+    assert not in_process["failures"]
+    assert any("a logit against onnxruntime in process" in failure for failure in served["failures"])
+
+
+def test_probabilities_that_do_not_follow_from_the_logits_fail(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    """`predict` shows probabilities, so logits alone prove nothing."""
+    changed = open_bundle(changed_bundle(bundle, tmp_path / "changed", "temporal_head", 0.0))
+    model = onnx.load(changed.temporal_head_onnx)
+    final = next(node for node in model.graph.node if node.output[0] == "probabilities")
+    final.input[0] = "negated"
+    place = list(model.graph.node).index(final)
+    model.graph.node.insert(place, onnx.helper.make_node("Neg", ["logits"], ["negated"]))
+    onnx.save(model, changed.temporal_head_onnx)
+    manifest = json.loads((changed.path / "manifest.json").read_text())
+    for name in manifest["files"]:
+        manifest["files"][name] = sha256_of_file(changed.path / name)
+    write_json(changed.path / "manifest.json", manifest)
+    result = cli("verify", changed.path, "--checkpoint", own_checkpoint, "--data", clip_list)
+    assert result.exit_code == 1
+    assert result.output.count("a probability against the softmax of its logits differs") == 2
+
+
+def test_uar_war_and_sure_flips_decide_where_logits_are_allowed_to_differ(
+    cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "other.pt", tiny_model(seed=5), {})
+    labels = tmp_path / "list.txt"
+    labels.write_text("".join(f"{clip_list.parent}/{index:03d} 16 2\n" for index in range(12)))
+    arguments = ("--checkpoint", tmp_path / "other.pt", "--data", labels, "--in-process", "--max-logit-error", 1e6)
+    result = cli("verify", bundle.path, *arguments, "--json", tmp_path / "v.json")
+    assert result.exit_code == 1
+    (comparison,) = json.loads((tmp_path / "v.json").read_text())["comparisons"]
+    failures = " ".join(comparison["failures"])
+    assert "a logit differs" not in failures
+    assert "WAR differs by" in failures
+    assert "PyTorch says" in failures
+
+
 def test_another_checkpoint_fails_and_its_flips_are_named(
     cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +193,8 @@ def test_unreadable_clips_are_reported(
     shutil.rmtree(tmp_path / "clips" / "004")
     arguments = ("--checkpoint", own_checkpoint, "--data", tmp_path / "clips" / "list.txt", "--in-process")
     result = cli("verify", bundle.path, *arguments, "--json", tmp_path / "v.json")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    assert "1 of 12 clips could not be read, at most 5% is accepted" in result.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["clips"] == 11
     assert set(report["unreadable"]) == {"004"}

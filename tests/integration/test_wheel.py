@@ -1,5 +1,6 @@
 """What pip installs: real files behind the links of the checkout, and data files with them."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    subprocess.run(["git", "clone", "--quiet", "--local", str(ROOT), str(source)], check=True)
+    ignored = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "build", "demo", "__pycache__")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source)]
     subprocess.run(command, check=True)
     (path,) = folder.glob("*.whl")

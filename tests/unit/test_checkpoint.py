@@ -1,6 +1,9 @@
+import dataclasses
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -81,17 +84,20 @@ def test_half_precision_and_bare_state_dicts_load(tmp_path: Path) -> None:
 
 
 class _Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch /tmp/dfer-deploy-was-here",)
+        return os.system, (f"touch {self.marker}",)
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path: Path) -> None:
-    marker = Path("/tmp/dfer-deploy-was-here")
-    marker.unlink(missing_ok=True)
-    save_reference(tmp_path / "zip.pth", tiny_model(), recorder=_Malicious())
-    (tmp_path / "bare.pth").write_bytes(pickle.dumps({"state_dict": _Malicious()}))
-    (tmp_path / "bare2.pth").write_bytes(pickle.dumps(_Malicious(), protocol=2))
-    torch.save(_Malicious(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    marker = tmp_path / "was-here"
+    malicious = _Malicious(marker)
+    save_reference(tmp_path / "zip.pth", tiny_model(), recorder=malicious)
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps({"state_dict": malicious}))
+    (tmp_path / "bare2.pth").write_bytes(pickle.dumps(malicious, protocol=2))
+    torch.save(malicious, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("zip.pth", "bare.pth", "bare2.pth", "old.pth"):
         with pytest.raises(DferDeployError, match=r"is refused: loading it would import posix\.system"):
             load_checkpoint(tmp_path / name)
@@ -159,6 +165,48 @@ def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path
     torch.save({"state_dict": state}, tmp_path / "a.pth")
     with pytest.raises(DferDeployError, match=r"'module.image_encoder.conv1.weight' .*expected stored"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
+    state = reference_names(tiny_model())
+    state["module.image_encoder.proj"] = state["module.image_encoder.proj"].to_sparse()
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    with pytest.raises(DferDeployError, match=r"refused|expected stored"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(("key", "value"), [("width", 6_400_000), ("width", 16_384), ("layers", 120)])
+def test_a_small_file_that_describes_a_huge_model_costs_nothing(tmp_path: Path, key: str, value: int) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(), {})
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["spec"]["clip"]["vision"][key] = value
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(DferDeployError, match=r"expected 1 to 16384|does not hold the parameters"):
+        load_checkpoint(tmp_path / "a.pt").build_model()
+
+
+def test_loading_a_large_file_takes_less_than_three_times_its_size(tmp_path: Path) -> None:
+    """In a process of its own: 200 MB of weights and as much of optimizer state, which is never touched."""
+    script = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import dataclasses
+from pathlib import Path
+import torch
+from dfer_deploy.checkpoint import load_checkpoint
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_checkpoint(Path({str(tmp_path / "big.pth")!r})).build_model()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    spec = tiny_model().spec
+    wide = dataclasses.replace(spec.clip.vision, width=1024, layers=4)
+    model = DferClip(dataclasses.replace(spec, clip=dataclasses.replace(spec.clip, vision=wide)))
+    momentum = {0: {"momentum_buffer": torch.zeros(50_000_000)}}
+    path = save_reference(tmp_path / "big.pth", model, optimizer={"state": momentum, "param_groups": []})
+    assert path.stat().st_size > 400e6
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2 * path.stat().st_size
 
 
 @pytest.mark.parametrize(

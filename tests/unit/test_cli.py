@@ -47,7 +47,7 @@ def test_every_command_has_help(cli: Any, name: str) -> None:
     assert "Usage" in result.output
 
 
-@pytest.mark.parametrize("stage", ["train", "export"])
+@pytest.mark.parametrize("stage", ["train", "export", "triton_models"])
 def test_stages_refuse_their_bare_names(stage: str) -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", f"import {stage}"], cwd=root, capture_output=True, text=True)

@@ -35,6 +35,33 @@ def test_an_existing_folder_is_replaced_with_force_only(tmp_path: Path) -> None:
         raise AssertionError("must not be entered")
 
 
+def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    original = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(self))
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(DferDeployError, match="Operation not permitted"), atomic_folder(folder, force=True):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_link_is_replaced_where_it_points(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with atomic_folder(tmp_path / "link", force=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "new").read_text() == "new"
+
+
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DferDeployError, match=r"cannot write .*No space left"), atomic_folder(tmp_path / "b"):
         raise OSError(errno.ENOSPC, "No space left on device")

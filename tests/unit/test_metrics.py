@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.metrics import score
+from dfer_deploy.metrics import score, softmax
 
 NAMES = ("a", "b", "c")
 
@@ -27,3 +27,8 @@ def test_nothing_to_score_and_foreign_labels_are_refused() -> None:
         score(np.array([]), np.array([]), NAMES)
     with pytest.raises(DferDeployError, match="label 3 is not one of the 3 classes"):
         score([3], [0], NAMES)
+
+
+def test_softmax_does_not_overflow() -> None:
+    found = softmax(np.array([[0.0, np.log(3.0)], [5000.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(found, [[0.25, 0.75], [1.0, 0.0]], atol=1e-6)

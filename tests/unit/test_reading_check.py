@@ -31,6 +31,12 @@ def test_a_wrong_position_fails_and_the_right_one_is_named() -> None:
     assert "export with --prompt-position middle" in str(check)
 
 
+def test_a_list_that_cannot_tell_positions_apart_says_so() -> None:
+    check = check_reading(_at(front=5, middle=3, end=5), LABELS, 83.333336, "end")
+    assert check.passed
+    assert "this list cannot tell it from front" in str(check)
+
+
 def test_no_position_fits_another_class_order() -> None:
     check = check_reading(_at(front=1, middle=2, end=3), LABELS, 83.333336, "end")
     assert not check.passed

@@ -33,6 +33,12 @@ def test_the_authors_prefix_is_replaced(tmp_path: Path, root: str) -> None:
     assert found[0].name == "/data/zengqun/DFEW/clips/00001"
 
 
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "fold=1" / "a").mkdir(parents=True)
+    (found,) = read_annotations(_list(tmp_path, "/authors/a 16 1\n"), 3, str(tmp_path / "fold=1"))
+    assert found.path == tmp_path / "fold=1" / "a"
+
+
 @pytest.mark.parametrize(
     ("text", "root", "message"),
     [

@@ -12,9 +12,9 @@ from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 
 
-def write_video(path: Path, clip: np.ndarray, codec: str = "ffv1", rotation: int = 0) -> Path:
+def write_video(path: Path, clip: np.ndarray, codec: str = "ffv1", **options: str) -> Path:
     """A video of the frames [T, H, W, 3]; ffv1 in RGB is lossless."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height = clip.shape[2], clip.shape[1]
         stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
@@ -58,19 +58,54 @@ def test_unpadded_names_are_ordered_as_numbers(tmp_path: Path) -> None:
     (tmp_path / "f" / ".DS_Store").write_bytes(b"x")
     (tmp_path / "f" / "notes.txt").write_text("x")
     assert [path.stem for path in frame_paths(tmp_path / "f")] == [str(i) for i in range(1, 13)]
+    assert sorted(["²1", "1"], key=natural_key) == ["1", "²1"]
     assert sorted(["img2_10", "img2_9", "img10_1", "img1"], key=natural_key) == ["img1", "img2_9", "img2_10", "img10_1"]
 
 
-@pytest.mark.parametrize("codec", ["ffv1", "mpeg4"])
-def test_a_damaged_video_gives_the_frames_that_are_left(tmp_path: Path, codec: str) -> None:
-    clip = clips_of(1, size=64, frames=60)[0]
-    video = write_video(tmp_path / "a.mkv", clip, codec)
+def test_a_damaged_video_gives_the_frames_that_are_left(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mkv", clips_of(1, size=64, frames=60)[0])
     data = bytearray(video.read_bytes())
     rng = np.random.default_rng(0)
     for place in rng.integers(len(data) // 3, len(data) // 2, 40):
         data[place] ^= 0xFF
     video.write_bytes(data)
     assert clip_from_video(video, 32).shape == (16, 32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_truncated_video_is_refused_rather_than_answered(tmp_path: Path, name: str) -> None:
+    options = {"movflags": "faststart"} if name.endswith(".mp4") else {}
+    video = write_video(tmp_path / name, clips_of(1, size=64, frames=60)[0], "mpeg4", **options)
+    assert clip_from_video(video, 32).shape == (16, 32, 32, 3)
+    data = video.read_bytes()
+    video.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DferDeployError, match=r"is truncated: it ends after \d\.\d s of the 2\.4 s"):
+        clip_from_video(video, 32)
+
+
+def test_a_playlist_cannot_open_other_files(tmp_path: Path) -> None:
+    write_video(tmp_path / "secret.mkv", clips_of(1)[0])
+    (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile secret.mkv\n")
+    with pytest.raises(DferDeployError, match="cannot be read as a video"):
+        clip_from_path(tmp_path / "clip.mp4", 32)
+
+
+def test_names_with_colons_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "a.mkv", clips_of(1)[0]).rename("face:1.mkv")
+    assert clip_from_path(Path("face:1.mkv"), 32).shape == (16, 32, 32, 3)
+
+
+def test_other_image_formats_are_not_opened_whatever_their_name(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "1.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(DferDeployError, match=r"1\.png cannot be read as an image"):
+        clip_from_path(tmp_path / "f", 32)
+
+
+def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DferDeployError, match="cannot be read"):
+        clip_from_path(tmp_path / ("x" * 300), 32)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +153,11 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         clip_from_path(tmp_path / "f", 32)
 
 
-def test_a_rotated_video_is_turned_upright(shared_data: Path, tmp_path: Path) -> None:
-    """A phone's video: the same packets with a display matrix of 90 degrees."""
-    source = shared_data / "videos" / "single_face.mp4"
+def test_a_rotated_video_is_turned_upright(tmp_path: Path) -> None:
+    """A phone's video: the same packets with a display matrix of 90 degrees in the track's header."""
+    clip = clips_of(1, size=64)[0]
+    clip[:, :20, :20] = (250, 20, 20)
+    source = write_video(tmp_path / "a.mp4", clip, "mpeg4")
     data = bytearray(source.read_bytes())
     unity = bytes.fromhex("00010000" + "00000000" * 3 + "00010000" + "00000000" * 3 + "40000000")
     turned = bytes.fromhex("00000000" + "00010000" + "00000000" + "ffff0000" + "00000000" * 4 + "40000000")

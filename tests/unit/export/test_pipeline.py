@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.repository import check_model_repository
 
 
 def test_the_manifest_says_what_the_bundle_is(bundle: Bundle) -> None:
@@ -55,6 +57,46 @@ def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) 
         export_bundle(path, tmp_path / "b", renamed, add_version=True)
     with pytest.raises(DferDeployError, match="has the name 'dfer'"):
         export_bundle(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded", name="x"), add_version=True)
+
+
+def test_force_replaces_bundles_only(own_checkpoint: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis" / "chapter.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(DferDeployError, match="is no bundle, so it is not replaced"):
+        export_bundle(own_checkpoint, precious.parent, ExportOptions("embedded"), force=True)
+    assert precious.read_text() == "years of work"
+
+
+def test_a_damaged_bundle_is_not_up_to_date(own_checkpoint: Path, tmp_path: Path) -> None:
+    bundle, _ = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    bundle.temporal_head_onnx.write_bytes(b"x")
+    with pytest.raises(DferDeployError, match="holds another export or a damaged one"):
+        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    again, written = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"), force=True)
+    assert written
+    again.check_files()
+
+
+def test_what_a_server_would_execute_must_be_what_export_writes(bundle: Bundle, tmp_path: Path) -> None:
+    copy = open_bundle(Path(shutil.copytree(bundle.path, tmp_path / "b")))
+    check_model_repository(copy)
+    intruder = copy.model_repository / "other" / "1" / "model.py"
+    intruder.parent.mkdir(parents=True)
+    intruder.write_text("import os")
+    with pytest.raises(DferDeployError, match=r"other/1/model\.py is not part of the exported bundle"):
+        open_bundle(copy.path)
+    intruder.unlink()
+    (copy.model_repository / "other" / "link").symlink_to(tmp_path)
+    with pytest.raises(DferDeployError, match=r"other/link is not part of the exported bundle"):
+        open_bundle(copy.path)
+    for name in ("dfer_temporal_head/1/model.py", "dfer/config.pbtxt"):
+        path = copy.model_repository / name
+        original = path.read_text()
+        path.write_text(original + "\n# changed, and the manifest's hash with it\n")
+        with pytest.raises(DferDeployError, match="is not what this version of dfer-deploy writes"):
+            check_model_repository(copy)
+        path.write_text(original)
 
 
 def test_a_failure_in_the_middle_leaves_nothing(
@@ -106,8 +148,6 @@ def test_manifests_are_not_trusted(bundle: Bundle, tmp_path: Path, change: Any, 
 
 
 def test_a_changed_graph_and_what_is_no_bundle_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(bundle.path, tmp_path / "copy")
     graph = copy / "onnx" / "dfer_temporal_head.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")

@@ -1,0 +1,56 @@
+"""Real perf_analyzer against a real server, and the commands around them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfer_deploy.bench import ratio, spread
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.commands.serving import served_bundle
+
+
+def test_bench_measures_everything_in_one_run(cli: Any, bundle: Bundle, own_checkpoint: Path, tmp_path: Path) -> None:
+    result = cli(
+        "bench", bundle.path, "--checkpoint", own_checkpoint, "--concurrency", "1,3", "--rounds", 2, "--requests", 20,
+        "--json", tmp_path / "b.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert [c["name"] for c in report["in_process"]] == ["onnxruntime fp32", "PyTorch fp32 cpu"]
+    for contestant in report["in_process"]:
+        assert len(contestant["throughput"]) == 2
+        mean_ms = sum(contestant["latency_ms"]) / len(contestant["latency_ms"])
+        # One clip at a time: throughput is the inverse of the latency.
+        assert 1000 / mean_ms == pytest.approx(sum(contestant["throughput"]) / 2, rel=0.5)
+    assert [served["concurrency"] for served in report["served"]] == [1, 3]
+    for served in report["served"]:
+        assert len(served["rounds"]) == 2
+        assert all(load["throughput"] > 0 and load["compute_infer_ms"] > 0 for load in served["rounds"])
+
+
+def test_predict_gives_the_same_in_process_and_over_both_protocols(
+    cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path
+) -> None:
+    clips = [clip_list.parent / f"{index:03d}" for index in range(3)]
+    answers = {}
+    with served_bundle(bundle) as endpoints:
+        for name, where in (
+            ("in process", ("--bundle", bundle.path)),
+            ("grpc", ("--url", endpoints.grpc_url)),
+            ("http", ("--url", endpoints.http_url)),
+        ):
+            result = cli("predict", *where, *clips, "--json", tmp_path / "p.json")
+            assert result.exit_code == 0, result.output
+            answers[name] = json.loads((tmp_path / "p.json").read_text())["results"]
+    for name in ("grpc", "http"):
+        for expected, found in zip(answers["in process"], answers[name], strict=True):
+            assert found["expression"] == expected["expression"]
+            assert found["logits"] == pytest.approx(expected["logits"], abs=1e-4)
+            assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert str(spread([3.0, 1.0, 2.0])) == "2 (1–3)"
+    assert ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == spread([2.0, 1.0, 3.0])
