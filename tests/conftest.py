@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from tiny import clips_of, tiny_model, write_frames
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.cli import group
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.environment import TritonEnvironment, check_platform, triton_environment
+from dfer_deploy.triton.interpreter import choose_interpreter
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -57,3 +62,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the reference implementation's own checkpoint is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def environment() -> TritonEnvironment:
+    """The embedded server's environment; skips where the machine has no Python or C library that it could run with."""
+    try:
+        check_platform(sys.platform, platform.machine(), platform.libc_ver())
+        choose_interpreter()
+    except DferDeployError as error:
+        pytest.skip(str(error))
+    return triton_environment()

@@ -26,6 +26,7 @@ def test_the_readme_shows_the_whole_way() -> None:
     assert {"inspect", "export", "verify", "serve", "predict", "bench", "train"} <= {words[0] for words in commands()}
 
 
+@pytest.mark.usefixtures("environment")
 def test_the_commands_work_as_printed(
     cli: Any, clip_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def changed_bundle(bundle: Bundle, folder: Path, graph: str, relative_change: fl
     return folder
 
 
+@pytest.mark.usefixtures("environment")
 def test_what_was_exported_is_what_is_served(
     cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_what_was_exported_is_what_is_served(
         assert comparison["war"] == report["truth"]["war"]
 
 
+@pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("graph", ["temporal_head", "image_encoder"])
 def test_a_model_whose_weights_moved_by_one_percent_fails(
     cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path, graph: str
@@ -86,6 +88,7 @@ def test_an_fp16_head_that_moved_by_one_percent_fails(
     assert cli("verify", changed, *arguments).exit_code == 1
 
 
+@pytest.mark.usefixtures("environment")
 def test_a_server_whose_fp16_head_moved_fails_though_the_graphs_are_right(
     cli: Any, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +109,7 @@ def test_a_server_whose_fp16_head_moved_fails_though_the_graphs_are_right(
     assert any("a logit against onnxruntime in process" in failure for failure in served["failures"])
 
 
+@pytest.mark.usefixtures("environment")
 def test_probabilities_that_do_not_follow_from_the_logits_fail(
     cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +239,7 @@ def test_the_reading_of_a_reference_file_is_held_against_its_best_acc(
     assert bypass.exit_code == 0
 
 
+@pytest.mark.usefixtures("environment")
 def test_the_reference_implementations_own_checkpoint_is_served(cli: Any, shared_data: Path, tmp_path: Path) -> None:
     checkpoint = shared_data / "a_dfew7_end_specific.pth"
     answers = np.load(shared_data / "a_dfew7_end_specific.npz")

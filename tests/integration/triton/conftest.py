@@ -16,7 +16,6 @@ from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.files import sha256_of_file, write_json
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.specs import ClipSpec, Contract, ModelSpec, PromptSpec, VisionSpec, contract_for
-from dfer_deploy.triton.environment import TritonEnvironment, triton_environment
 
 CLASSES = ("happiness", "sadness", "neutral: calm", "anger", "surprise", "disgust", "fear")
 SIZE, FEATURES, MAX_BATCH = 32, 8, 4
@@ -38,11 +37,6 @@ class TinyModel:
     def predict(self, frames: Frames) -> Prediction:
         session = onnxruntime.InferenceSession(str(self.temporal_head_onnx), providers=["CPUExecutionProvider"])
         return Prediction(*session.run(["logits", "probabilities"], {"frame_features": self.encode(frames)}))
-
-
-@pytest.fixture(scope="session")
-def environment() -> TritonEnvironment:
-    return triton_environment()
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,7 @@ def test_different_shapes_at_the_same_time(url: str, tiny_model) -> None:
         assert max(pool.map(ask, range(len(shapes)))) < 1e-4
 
 
-def test_200_odd_requests_at_once_then_a_good_one(server: TritonServer, tiny_model) -> None:
+def test_1000_odd_requests_at_once_then_a_good_one(server: TritonServer, tiny_model) -> None:
     odd = [clips(1, 17), clips(1, 0), clips(1, 16, size=16), clips(1, 16).astype(np.float32), clips(5, 16)]
     with grpc_client.InferenceServerClient(server.endpoints.grpc_url[7:]) as client:
 
@@ -141,8 +141,8 @@ def test_200_odd_requests_at_once_then_a_good_one(server: TritonServer, tiny_mod
                 return str(error.status())
             return "answered"
 
-        with concurrent.futures.ThreadPoolExecutor(200) as pool:
-            assert set(pool.map(ask, range(200))) <= {"StatusCode.INVALID_ARGUMENT", "StatusCode.UNAVAILABLE"}
+        with concurrent.futures.ThreadPoolExecutor(1000) as pool:
+            assert set(pool.map(ask, range(1000))) <= {"StatusCode.INVALID_ARGUMENT", "StatusCode.UNAVAILABLE"}
     frames = clips(2, 16)
     with TritonPredictor(server.endpoints.grpc_url) as predictor:
         assert np.abs(predictor.predict(frames).logits - tiny_model.predict(frames).logits).max() < 1e-4
@@ -237,6 +237,14 @@ def wait_until_no_traces(pid: int, limit_s: float = 10.0) -> None:
     assert left == []
 
 
+def wait_until_no_new_folders(before: set[Path], limit_s: float = 10.0) -> None:
+    """Another Triton on this machine may make such folders too, for as long as it takes to start or to end."""
+    deadline = time.monotonic() + limit_s
+    while (new := backend_folders() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert new == set()
+
+
 def wait_for_its_end(server: TritonServer, limit_s: float = 10.0) -> None:
     """``server.wait()`` that fails instead of waiting for ever."""
     assert server._guard is not None
@@ -254,12 +262,13 @@ def children(server: TritonServer) -> tuple[psutil.Process, list[psutil.Process]
 @pytest.fixture
 def own_process() -> Iterator[subprocess.Popen[str]]:
     """Nothing of this test's servers may remain, whatever ended them (the module's server has its own mark)."""
-    before = set(traces(os.getpid())), backend_folders()
+    before, folders_before = set(traces(os.getpid())), backend_folders()
     yield
     deadline = time.monotonic() + 10
-    while (set(traces(os.getpid())), backend_folders()) != before and time.monotonic() < deadline:
+    while set(traces(os.getpid())) != before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert (set(traces(os.getpid())), backend_folders()) == before
+    assert set(traces(os.getpid())) == before
+    wait_until_no_new_folders(folders_before)
 
 
 @pytest.mark.usefixtures("own_process")
@@ -341,7 +350,7 @@ def test_our_own_death_leaves_nothing(environment: TritonEnvironment, bundle: Pa
         owner.kill()
     wait_until_no_traces(owner.pid)
     assert not log.exists()
-    assert backend_folders() <= before
+    wait_until_no_new_folders(before)
 
 
 @pytest.mark.usefixtures("own_process")
