@@ -98,7 +98,12 @@ class Bundle:
         return self.path / "model_repository"
 
     def _repository_files(self) -> list[Path]:
-        return [path for path in self.model_repository.rglob("*") if path.is_file() or path.is_symlink()]
+        """Files, links, and folders without anything in them."""
+        return [
+            path
+            for path in self.model_repository.rglob("*")
+            if not path.is_dir() or path.is_symlink() or not any(path.iterdir())
+        ]
 
     def is_intact(self) -> bool:
         """Whether ``check_files`` passes."""
@@ -153,7 +158,9 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         DferDeployError: it is no bundle, its manifest is not understood, or a file was changed.
     """
     manifest_path = path / MANIFEST_NAME
-    if not path.is_dir() or not manifest_path.is_file():
+    if not path.exists():
+        raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {path}")
+    if not manifest_path.is_file():
         raise DferDeployError(
             f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {path}"
         )
@@ -169,8 +176,11 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
             f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r}; "
             "export the bundle again with this version of dfer-deploy"
         )
-    manifest = spec_from_dict(Manifest, values)
-    check_model_name(manifest.name)
+    try:
+        manifest = spec_from_dict(Manifest, values)
+        check_model_name(manifest.name)
+    except DferDeployError as error:
+        raise DferDeployError(f"{manifest_path}: {error}") from error
     _check_paths(manifest.files, manifest_path)
     bundle = Bundle(path, manifest)
     if check_files:

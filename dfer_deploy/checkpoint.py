@@ -53,8 +53,14 @@ class Checkpoint:
         """The model in fp32 on the CPU, in evaluation mode.
 
         Raises:
-            DferDeployError: parameters are missing, superfluous, or of the wrong shape.
+            DferDeployError: parameters are missing, superfluous, of the wrong shape, or not finite.
         """
+        for name, tensor in self.state.items():
+            if not torch.isfinite(tensor).all():
+                raise DferDeployError(
+                    f"{self.path} has numbers that are not finite in {name!r} (shape {list(tensor.shape)}); "
+                    "copy it again, or train it again"
+                )
         # Without memory for weights of its own: the parameters become the tensors that are mapped from the file.
         with torch.device("meta"):
             model = DferClip(self.spec).eval()

@@ -37,8 +37,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         DferDeployError: the folder cannot be written or the disk is full.
     """
+    if path.exists() and not path.is_file():
+        raise DferDeployError(f"{path} is no regular file, so it is not replaced; give the name of a file")
     with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -102,11 +103,16 @@ def _replace_folder(new: Path, path: Path) -> None:
         new.replace(path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    path.replace(old)
     try:
-        new.replace(path)
+        path.replace(old)
+        try:
+            new.replace(path)
+        except BaseException:
+            old.replace(path)
+            raise
     except BaseException:
-        old.replace(path)
+        with contextlib.suppress(OSError):
+            old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -118,9 +124,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None and not _is_below(Path(os.fsdecode(error.filename)), path.parent):
             raise
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
         raise DferDeployError(
-            f"cannot write {path}: {error.strerror or error}; nothing was left behind, "
-            "free some space or choose another place"
+            f"cannot write {path}: {error.strerror or error}; nothing was left behind, {advice}"
         ) from error
 
 

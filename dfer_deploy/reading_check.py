@@ -6,14 +6,14 @@ exported model with the same wrongly read model; only the accuracy that the auth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.runtimes.predictor import Float32
-from dfer_deploy.specs import PROMPT_POSITIONS, PromptPosition
+from dfer_deploy.specs import PromptPosition
 
 TOLERANCE_POINTS = 0.1
 
@@ -51,7 +51,7 @@ class ReadingCheck:
             names = " or ".join(self.reproducing)
             return f"{stated} at the {self.position}, but {names} reproduces it: export with --prompt-position {names}"
         return (
-            f"{stated} at the {self.position}, and no position reproduces it: are class order, clips and frames those "
+            f"{stated} at the {self.position}, and that is not reproduced: are class order, clips and frames those "
             "of its own test list? (--other-list if this is another list)"
         )
 
@@ -63,19 +63,16 @@ def is_own_test_list(best_acc: float, clips: int) -> bool:
 
 
 def check_reading(
-    logits_at: Callable[[PromptPosition], Float32],
-    labels: npt.NDArray[np.int64],
-    best_acc: float,
-    position: PromptPosition,
+    logits: Mapping[PromptPosition, Float32], labels: npt.NDArray[np.int64], best_acc: float, position: PromptPosition
 ) -> ReadingCheck:
     """Compares the WAR at every position with ``best_acc``.
 
     Args:
-        logits_at: logits [N, C] with the contexts at a position.
+        logits: PyTorch's, [N, C] with the contexts at each position that is known, ``position`` at least.
         labels: int64 [N].
         best_acc: percent.
         position: where the export put them.
     """
-    wars = {p: 100 * float(np.mean(logits_at(p).argmax(axis=1) == labels)) for p in PROMPT_POSITIONS}
+    wars = {p: 100 * float(np.mean(answers.argmax(axis=1) == labels)) for p, answers in logits.items()}
     reproducing = tuple(p for p, war in wars.items() if abs(war - best_acc) <= TOLERANCE_POINTS)
     return ReadingCheck(best_acc, wars[position], position, reproducing)

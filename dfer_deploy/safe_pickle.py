@@ -67,8 +67,16 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            _check_entries(path, entries)
+            damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise DferDeployError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
+    if damaged is not None:
+        raise DferDeployError(f"{path} is damaged (the checksum of {damaged!r} is wrong); copy it again")
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Before anything is read: torch stores its tensors uncompressed, so no entry can be larger than the file."""
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise DferDeployError(
             f"{path} is a zip file but no torch checkpoint (it has no data.pkl); expected what torch.save writes"
@@ -93,7 +101,8 @@ def _why_not_a_zip(path: Path) -> str:
     names = _globals_in_pickles(head)
     if names is None:
         return f"{path} is no torch checkpoint (it is neither a zip file nor a pickle); expected what torch.save writes"
-    dangerous = [name for name in names if name not in _KNOWN_HARMLESS and not name.startswith("torch.")]
+    harmless = (*_KNOWN_HARMLESS, "collections.OrderedDict", "_codecs.encode")
+    dangerous = [name for name in names if name not in harmless and not name.startswith("torch.")]
     if dangerous:
         return _refusal(path, dangerous)
     return (

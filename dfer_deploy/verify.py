@@ -21,7 +21,7 @@ from dfer_deploy.console import progress
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.metrics import Score, score, softmax
 from dfer_deploy.runtimes.predictor import Float32, Predictor
-from dfer_deploy.specs import ModelSpec, Precision
+from dfer_deploy.specs import ModelSpec, Precision, require
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Limits:
     probabilities: float = 1e-4
     points: float = 0.5
     unreadable: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(value >= 0, f"the limit {name} is {value}, expected a number of at least 0")
 
 
 LIMITS: dict[Precision, Limits] = {

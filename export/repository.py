@@ -56,7 +56,7 @@ def write_model_repository(
         raise DferDeployError(f"the maximal batch size is {max_batch_size}, expected at least 1")
     if version < 1:
         raise DferDeployError(f"the version is {version}, expected at least 1")
-    labels = "".join(f"{name}\n" for name in spec.prompts.class_names)
+    labels = _labels(spec)
     graphs = {contract.image_encoder.name: image_encoder_onnx, contract.temporal_head.name: temporal_head_onnx}
     for config in model_configs(contract, spec, target=target, max_batch_size=max_batch_size):
         model_folder = folder / config.name
@@ -89,6 +89,12 @@ def check_model_repository(bundle: Bundle) -> None:
         bundle.contract, bundle.spec, target=manifest.target, max_batch_size=manifest.max_batch_size
     )
     expected = {bundle.model_repository / config.name / "config.pbtxt": config_text(config) for config in configs}
+    labels = _labels(bundle.spec)
+    expected |= {
+        bundle.model_repository / config.name / "labels.txt": labels
+        for config in configs
+        if any(output.label_filename for output in config.output)
+    }
     if manifest.target == "embedded":
         expected |= {
             bundle.model_repository / graph.name / str(manifest.version) / "model.py": triton_models.onnx_model_source()
@@ -175,6 +181,10 @@ def _bytes_per_clip(tensor: TensorSpec, frames: int) -> int:
     for dimension in _dims(tensor, time=frames):
         size *= dimension
     return size
+
+
+def _labels(spec: ModelSpec) -> str:
+    return "".join(f"{name}\n" for name in spec.prompts.class_names)
 
 
 def _write_labels(path: Path, labels: str) -> None:

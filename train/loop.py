@@ -68,6 +68,10 @@ def train(recipe: Recipe, output: Path) -> TrainingResult:
             the loss is not finite any more.
     """
     start = time.perf_counter()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DferDeployError(f"cannot make the folder {output} ({error.strerror}); choose another -o") from error
     device = _device(recipe.run.device)
     spec = model_spec(recipe.model)
     names, image_size = spec.prompts.class_names, spec.clip.vision.image_size

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dfer_deploy.clips.sampling import Indices, sample_indices
+from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
 
 Clip = npt.NDArray[np.uint8]
@@ -68,7 +69,9 @@ def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_in
     """A clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
     paths = frame_paths(folder)
     if not paths:
-        raise DferDeployError(f"{folder} has no images; expected one file per frame ({', '.join(IMAGE_SUFFIXES)})")
+        raise DferDeployError(
+            f"{folder} has no images; expected one file per frame ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
     wanted = sampler(len(paths)).tolist()
     frames = {index: resized(image_from_file(paths[index]), image_size) for index in sorted(set(wanted))}
     return np.stack([frames[index] for index in wanted])
@@ -118,6 +121,8 @@ def image_from_file(path: Path) -> Image.Image:
                 raise DferDeployError(
                     f"{path} has {image.width} × {image.height} pixels, expected at most {MAX_PIXELS}; make it smaller"
                 )
+            if image.mode[0] in "IF":
+                raise DferDeployError(f"{path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
             rgb: Image.Image = image.convert("RGB")
             return rgb
     except DferDeployError:
@@ -159,7 +164,7 @@ def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dic
     """The number of frames that can be decoded, and those at ``indices``, resized."""
     wanted = set(indices.tolist())
     frames: dict[int, Clip] = {}
-    count = 0
+    count = damaged = 0
     with _open_video(video) as (container, stream):
         stream.thread_type = "AUTO"
         packets = iter(container.demux(stream))
@@ -171,11 +176,15 @@ def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dic
             except av.error.EOFError:
                 break
             except av.FFmpegError:
-                continue  # a damaged packet costs its frame, not the video
+                damaged += 1  # a damaged packet costs its frame, not the video
+                continue
             for frame in decoded:
+                damaged += frame.is_corrupt
                 if count in wanted:
                     frames[count] = resized(_upright(frame), image_size)
                 count += 1
+    if damaged:
+        warn(f"{video} is damaged: {damaged} of its frames could not be decoded or are wrong")
     return count, frames
 
 

@@ -20,6 +20,7 @@ from dfer_deploy.console import stdout, step, table
 from dfer_deploy.files import write_json
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import triton_environment
 
 _REQUESTS_FOR_P99 = 100
@@ -88,6 +89,7 @@ def bench(
                 model = load_checkpoint(checkpoint).build_model()
                 predictors.append(stack.enter_context(TorchPredictor(model)))
         address = url or stack.enter_context(served_bundle(opened)).grpc_url
+        stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
         result = run_bench(
             triton_environment(),
             address,

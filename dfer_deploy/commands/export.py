@@ -58,22 +58,15 @@ def export(
     if not written:
         stdout.print(f"{output} is up to date: same checkpoint, options and tools; nothing was done", markup=False)
     manifest = bundle.manifest
-    table(
-        str(output),
-        ("graph", "precision", "size", "largest error against PyTorch"),
-        [
-            (
-                path.relative_to(output),
-                manifest.precision,
-                f"{path.stat().st_size / 1e6:.1f} MB",
-                f"≤ {manifest.parity[key]:g} {unit}",
-            )
-            for path, key, unit in (
-                (bundle.image_encoder_onnx, "relative_feature_error", "of a feature"),
-                (bundle.temporal_head_onnx, "head_logit_error", "logit"),
-            )
-        ],
-    )
+    parity = manifest.parity
+    sizes = {path: path.stat().st_size / 1e6 for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)}
+    errors = (f"{parity['relative_feature_error']:g} of a feature", f"{parity['head_logit_error']:g} logit")
+    rows: list[tuple[str, ...]] = [
+        (str(path.relative_to(output)), manifest.precision, f"{size:.1f} MB", f"≤ {error}")
+        for (path, size), error in zip(sizes.items(), errors, strict=True)
+    ]
+    rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
+    table(str(output), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
     stdout.print("next:")
     if target == "embedded":
         stdout.print(f"  dfer-deploy serve {output}", markup=False)

@@ -30,6 +30,7 @@ def inspect(
     of the classes) is marked as assumed.
     """
     found = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
+    found.build_model()  # refuses parameters that are missing or do not fit what the file says of itself
     spec, prompts = found.spec, found.spec.prompts
     vision, text, temporal = spec.clip.vision, spec.clip.text, spec.temporal
     assumed = found.format == "reference"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dfer_deploy.commands.options import json_option
 from dfer_deploy.console import progress, table
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
-from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.runtimes.predictor import Prediction, Predictor
 
 
 @click.command()
@@ -67,14 +68,11 @@ def predict(
     if answers:
         table(
             predictor.name,
-            ("input", "expression", *labels),
-            [
-                (path, labels[int(answer.logits[0].argmax())], *(f"{p:.3f}" for p in answer.probabilities[0]))
-                for path, answer in answers
-            ],
+            ("input", "expression", "probabilities"),
+            [(path, labels[int(answer.logits[0].argmax())], _ranked(answer, labels)) for path, answer in answers],
         )
     for failure in failures:
-        click.echo(f"error: {failure}", err=True)
+        click.echo(f"Error: {failure}", err=True)
     if json_file:
         results = [
             {
@@ -88,3 +86,9 @@ def predict(
         write_json(json_file, {"answered_by": predictor.name, "results": results, "failures": failures})
     if failures:
         ctx.exit(ExitCode.WRONG_INPUT)
+
+
+def _ranked(answer: Prediction, labels: Sequence[str]) -> str:
+    """All classes with their probabilities, the most probable first."""
+    probabilities = answer.probabilities[0]
+    return "  ".join(f"{labels[k]}\N{NO-BREAK SPACE}{probabilities[k]:.3f}" for k in np.argsort(-probabilities))

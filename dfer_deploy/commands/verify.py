@@ -21,6 +21,7 @@ from dfer_deploy.files import write_json
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.specs import PROMPT_POSITIONS
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.verify import LIMITS, Verification
 from dfer_deploy.verify import verify as run_verification
@@ -156,21 +157,17 @@ def _reading(
         return None
     clips = len(result.labels)
     skipped = ""
-    if predictor is None:
-        skipped = "a baseline has the answers of one position only"
-    elif result.unreadable:
+    if result.unreadable:
         skipped = f"{len(result.unreadable)} clips of the list are missing"
     elif own_test_list is None and not is_own_test_list(best_acc, clips):
         skipped = f"that is no whole number of {clips} clips, so this is not its own test list"
-    if predictor is None or skipped:
+    if skipped:
         stdout.print(f"reading of the checkpoint: not checked; it states {best_acc:.2f} % WAR, but {skipped}")
         return None
-    return check_reading(
-        lambda position: predictor.classify(result.frame_features, position).logits,
-        result.labels,
-        best_acc,
-        bundle.spec.prompts.position,
-    )
+    logits = {bundle.spec.prompts.position: result.logits}
+    if predictor is not None:
+        logits = {p: predictor.classify(result.frame_features, p).logits for p in PROMPT_POSITIONS}
+    return check_reading(logits, result.labels, best_acc, bundle.spec.prompts.position)
 
 
 def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> None:
@@ -204,7 +201,10 @@ def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> 
         stdout.print(f"reading of the checkpoint: {reading}", markup=False)
     for failure in result.failures:
         stdout.print(f"failed: {failure}", markup=False)
-    stdout.print("[green]verified[/]" if passed else "[red]not verified[/]")
+    clips = len(result.labels)
+    listed = clips + len(result.unreadable)
+    which = f"on {clips} clips" if clips == listed else f"on {clips} of {listed} clips"
+    stdout.print(f"[green]verified[/] {which}" if passed else f"[red]not verified[/] {which}")
 
 
 def _as_json(result: Verification, reading: ReadingCheck | None, passed: bool, bundle: Bundle) -> dict[str, Any]:

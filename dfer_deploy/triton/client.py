@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
-from dfer_deploy.specs import Contract
+from dfer_deploy.specs import Contract, require
 
 MAX_HTTP_REQUEST_BYTES = 48 << 20
 """Newer servers refuse an HTTP body over 64 MiB unless told otherwise; gRPC messages may have 2 GB."""
@@ -52,6 +52,7 @@ class TritonPredictor:
             DferDeployError: no server answers there, it has no such model, or the model breaks the contract.
         """
         self._address = parse_url(url)
+        require(0 < timeout_s <= 86_400, f"the timeout is {timeout_s} s, expected more than 0 and at most 86400")
         self._timeout_s = timeout_s
         self._answered = False
         if self._address.scheme == "grpc":
@@ -218,7 +219,8 @@ class TritonPredictor:
             raise self._unreachable(error.strerror or str(error)) from error
         except Exception as error:
             # geventhttpclient raises classes of its own when the server closes the connection.
-            if not type(error).__module__.startswith(("geventhttpclient", "_parser", "http.client")):
+            # rapidjson's where what answers is no Triton.
+            if not type(error).__module__.startswith(("geventhttpclient", "_parser", "http.client", "rapidjson")):
                 raise
             raise self._unreachable(str(error)) from error
         else:

@@ -18,6 +18,11 @@ from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.client import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 
+_WINDOWS = 3
+"""The fewest with which perf_analyzer reports a result."""
+
+_ANY_DIFFERENCE_PERCENT = 1000
+
 
 @dataclass(frozen=True)
 class LoadResult:
@@ -64,9 +69,10 @@ def measure_load(
 ) -> tuple[LoadResult, ...]:
     """Loads the server with real clips, at one level after the other.
 
-    Every level is a run of its own, because a sweep in one run may drop levels and still report success. It counts a
-    fixed number of requests: perf_analyzer's own search for three windows that agree fails on a machine that others
-    use too, so the caller repeats the measurement and shows the spread.
+    Every level is a run of its own, because a sweep in one run may drop levels and still report success. A level is the
+    mean of three windows, whether they agree or not: perf_analyzer's own search for windows that agree fails on a
+    machine that others use too, so the caller repeats the measurement and shows the spread. (Its --request-count would
+    be one window, but divides by whole seconds.)
 
     Args:
         environment: whose perf_analyzer to run.
@@ -74,7 +80,7 @@ def measure_load(
         model: the ensemble's name.
         clips: uint8 [N, T, H, W, 3]; sent in turn, one in each request.
         concurrencies: how many requests to keep in flight, at least 1 each.
-        requests: how many are counted at each level.
+        requests: how many are counted at each level, at least; a third of them in each window.
         timeout_s: for one level.
 
     Returns:
@@ -100,7 +106,10 @@ def measure_load(
                 *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", "1", "-f", str(report)),
                 f"--input-data={data}",
                 f"--concurrency-range={concurrency}",
-                f"--request-count={requests}",
+                "--measurement-mode=count_windows",
+                f"--measurement-request-count={-(-requests // _WINDOWS)}",
+                f"--stability-percentage={_ANY_DIFFERENCE_PERCENT}",
+                f"--max-trials={_WINDOWS}",
             ]
             _run(command, environment, concurrency, timeout_s)
             rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")

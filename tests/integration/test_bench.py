@@ -29,7 +29,10 @@ def test_bench_measures_everything_in_one_run(cli: Any, bundle: Bundle, own_chec
     assert [served["concurrency"] for served in report["served"]] == [1, 3]
     for served in report["served"]:
         assert len(served["rounds"]) == 2
-        assert all(load["throughput"] > 0 and load["compute_infer_ms"] > 0 for load in served["rounds"])
+        for load in served["rounds"]:
+            # Little's law: the requests in flight are throughput times latency.
+            in_flight = load["throughput"] * load["avg_ms"] / 1000
+            assert in_flight == pytest.approx(served["concurrency"], rel=0.35)
 
 
 @pytest.mark.usefixtures("environment")

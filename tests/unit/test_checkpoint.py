@@ -144,6 +144,30 @@ def test_a_missing_file_and_every_truncation_get_one_sentence(tmp_path: Path) ->
             load_checkpoint(tmp_path / "a.pth")
 
 
+def test_a_flipped_bit_in_a_weight_is_seen(tmp_path: Path) -> None:
+    path = save_reference(tmp_path / "a.pth", tiny_model())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DferDeployError, match=r"the checksum of .* is wrong"):
+        load_checkpoint(path)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.temporal_net.blocks[0].mlp_in.bias[3] = float("nan")
+    save_checkpoint(tmp_path / "a.pt", model, {})
+    with pytest.raises(DferDeployError, match=r"not finite in 'temporal_net\.blocks\.0\.mlp_in\.bias'"):
+        load_checkpoint(tmp_path / "a.pt").build_model()
+
+
+def test_an_old_torch_file_is_not_accused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(DferDeployError, match=r"from before PyTorch 1\.6"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_bytes_never_crash(tmp_path: Path, seed: int) -> None:
     path = save_reference(tmp_path / "a.pth", tiny_model())

@@ -74,6 +74,12 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "x.json", {})
 
 
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(DferDeployError, match="/dev/null is no regular file"):
+        write_json(Path("/dev/null"), {})
+    assert Path("/dev/null").is_char_device()
+
+
 def test_another_files_error_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "out" / "x"):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "x"):
         Path("/nonexistent/input").read_text()

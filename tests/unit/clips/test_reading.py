@@ -146,6 +146,13 @@ def test_folders_without_usable_frames_are_one_sentence(tmp_path: Path) -> None:
         clip_from_path(tmp_path / "none", 32)
 
 
+def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "f" / "1.png")
+    with pytest.raises(DferDeployError, match="has more than 8 bits a channel"):
+        clip_from_path(tmp_path / "f", 32)
+
+
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     Image.new("1", (20_000, 20_000)).save(tmp_path / "f" / "1.png")

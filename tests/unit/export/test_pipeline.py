@@ -87,9 +87,13 @@ def test_what_a_server_would_execute_must_be_what_export_writes(bundle: Bundle, 
     with pytest.raises(DferDeployError, match=r"other/1/model\.py is not part of the exported bundle"):
         open_bundle(copy.path)
     intruder.unlink()
-    (copy.model_repository / "other" / "link").symlink_to(tmp_path)
-    with pytest.raises(DferDeployError, match=r"other/link is not part of the exported bundle"):
+    with pytest.raises(DferDeployError, match=r"other/1 is not part of the exported bundle"):
         open_bundle(copy.path)
+    shutil.rmtree(copy.model_repository / "other")
+    (copy.model_repository / "link").symlink_to(tmp_path)
+    with pytest.raises(DferDeployError, match=r"model_repository/link is not part of the exported bundle"):
+        open_bundle(copy.path)
+    (copy.model_repository / "link").unlink()
     for name in ("dfer_temporal_head/1/model.py", "dfer/config.pbtxt"):
         path = copy.model_repository / name
         original = path.read_text()
