@@ -8,6 +8,7 @@ the batch, T dynamic), the outputs' names, and these parameters:
 
     max_frames         the largest T that the model knows positions for
     intra_op_threads   threads of one execution; 0 is one for every core
+    clips_per_run      how many clips onnxruntime is given at once; 0 is all of the batch
     spinning           "1": threads that wait for work burn their core for some milliseconds, "0": they sleep at once
 """
 
@@ -47,6 +48,7 @@ class TritonPythonModel:
         self._max_batch_size = int(config["max_batch_size"])
         threads = int(config["parameters"]["intra_op_threads"]["string_value"])
         spinning: str = config["parameters"]["spinning"]["string_value"]
+        self._clips_per_run = int(config["parameters"]["clips_per_run"]["string_value"]) or self._max_batch_size
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self._session = onnxruntime.InferenceSession(
             str(graph), _session_options(threads, spinning), providers=["CPUExecutionProvider"]
@@ -116,8 +118,11 @@ class TritonPythonModel:
         # only if Triton's batcher were misconfigured: fail in words rather than by memory.
         if len(batch) > self._max_batch_size:
             raise RequestError(f"{len(batch)} clips in one execution, expected at most {self._max_batch_size}")
-        outputs: list[Array] = self._session.run(self._output_names, {self._input_name: batch})
-        return outputs
+        runs: list[list[Array]] = [
+            self._session.run(self._output_names, {self._input_name: batch[start : start + self._clips_per_run]})
+            for start in range(0, len(batch), self._clips_per_run)
+        ]
+        return runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
 
     def _response(self, outputs: tuple[Array, ...]) -> Any:
         # Slices of a batch are contiguous; Triton copies the bytes into shared memory.

@@ -95,6 +95,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "max_frames": {"string_value": "5"},
             "intra_op_threads": {"string_value": "1"},
             "spinning": {"string_value": "0"},
+            "clips_per_run": {"string_value": "0"},
         },
     }
     loaded.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
@@ -128,6 +129,25 @@ def test_requests_of_equal_shape_run_together(model) -> None:
     shapes = counted(model)
     responses = model.execute([Request({"x": array}) for array in arrays])
     assert sorted(shapes) == [(1, 5, FEATURES), (6, 4, FEATURES)]
+    for response, array in zip(responses, arrays, strict=True):
+        check(response, array)
+
+
+@pytest.mark.parametrize("clips_per_run", [1, 2, 4])
+def test_a_batch_may_be_run_a_few_clips_at_a_time(model, clips_per_run: int) -> None:
+    model._clips_per_run = clips_per_run
+    session, sizes = model._session, []
+
+    class Counting:
+        def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            sizes.append(len(feeds["x"]))
+            return session.run(names, feeds)
+
+    model._session = Counting()
+    arrays = [features(2, 4, 1), features(3, 4, 2)]
+    responses = model.execute([Request({"x": array}) for array in arrays])
+    assert max(sizes) == clips_per_run
+    assert sum(sizes) == 5
     for response, array in zip(responses, arrays, strict=True):
         check(response, array)
 
