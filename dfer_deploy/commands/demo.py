@@ -91,7 +91,8 @@ def _is_current(checkpoint: Path, faces: Path) -> bool:
         return False
     recipe = recipe_from_toml("synthetic")
     wanted = replace(recipe, data=replace(recipe.data, root=str(faces))).to_dict()
-    return load_checkpoint(checkpoint).provenance.get("recipe") == wanted
+    found = load_checkpoint(checkpoint).provenance
+    return found.get("recipe") == wanted and found.get("epoch") == recipe.optim.epochs
 
 
 def _summary(
