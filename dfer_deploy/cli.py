@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.errors import DferDeployError, ExitCode, missing_extra
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),
@@ -89,4 +89,4 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package not in _EXTRAS:
         raise error
-    return f"this command needs the package {package!r}; install it with: pip install 'dfer-deploy[{_EXTRAS[package]}]'"
+    return str(missing_extra(package, _EXTRAS[package], "this command"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import click
 
 from dfer_deploy.commands.options import json_option
 from dfer_deploy.console import stdout, table
-from dfer_deploy.errors import missing_extra
 from dfer_deploy.files import write_json
 
 
@@ -25,8 +23,6 @@ def train(
     recipe: str, output: Path, data: Path | None, seed: int | None, epochs: int | None, json_file: Path | None
 ) -> None:
     """Train a model by RECIPE, a TOML file or the name of a built-in one (synthetic)."""
-    if importlib.util.find_spec("torch") is None:
-        raise missing_extra("torch", "cpu", "train")
     from dfer_deploy.train.loop import train as run_training
     from dfer_deploy.train.recipe import recipe_from_toml
 

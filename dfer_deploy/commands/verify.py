@@ -129,12 +129,14 @@ def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
     with step(f"read {path}"):
         prompts = bundle.spec.prompts
         loaded = load_checkpoint(path)
-        if loaded.format == "reference":
-            loaded = load_checkpoint(path, prompt_position=prompts.position, class_names=prompts.class_names)
         if loaded.spec.prompts.num_classes != prompts.num_classes or loaded.spec.clip != bundle.spec.clip:
             raise DferDeployError(
                 f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint"
             )
+        if loaded.format == "reference":
+            # What the file does not say is taken as it was at the export, so that the same reading is compared.
+            assumed = replace(loaded.spec.prompts, position=prompts.position, class_names=prompts.class_names)
+            loaded = replace(loaded, spec=replace(loaded.spec, prompts=assumed))
         predictor = TorchPredictor(loaded.build_model())
     return predictor, PredictorTruth(predictor, sha256_of_file(path))
 
