@@ -17,7 +17,7 @@ from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.model.temporal import TemporalTransformer
 from dfer_deploy.specs import ClipSpec, ModelSpec
 from dfer_deploy.train.data import TrainingClips
-from dfer_deploy.train.recipe import ModelRecipe
+from dfer_deploy.train.model_recipe import ModelRecipe
 
 _VARIANCE_FLOOR = 0.05
 """Share of the mean variance that is added to every principal component, so that noise is not amplified."""

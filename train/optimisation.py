@@ -8,7 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from dfer_deploy.model.dfer_clip import DferClip
-from dfer_deploy.train.recipe import OptimRecipe
+from dfer_deploy.train.optim_recipe import OptimRecipe
 
 
 def build_optimizer(model: DferClip, recipe: OptimRecipe) -> torch.optim.Optimizer:

@@ -24,15 +24,10 @@ from dfer_deploy.train.evaluation import Evaluation, evaluate
 from dfer_deploy.train.expressions import CLASS_NAMES
 from dfer_deploy.train.initialisation import model_spec, starting_model
 from dfer_deploy.train.loop import train
+from dfer_deploy.train.model_recipe import ModelRecipe
+from dfer_deploy.train.optim_recipe import OptimRecipe
 from dfer_deploy.train.optimisation import build_optimizer, rate_factor
-from dfer_deploy.train.recipe import (
-    AugmentRecipe,
-    DataRecipe,
-    ModelRecipe,
-    OptimRecipe,
-    Recipe,
-    RunRecipe,
-)
+from dfer_deploy.train.recipe import AugmentRecipe, DataRecipe, Recipe, RunRecipe
 from dfer_deploy.train.synthetic import SyntheticSpec, write_synthetic_dataset
 
 MODEL = ModelRecipe(

@@ -9,7 +9,9 @@ import pytest
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import PromptSpec, spec_from_dict
-from dfer_deploy.train.recipe import ModelRecipe, OptimRecipe, Recipe, builtin_recipes, recipe_from_toml
+from dfer_deploy.train.model_recipe import ModelRecipe
+from dfer_deploy.train.optim_recipe import OptimRecipe
+from dfer_deploy.train.recipe import Recipe, builtin_recipes, recipe_from_toml
 
 PROMPTS = """
 [model.prompts]
