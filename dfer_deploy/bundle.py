@@ -8,16 +8,78 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, spec_from_dict
+from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, require, spec_from_dict
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = "dfer-deploy-bundle/1"
+MANIFEST_FORMAT = "dfer-deploy-bundle/2"
 MAX_MANIFEST_BYTES = 16 << 20
 
-Target = Literal["embedded", "onnxruntime"]
-TARGETS: tuple[Target, ...] = ("embedded", "onnxruntime")
+Target = Literal["tensorrt", "onnxruntime", "embedded"]
+TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "embedded")
+
+ExecutionProvider = Literal["cuda", "tensorrt"]
+EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
+
+LARGEST_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How the server runs the models. The defaults are the least of everything: ``bench --propose`` finds better ones.
+
+    Attributes:
+        max_batch_size: the largest number of clips in one execution; of a TensorRT engine, its profile's maximum.
+        instances: copies of each model that run at the same time, on every GPU or on the CPU.
+        queue_delay_us: how long a request may wait for company in its batch, in microseconds.
+        cuda_graph_batches: batches of 16 frames whose launches the target ``tensorrt`` records once and replays.
+        execution_provider: of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines inside onnxruntime.
+    """
+
+    max_batch_size: int
+    instances: int = 1
+    queue_delay_us: int = 0
+    cuda_graph_batches: tuple[int, ...] = (1,)
+    execution_provider: ExecutionProvider = "cuda"
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.max_batch_size <= LARGEST_BATCH,
+            f"the maximal batch is {self.max_batch_size}, expected 1 to {LARGEST_BATCH}",
+        )
+        require(1 <= self.instances <= 64, f"the number of instances is {self.instances}, expected 1 to 64")
+        require(
+            0 <= self.queue_delay_us <= 10_000_000,
+            f"the queue delay is {self.queue_delay_us} µs, expected 0 to 10000000",
+        )
+        for batch in self.cuda_graph_batches:
+            require(
+                1 <= batch <= self.max_batch_size,
+                f"a CUDA graph for the batch {batch}, expected 1 to {self.max_batch_size}, the maximal batch",
+            )
+        require(
+            list(self.cuda_graph_batches) == sorted(set(self.cuda_graph_batches)),
+            f"the batches of the CUDA graphs are {list(self.cuda_graph_batches)}, expected each once and in order",
+        )
+
+
+def check_serving(target: Target, serving: ServingOptions) -> None:
+    """Refuses what the target's server would ignore.
+
+    Raises:
+        DferDeployError: CUDA graphs or an execution provider are asked of a target that has none.
+    """
+    plain = ServingOptions(serving.max_batch_size)
+    for what, owner, asked, usual in (
+        ("CUDA graphs", "tensorrt", serving.cuda_graph_batches, plain.cuda_graph_batches),
+        ("execution provider", "onnxruntime", serving.execution_provider, plain.execution_provider),
+    ):
+        require(
+            target == owner or asked == usual,
+            f"{what}: {asked!r} was asked of the target {target!r}, only {owner!r} has them; leave it away",
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +108,7 @@ class Manifest:
         spec: the whole model, class names and prompts included.
         target: which server the model repository is for.
         precision: of the weights and matrix products in the graphs.
-        max_batch_size: the largest number of clips in one execution.
+        serving: how the server runs the models.
         checkpoint: the source of the weights.
         frame_interval_s: seconds between the frames of a training clip, None where unknown.
         preprocessing: how a client turns an image into frames, in words and numbers.
@@ -61,7 +123,7 @@ class Manifest:
     spec: ModelSpec
     target: Target
     precision: Precision
-    max_batch_size: int
+    serving: ServingOptions
     checkpoint: CheckpointRecord
     frame_interval_s: float | None
     preprocessing: dict[str, Any]
@@ -114,14 +176,16 @@ class Bundle:
         return True
 
     def check_files(self) -> None:
-        """Compares every file with the manifest.
+        """Compares every file with the manifest, and the engines with the record of their build.
 
         Raises:
             DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
         """
+        built = engines_of(self)
+        plans = {record.plan for record in built.engines.values()} if built else set()
         # Triton loads every folder of the repository and executes every model.py in it.
         found = {path.relative_to(self.path).as_posix() for path in self._repository_files()}
-        foreign = sorted(found - set(self.manifest.files))
+        foreign = sorted(found - set(self.manifest.files) - plans)
         if foreign:
             raise DferDeployError(f"{self.path / foreign[0]} is not part of the exported bundle; remove it")
         for name, expected in self.manifest.files.items():

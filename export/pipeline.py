@@ -18,6 +18,7 @@ from dfer_deploy.bundle import (
     Bundle,
     CheckpointRecord,
     Manifest,
+    ServingOptions,
     Target,
     check_model_name,
     is_bundle,
@@ -42,24 +43,22 @@ class ExportOptions:
 
     Attributes:
         target: which server the model repository is for.
-        precision: of the matrix products.
+        serving: how the server runs the models.
+        precision: of the matrix products; None for fp16 on the target tensorrt, fp32 elsewhere.
         name: prefix of the Triton model names.
-        max_batch_size: clips in one execution.
         prompt_position: where the contexts stand, for reference checkpoints; None for the released default.
         class_names: for reference checkpoints; None for the released names.
     """
 
     target: Target
-    precision: Precision = "fp32"
+    serving: ServingOptions = ServingOptions(max_batch_size=16)
+    precision: Precision | None = None
     name: str = "dfer"
-    max_batch_size: int = 16
     prompt_position: PromptPosition | None = None
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
-        if not 1 <= self.max_batch_size <= 1024:
-            raise DferDeployError(f"the maximal batch is {self.max_batch_size}, expected 1 to 1024")
 
 
 def export_bundle(
@@ -127,7 +126,7 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             contract=contract,
             spec=plan.spec,
             target=plan.target,
-            max_batch_size=plan.max_batch_size,
+            serving=plan.serving,
             version=plan.version,
             image_encoder_onnx=bundle.image_encoder_onnx,
             temporal_head_onnx=bundle.temporal_head_onnx,
@@ -148,8 +147,8 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
         version=1,
         spec=checkpoint.spec,
         target=options.target,
-        precision=options.precision,
-        max_batch_size=options.max_batch_size,
+        precision=options.precision or ("fp16" if options.target == "tensorrt" else "fp32"),
+        serving=options.serving,
         checkpoint=CheckpointRecord(sha256_of_file(checkpoint.path), checkpoint.format, checkpoint.best_acc),
         frame_interval_s=checkpoint.frame_interval_s,
         preprocessing=_preprocessing(checkpoint.spec),
@@ -199,7 +198,7 @@ def _previous(output: Path) -> Bundle | None:
 def _check_compatible(previous: Bundle, plan: Manifest) -> None:
     """Raises unless ``plan`` can be the next version of ``previous``."""
     previous.check_files()
-    for what in ("name", "target", "max_batch_size"):
+    for what in ("name", "target", "serving"):
         old, new = getattr(previous.manifest, what), getattr(plan, what)
         if old != new:
             raise DferDeployError(f"{previous.path} has the {what} {old!r}, --add-version needs the same, not {new!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from dfer_deploy import triton_models
-from dfer_deploy.bundle import Bundle, Target
+from dfer_deploy.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, link_or_copy
-from dfer_deploy.specs import Contract, GraphSpec, ModelSpec, TensorSpec
+from dfer_deploy.specs import MAX_FRAMES, Contract, GraphSpec, ModelSpec, TensorSpec
 
 QUEUE_MEMORY_BYTES = 4 << 30
 """What the requests waiting for one model may hold at most, if each of them is as large as the server allows."""
@@ -27,7 +28,7 @@ def write_model_repository(
     contract: Contract,
     spec: ModelSpec,
     target: Target,
-    max_batch_size: int,
+    serving: ServingOptions,
     version: int,
     image_encoder_onnx: Path,
     temporal_head_onnx: Path,
@@ -43,7 +44,7 @@ def write_model_repository(
         contract: names and shapes of the served graphs.
         spec: the model; its class names become ``labels.txt``.
         target: the server that will read the repository.
-        max_batch_size: the largest number of clips in one execution, at least 1.
+        serving: batches, instances, queue and accelerators.
         version: the version folder's number, at least 1.
         image_encoder_onnx: the graph of ``contract.image_encoder``.
         temporal_head_onnx: the graph of ``contract.temporal_head``.
@@ -52,13 +53,12 @@ def write_model_repository(
         DferDeployError: a number is out of range, the version exists already, or it would serve other classes than the
             versions beside it.
     """
-    if max_batch_size < 1:
-        raise DferDeployError(f"the maximal batch size is {max_batch_size}, expected at least 1")
+    check_serving(target, serving)
     if version < 1:
         raise DferDeployError(f"the version is {version}, expected at least 1")
     labels = _labels(spec)
     graphs = {contract.image_encoder.name: image_encoder_onnx, contract.temporal_head.name: temporal_head_onnx}
-    for config in model_configs(contract, spec, target=target, max_batch_size=max_batch_size):
+    for config in model_configs(contract, spec, target=target, serving=serving):
         model_folder = folder / config.name
         version_folder = model_folder / str(version)
         if version_folder.exists():
@@ -66,10 +66,10 @@ def write_model_repository(
         version_folder.mkdir(parents=True)
         if any(output.label_filename for output in config.output):
             _write_labels(model_folder / "labels.txt", labels)
-        if config.name in graphs:
+        if config.name in graphs and target != "tensorrt":
             link_or_copy(graphs[config.name], version_folder / "model.onnx")
         else:
-            # Triton wants a version folder for the ensemble too, and object stores and git lose empty folders.
+            # The ensemble's folder stays empty, an engine's until it is built; object stores and git lose empty ones.
             (version_folder / ".keep").touch()
         if config.backend == "python":
             _write_text(version_folder / "model.py", triton_models.onnx_model_source())
@@ -85,9 +85,7 @@ def check_model_repository(bundle: Bundle) -> None:
         DferDeployError: a configuration or a model.py is not the one that this version writes.
     """
     manifest = bundle.manifest
-    configs = model_configs(
-        bundle.contract, bundle.spec, target=manifest.target, max_batch_size=manifest.max_batch_size
-    )
+    configs = model_configs(bundle.contract, bundle.spec, target=manifest.target, serving=manifest.serving)
     expected = {bundle.model_repository / config.name / "config.pbtxt": config_text(config) for config in configs}
     labels = _labels(bundle.spec)
     expected |= {
@@ -109,26 +107,64 @@ def check_model_repository(bundle: Bundle) -> None:
 
 
 def model_configs(
-    contract: Contract, spec: ModelSpec, *, target: Target, max_batch_size: int
+    contract: Contract, spec: ModelSpec, *, target: Target, serving: ServingOptions
 ) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
     """The configurations of image encoder, temporal head and ensemble, in this order."""
-    encoder = _filled(_template(target, "image_encoder.pbtxt"), contract.image_encoder, max_batch_size)
-    head = _filled(_template(target, "temporal_head.pbtxt"), contract.temporal_head, max_batch_size)
-    for config, graph in ((encoder, contract.image_encoder), (head, contract.temporal_head)):
-        (frames,) = graph.inputs
-        config.dynamic_batching.default_queue_policy.max_queue_size = queue_size(
-            max_batch_size, _bytes_per_clip(frames, spec.temporal.max_frames)
+    encoder, head = (
+        _model_config(_template(target, template), graph, target, serving)
+        for template, graph in (
+            ("image_encoder.pbtxt", contract.image_encoder),
+            ("temporal_head.pbtxt", contract.temporal_head),
         )
-        (sample,) = config.model_warmup
-        sample.inputs[frames.name].dims[:] = _dims(frames, time=spec.temporal.max_frames)
-        if "max_frames" in config.parameters:
-            config.parameters["max_frames"].string_value = str(spec.temporal.max_frames)
-    ensemble = _filled(_template("ensemble.pbtxt"), contract.ensemble, max_batch_size)
+    )
+    ensemble = _filled(_template("ensemble.pbtxt"), contract.ensemble, serving.max_batch_size)
     for step, graph in zip(
         ensemble.ensemble_scheduling.step, (contract.image_encoder, contract.temporal_head), strict=True
     ):
         step.model_name = graph.name
     return encoder, head, ensemble
+
+
+def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
+    config = _filled(template, graph, serving.max_batch_size)
+    (tensor,) = graph.inputs
+    clip = _dims(tensor, time=MAX_FRAMES)
+    (group,) = config.instance_group
+    group.count = serving.instances
+    config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
+    config.dynamic_batching.default_queue_policy.max_queue_size = queue_size(
+        serving.max_batch_size, math.prod(clip) * tensor.numpy_dtype.itemsize
+    )
+    (sample,) = config.model_warmup
+    sample.inputs[tensor.name].dims[:] = clip
+    if target == "embedded":
+        config.parameters["max_frames"].string_value = str(MAX_FRAMES)
+    if target == "tensorrt":
+        _record_cuda_graphs(config, tensor.name, clip, serving.cuda_graph_batches)
+    if target == "onnxruntime" and serving.execution_provider == "tensorrt":
+        _build_inside_onnxruntime(config, tensor.name, clip, serving.max_batch_size)
+    return config
+
+
+def _record_cuda_graphs(config: ModelConfig, name: str, clip: list[int], batches: Sequence[int]) -> None:
+    """Triton replays a graph only for exactly its batch and shape (tensorrt_backend, ``InitializeGraphSpecs``)."""
+    del config.optimization.cuda.graph_spec[:]
+    config.optimization.cuda.graphs = bool(batches)
+    for batch in batches:
+        graph = config.optimization.cuda.graph_spec.add(batch_size=batch)
+        graph.input[name].dim[:] = clip
+
+
+def _build_inside_onnxruntime(config: ModelConfig, name: str, clip: list[int], max_batch_size: int) -> None:
+    """onnxruntime's TensorRT provider, with one profile for all shapes instead of a new engine for each.
+
+    Without a precision mode onnxruntime makes a strongly typed network, so that the graph's own types hold. Source:
+    onnxruntime's documentation, "TensorRT Execution Provider", explicit shape range.
+    """
+    provider = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+    shapes = {"min": (1, 1, *clip[1:]), "opt": (min(8, max_batch_size), *clip), "max": (max_batch_size, *clip)}
+    for bound, shape in shapes.items():
+        provider.parameters[f"trt_profile_{bound}_shapes"] = f"{name}:{'x'.join(map(str, shape))}"
 
 
 def queue_size(max_batch_size: int, bytes_per_clip: int) -> int:
@@ -174,13 +210,6 @@ def _filled(config: ModelConfig, graph: GraphSpec, max_batch_size: int) -> Model
 def _dims(tensor: TensorSpec, *, time: int) -> list[int]:
     """A tensor's dimensions as Triton writes them: without the batch, ``time`` for the dynamic one."""
     return [time if isinstance(size, str) else size for size in tensor.shape[1:]]
-
-
-def _bytes_per_clip(tensor: TensorSpec, frames: int) -> int:
-    size = tensor.numpy_dtype.itemsize
-    for dimension in _dims(tensor, time=frames):
-        size *= dimension
-    return size
 
 
 def _labels(spec: ModelSpec) -> str:
