@@ -190,12 +190,13 @@ class Bundle:
             raise DferDeployError(f"{self.path / foreign[0]} is not part of the exported bundle; remove it")
         for name, expected in self.manifest.files.items():
             path = self.path / name
+            configuration = path.name == "config.pbtxt"
+            again = f"write it again with: dfer-deploy configure {self.path}" if configuration else "export it again"
             if not path.is_file():
-                raise DferDeployError(f"{path} is missing from the bundle; export it again")
+                raise DferDeployError(f"{path} is missing from the bundle; {again}")
             if sha256_of_file(path) != expected:
                 raise DferDeployError(
-                    f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); "
-                    "export it again"
+                    f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
                 )
 
 

@@ -18,10 +18,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "synthetic": ("dfer_deploy.commands.synthetic:synthetic", "Draw a data set of animated faces to try things on."),
     "train": ("dfer_deploy.commands.train:train", "Train a model by a recipe."),
     "export": ("dfer_deploy.commands.export:export", "Turn a checkpoint into a bundle: ONNX graphs and a repository."),
+    "build": ("dfer_deploy.commands.build:build", "Build a bundle's TensorRT engines on the serving machine."),
+    "configure": ("dfer_deploy.commands.configure:configure", "Change how a bundle is served."),
     "serve": ("dfer_deploy.commands.serve:serve", "Serve a bundle with Triton on this machine."),
     "predict": ("dfer_deploy.commands.predict:predict", "Ask a bundle or a server about videos."),
     "verify": ("dfer_deploy.commands.verify:verify", "Prove that what is served is what was trained."),
     "bench": ("dfer_deploy.commands.bench:bench", "Measure throughput and latency with perf_analyzer."),
+    "doctor": ("dfer_deploy.commands.doctor:doctor", "Say what this machine can do, and what a bundle needs."),
     "demo": ("dfer_deploy.commands.demo:demo", "Walk the whole way on drawn faces."),
 }
 

@@ -25,7 +25,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import tensorrt
 
 OLDEST_TENSORRT = (10, 12)
 SIDECAR = Path("engines") / "engines.json"
@@ -36,8 +39,8 @@ DEFAULT_OPT_BATCH = 8
 
 _MATRIX_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
 
-Report = Callable[[str, float], None]
-"""Is told what is being done and the share of it that is done, 0 to 1."""
+Report = Callable[[str, str, float], None]
+"""Is told which graph is being built, the builder's phase, and the share that is done, 0 to 1."""
 
 T = TypeVar("T")
 
@@ -114,7 +117,7 @@ def engine_from_onnx(
     *,
     precision: str | None = None,
     timing_cache: bytes | None = None,
-    report: Report = lambda phase, share: None,
+    report: Report = lambda graph, phase, share: None,
 ) -> Engine:
     """Parses an ONNX graph into a strongly typed network and builds its engine.
 
@@ -126,7 +129,7 @@ def engine_from_onnx(
         precision: what the graph is said to have, ``fp16`` or ``fp32``; held against the network before anything is
             built.
         timing_cache: of an earlier build on the same GPU, CUDA and TensorRT (empty bytes start one); None for no cache.
-        report: is called with the builder's phase and the share done.
+        report: is told how far the builder is.
 
     Raises:
         EngineError: the file is missing or not understood, its matrix products have another precision, a profile is
@@ -136,14 +139,17 @@ def engine_from_onnx(
     if not onnx.is_file():
         raise EngineError(f"{onnx} does not exist; export the bundle again")
     log = _log(trt)
-    builder = _not_none(trt.Builder(log), "no builder could be made", log)
+    builder: tensorrt.Builder = _not_none(trt.Builder(log), "no builder could be made", log)
     # Bit 0 was EXPLICIT_BATCH, which 11 refuses together with bit 1; 11 ignores STRONGLY_TYPED, it knows nothing else.
     flags = trt.NetworkDefinitionCreationFlag
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
     network = _not_none(builder.create_network(strongly_typed), "no network could be made", log)
-    parser = trt.OnnxParser(network, log)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx)):
         raise EngineError(f"{onnx} is refused by the parser: {_parser_errors(parser) or log.said()}")
+    if network.num_outputs == 0:
+        # The parser takes bytes that are no model for an empty one.
+        raise EngineError(f"{onnx} holds no graph; export the bundle again")
     found, matrix_products = _precision(network, onnx, precision)
     config = _not_none(builder.create_builder_config(), "no configuration could be made", log)
     _configure(trt, config, options)
@@ -155,12 +161,13 @@ def engine_from_onnx(
             cache = config.create_timing_cache(b"")  # of another GPU: start anew
             if not config.set_timing_cache(cache, False):
                 raise EngineError(f"the builder accepts no timing cache: {log.said()}")
-    monitor = _monitor(trt, report)
+    monitor = _monitor(trt, onnx.stem, report)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if monitor.stopped_by is not None:
         raise monitor.stopped_by
     plan = bytes(_not_none(plan, f"{onnx} could not be built", log))
+    report(onnx.stem, "built", 1.0)
     cache = config.get_timing_cache() if cache is not None else None
     kept = bytes(cache.serialize()) if cache is not None else None
     return Engine(plan, found, matrix_products, _inspected(trt, plan, options, log), kept)
@@ -184,7 +191,7 @@ def _log(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, report: Report) -> Any:
+def _monitor(trt: Any, graph: str, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Turns the builder's nested phases into one share. An exception may not leave a callback: it would crash."""
 
@@ -192,6 +199,7 @@ def _monitor(trt: Any, report: Report) -> Any:
             trt.IProgressMonitor.__init__(self)
             self.stopped_by: BaseException | None = None
             self.phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps done, steps
+            self.done = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.phases[phase_name] = (parent_phase, 0, num_steps)
@@ -205,7 +213,9 @@ def _monitor(trt: Any, report: Report) -> Any:
                 self.phases[phase_name] = (parent, step + 1, steps)
                 for name, (above, _, _) in list(self.phases.items()):
                     if above is None:
-                        report(name, min(1.0, self.share(name)))
+                        # Phases side by side end in any order.
+                        self.done = max(self.done, min(1.0, self.share(name)))
+                        report(graph, name, self.done)
             except BaseException as error:
                 self.stopped_by = error
                 return False
@@ -225,17 +235,17 @@ def _not_none(value: T | None, what: str, log: Any) -> T:
     return value
 
 
-def _parser_errors(parser: Any) -> str:
+def _parser_errors(parser: tensorrt.OnnxParser) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return "; ".join(
-        f"{error.desc()} (code {getattr(error.code(), 'name', error.code())}"
+        f"{' '.join(error.desc().split())} (code {getattr(error.code(), 'name', error.code())}"
         + (f", node {error.node()} {error.node_name()!r} of type {error.node_operator()}" if error.node() >= 0 else "")
         + ")"
         for error in errors
     )
 
 
-def _precision(network: Any, onnx: Path, expected: str | None) -> tuple[str, dict[str, int]]:
+def _precision(network: tensorrt.INetworkDefinition, onnx: Path, expected: str | None) -> tuple[str, dict[str, int]]:
     """Reads the types of the network's matrix products; a graph with none but that of the logits fits any claim."""
     outputs = {network.get_output(index).name for index in range(network.num_outputs)}
     inner, all_types = set(), Counter[str]()
@@ -251,13 +261,13 @@ def _precision(network: Any, onnx: Path, expected: str | None) -> tuple[str, dic
     precision = {("HALF",): "fp16", ("FLOAT",): "fp32", (): "fp32"}.get(tuple(sorted(inner)))
     if precision is None or (inner and expected not in (None, precision)):
         raise EngineError(
-            f"the matrix products of {onnx} have the types {dict(all_types)}, expected "
+            f"the matrix products of {onnx} have the types {dict(sorted(all_types.items()))}, expected "
             f"{'one precision' if expected is None else expected}; export the bundle again"
         )
     return precision, dict(sorted(all_types.items()))
 
 
-def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
+def _configure(trt: Any, config: tensorrt.IBuilderConfig, options: BuildOptions) -> None:
     config.builder_optimization_level = options.optimization_level
     config.hardware_compatibility_level = getattr(
         trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper()
@@ -270,7 +280,13 @@ def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
 
 
-def _add_profile(builder: Any, network: Any, config: Any, profiles: Mapping[str, Profile], log: Any) -> None:
+def _add_profile(
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    profiles: Mapping[str, Profile],
+    log: Any,
+) -> None:
     inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
     dynamic = sorted(name for name, tensor in inputs.items() if -1 in tuple(tensor.shape))
     if sorted(profiles) != dynamic:
@@ -294,7 +310,7 @@ def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | 
     """What the engine inspector says; loading a plan needs a GPU."""
     if cuda_device() is None:
         return None
-    runtime = _not_none(trt.Runtime(log), "no runtime could be made", log)
+    runtime: tensorrt.Runtime = _not_none(trt.Runtime(log), "no runtime could be made", log)
     # A version-compatible plan brings its own runtime as code; this one was built a moment ago, here.
     if options.version_compatible:
         runtime.engine_host_code_allowed = True
@@ -330,6 +346,26 @@ def cuda_device() -> dict[str, Any] | None:
         "memory_bytes": memory.value,
         "cuda_driver": f"{version.value // 1000}.{version.value % 1000 // 10}",
     }
+
+
+def builder_module(name: str) -> Any:
+    """Imports ``tensorrt`` or another module with its API.
+
+    Raises:
+        EngineError: it is not installed, cannot be loaded, or is not TensorRT (type stubs alone import as an empty
+            ``tensorrt``).
+    """
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"the module {name!r} cannot be imported ({error}); install it for this machine's CUDA"
+        ) from error
+    if not hasattr(module, "Builder"):
+        raise EngineError(
+            f"the module {name!r} has no Builder, so it is not TensorRT; install it with: pip install {name}"
+        )
+    return module
 
 
 def build_bundle(
@@ -388,7 +424,7 @@ def build_bundle(
             options,
             precision=manifest["precision"],
             timing_cache=None if cache is None else cache.read_bytes() if cache.exists() else b"",
-            report=lambda phase, share, graph=graph: report(f"{graph}: {phase}", share),  # type: ignore[misc]
+            report=report,
         )
         engines[graph] = wanted | {
             "sha256": hashlib.sha256(engine.plan).hexdigest(),
@@ -494,10 +530,11 @@ def main() -> int:
     given = parser.parse_args()
     start = time.perf_counter()
 
-    def report(phase: str, share: float) -> None:
-        passed = time.perf_counter() - start
+    def report(graph: str, phase: str, share: float) -> None:
         if sys.stderr.isatty():
-            print(f"\r{phase} {share:4.0%}, {passed:.0f} s\033[K", end="", file=sys.stderr, flush=True)
+            passed = time.perf_counter() - start
+            line = f"{graph}: {phase} {share:4.0%}, {passed:.0f} s"
+            print(f"\r{line}\033[K", end="\n" if share == 1 else "", file=sys.stderr, flush=True)
 
     try:
         options = BuildOptions(
@@ -506,7 +543,7 @@ def main() -> int:
             given.hardware_compatibility,
             given.version_compatible,
         )
-        trt = importlib.import_module(given.builder)
+        trt = builder_module(given.builder)
         sidecar, content, built = build_bundle(trt, given.bundle, options, opt_batch=given.opt_batch, report=report)
     except ImportError as error:
         print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,9 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             image_encoder_onnx=bundle.image_encoder_onnx,
             temporal_head_onnx=bundle.temporal_head_onnx,
         )
+        if plan.target == "tensorrt":
+            engine_source = resources.files("dfer_deploy.export").joinpath("engine.py").read_bytes()
+            (folder / "build_engines.py").write_bytes(engine_source)
         if previous is not None:
             _keep_versions(previous.model_repository, bundle.model_repository)
         written = sorted(path for path in folder.rglob("*") if path.is_file())

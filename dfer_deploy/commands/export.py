@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
-from dfer_deploy.bundle import TARGETS, Target
+from dfer_deploy.bundle import TARGETS, ServingOptions, Target
 from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
+from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
 from dfer_deploy.files import write_json
 from dfer_deploy.specs import Precision, PromptPosition
@@ -22,38 +24,44 @@ from dfer_deploy.specs import Precision, PromptPosition
 @click.option(
     "--target",
     type=click.Choice(TARGETS),
-    default="embedded",
-    show_default=True,
-    help="embedded: the Triton that pip installs, for this machine. onnxruntime: NVIDIA's container.",
+    help="tensorrt, onnxruntime: NVIDIA's container. embedded: the Triton that pip installs, for this machine.  "
+    "[default: tensorrt where there is a GPU, else embedded]",
 )
-@click.option("--precision", type=click.Choice(typing.get_args(Precision)), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(typing.get_args(Precision)),
+    help="Of weights and matrix products.  [default: fp16 for the target tensorrt, else fp32]",
+)
 @prompt_position_option
 @class_names_option
 @click.option("--name", default="dfer", show_default=True, help="Prefix of the Triton model names.")
-@click.option("--max-batch-size", type=int, default=16, show_default=True, help="Clips in one execution.")
+@serving_options(max_batch_size="64 for the target tensorrt, else 16")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--add-version", is_flag=True, help="Add to an existing bundle as its next version, for rollback.")
 @json_option
 def export(
     checkpoint: Path,
     output: Path | None,
-    target: Target,
-    precision: Precision,
+    target: Target | None,
+    precision: Precision | None,
     prompt_position: PromptPosition | None,
     class_names: tuple[str, ...] | None,
     name: str,
-    max_batch_size: int,
+    serving: dict[str, Any],
     force: bool,
     add_version: bool,
     json_file: Path | None,
 ) -> None:
     """Turn CHECKPOINT into a bundle: two checked ONNX graphs, a Triton model repository and a manifest."""
+    from dfer_deploy.export.engine import cuda_device
     from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 
     if force and add_version:
         raise click.UsageError("--force replaces a bundle and --add-version extends it; choose one")
     output = output or Path(f"{checkpoint.stem}.bundle")
-    options = ExportOptions(target, precision, name, max_batch_size, prompt_position, class_names)
+    target = target or ("tensorrt" if cuda_device() else "embedded")
+    largest = {"max_batch_size": 64 if target == "tensorrt" else 16}
+    options = ExportOptions(target, ServingOptions(**largest | serving), precision, name, prompt_position, class_names)
     bundle, written = export_bundle(checkpoint, output, options, force=force, add_version=add_version)
     if not written:
         stdout.print(f"{output} is up to date: same checkpoint, options and tools; nothing was done", markup=False)
@@ -68,8 +76,9 @@ def export(
     rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
     table(str(output), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
     stdout.print("next:")
-    if target == "embedded":
-        stdout.print(f"  dfer-deploy serve {output}", markup=False)
+    if target == "tensorrt":
+        stdout.print(f"  dfer-deploy build {output}", markup=False)
+    stdout.print(f"  dfer-deploy serve {output}", markup=False)
     stdout.print(f"  dfer-deploy predict --bundle {output} VIDEO", markup=False)
     stdout.print(f"  dfer-deploy verify {output} --checkpoint {checkpoint} --data LIST", markup=False)
     if json_file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dfer_deploy import bundle as bundles
+from dfer_deploy.bundle import ServingOptions
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.files import sha256_of_file, write_json
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
@@ -103,7 +105,7 @@ def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
         contract=model.contract,
         spec=model.spec,
         target=target,
-        max_batch_size=MAX_BATCH,
+        serving=ServingOptions(MAX_BATCH),
         version=1,
         image_encoder_onnx=model.image_encoder_onnx,
         temporal_head_onnx=model.temporal_head_onnx,
@@ -116,7 +118,7 @@ def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
         "spec": model.spec.to_dict(),
         "target": target,
         "precision": "fp32",
-        "max_batch_size": MAX_BATCH,
+        "serving": dataclasses.asdict(ServingOptions(MAX_BATCH)),
         "checkpoint": {"sha256": "0" * 64, "format": "reference", "best_acc": None},
         "frame_interval_s": None,
         "preprocessing": {},

@@ -117,7 +117,9 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
 def test_a_reference_file_exports_with_its_best_acc(tmp_path: Path) -> None:
     path = save_reference(tmp_path / "a.pth", tiny_model(position="front"), best_acc=50.0)
-    bundle, _ = export_bundle(path, tmp_path / "b", ExportOptions("onnxruntime", "fp16", prompt_position="front"))
+    bundle, _ = export_bundle(
+        path, tmp_path / "b", ExportOptions("onnxruntime", precision="fp16", prompt_position="front")
+    )
     assert bundle.manifest.checkpoint.best_acc == 50.0
     assert bundle.spec.prompts.position == "front"
     assert not (bundle.model_repository / "dfer_image_encoder" / "1" / "model.py").exists()

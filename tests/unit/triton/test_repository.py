@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from dfer_deploy import triton_models
-from dfer_deploy.bundle import TARGETS, Target
+from dfer_deploy.bundle import TARGETS, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import QUEUE_MEMORY_BYTES, queue_size, write_model_repository
 from dfer_deploy.specs import ClipSpec, Contract, ModelSpec, PromptSpec, TensorSpec, VisionSpec, contract_for
@@ -29,7 +29,7 @@ def write(folder: Path, target: Target = "embedded", *, version: int = 1, name: 
         (graphs / graph).write_bytes(graph.encode())
     spec = changes.pop("spec", spec_with())
     contract = contract_for(spec, name)
-    arguments = {"max_batch_size": 16, "target": target, "spec": spec} | changes
+    arguments = {"serving": ServingOptions(16), "target": target, "spec": spec} | changes
     write_model_repository(
         folder, contract=contract, version=version, image_encoder_onnx=graphs / "encoder",
         temporal_head_onnx=graphs / "head", **arguments,
@@ -53,7 +53,7 @@ def expected(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, list[int]]]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_configurations_say_what_the_contract_says(tmp_path: Path, target: Target) -> None:
-    contract = write(tmp_path / "repository", target, name="mine", max_batch_size=5)
+    contract = write(tmp_path / "repository", target, name="mine", serving=ServingOptions(5))
     for graph in (contract.image_encoder, contract.temporal_head, contract.ensemble):
         config = config_of(tmp_path / "repository", graph.name)
         assert config.name == graph.name
@@ -68,7 +68,8 @@ def test_models_batch_protect_memory_and_warm_up(tmp_path: Path, target: Target)
     contract = write(tmp_path / "repository", target)
     for graph, dims in ((contract.image_encoder, [16, 64, 64, 3]), (contract.temporal_head, [16, 256])):
         config = config_of(tmp_path / "repository", graph.name)
-        assert config.backend == ("python" if target == "embedded" else "onnxruntime")
+        assert config.backend == ("python" if target == "embedded" else target)
+        assert config.platform == ("tensorrt_plan" if target == "tensorrt" else "")
         policy = config.dynamic_batching.default_queue_policy
         assert policy.max_queue_size == 64
         assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
@@ -77,7 +78,9 @@ def test_models_batch_protect_memory_and_warm_up(tmp_path: Path, target: Target)
         assert (list(sample.dims), sample.zero_data) == (dims, True)
         (group,) = config.instance_group
         kinds = model_config_pb2.ModelInstanceGroup
-        assert group.kind == (kinds.KIND_CPU if target == "embedded" else kinds.KIND_AUTO)
+        expected_kind = {"embedded": kinds.KIND_CPU, "onnxruntime": kinds.KIND_AUTO, "tensorrt": kinds.KIND_GPU}
+        assert group.kind == expected_kind[target]
+        assert not group.gpus  # an instance on every GPU
         assert group.count == 1
 
 
@@ -147,10 +150,61 @@ def test_versions_are_added_but_never_overwritten_or_mixed(tmp_path: Path) -> No
         write(folder, version=3, spec=spec_with(("joy", "anger", "fear")))
 
 
-@pytest.mark.parametrize("changes", [{"max_batch_size": 0}, {"version": 0}])
-def test_numbers_out_of_range(tmp_path: Path, changes: dict[str, int]) -> None:
-    with pytest.raises(DferDeployError, match="expected at least 1"):
-        write(tmp_path / "repository", **changes)
+def test_serving_options_reach_the_configurations(tmp_path: Path) -> None:
+    serving = ServingOptions(32, instances=2, queue_delay_us=300, cuda_graph_batches=(1, 8))
+    contract = write(tmp_path / "repository", "tensorrt", serving=serving)
+    for graph, dims in ((contract.image_encoder, [16, 64, 64, 3]), (contract.temporal_head, [16, 256])):
+        config = config_of(tmp_path / "repository", graph.name)
+        assert config.max_batch_size == 32
+        assert (config.instance_group[0].count, list(config.instance_group[0].profile)) == (2, ["0"])
+        assert config.dynamic_batching.max_queue_delay_microseconds == 300
+        cuda = config.optimization.cuda
+        assert cuda.graphs
+        graphs = [
+            (spec.batch_size, {name: list(shape.dim) for name, shape in spec.input.items()}) for spec in cuda.graph_spec
+        ]
+        assert graphs == [(batch, {graph.inputs[0].name: dims}) for batch in (1, 8)]
+        assert config.default_model_filename == "model.plan"
+    assert config_of(tmp_path / "repository", "dfer").max_batch_size == 32
+    assert not list((tmp_path / "repository").rglob("*.onnx"))  # Triton has no use for the graph
+    write(tmp_path / "without", "tensorrt", serving=ServingOptions(32, cuda_graph_batches=()))
+    assert not config_of(tmp_path / "without", "dfer_image_encoder").optimization.cuda.graphs
+
+
+def test_the_tensorrt_provider_of_onnxruntime_has_one_profile_and_keeps_the_types_of_the_graph(tmp_path: Path) -> None:
+    write(tmp_path / "repository", "onnxruntime", serving=ServingOptions(16, execution_provider="tensorrt"))
+    config = config_of(tmp_path / "repository", "dfer_image_encoder")
+    (provider,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert provider.name == "tensorrt"
+    assert dict(provider.parameters) == {
+        "trt_profile_min_shapes": "frames:1x1x64x64x3",
+        "trt_profile_opt_shapes": "frames:8x16x64x64x3",
+        "trt_profile_max_shapes": "frames:16x16x64x64x3",
+    }
+    write(tmp_path / "cuda", "onnxruntime")
+    assert not config_of(tmp_path / "cuda", "dfer_image_encoder").optimization.HasField("execution_accelerators")
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "message"),
+    [
+        ("embedded", {"max_batch_size": 0}, "maximal batch is 0, expected 1 to 1024"),
+        ("embedded", {"instances": 0}, "number of instances is 0"),
+        ("embedded", {"queue_delay_us": -1}, "queue delay is -1"),
+        ("tensorrt", {"cuda_graph_batches": (1, 32)}, "CUDA graph for the batch 32, expected 1 to 16"),
+        ("tensorrt", {"cuda_graph_batches": (2, 1)}, r"\[2, 1\], expected each once and in order"),
+        ("embedded", {"cuda_graph_batches": (1, 2)}, "target 'embedded', only 'tensorrt' has them"),
+        ("tensorrt", {"execution_provider": "tensorrt"}, "target 'tensorrt', only 'onnxruntime' has them"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path: Path, target: Target, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DferDeployError, match=message):
+        write(tmp_path / "repository", target, serving=ServingOptions(**{"max_batch_size": 16} | changes))
+
+
+def test_a_version_is_at_least_1(tmp_path: Path) -> None:
+    with pytest.raises(DferDeployError, match="the version is 0, expected at least 1"):
+        write(tmp_path / "repository", version=0)
 
 
 def test_the_queue_holds_at_most_four_gigabytes_or_one_batch() -> None:
@@ -168,4 +222,4 @@ def test_the_queue_holds_at_most_four_gigabytes_or_one_batch() -> None:
 @pytest.mark.parametrize("file", ["image_encoder.pbtxt", "temporal_head.pbtxt"])
 def test_templates_parse_as_they_are(target: Target, file: str) -> None:
     config = text_format.Parse(triton_models.config_template(target, file), model_config_pb2.ModelConfig())
-    assert config.max_batch_size == 16
+    assert config.max_batch_size == (64 if target == "tensorrt" else 16)

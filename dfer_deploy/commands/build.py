@@ -1,0 +1,114 @@
+"""``dfer-deploy build BUNDLE``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dfer_deploy.bundle import open_bundle
+from dfer_deploy.commands.options import bundle_argument, json_option
+from dfer_deploy.console import stderr, stdout, table
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.engine import HARDWARE_COMPATIBILITY, BuildOptions, EngineError, build_bundle, builder_module
+from dfer_deploy.files import write_json
+
+
+@click.command()
+@bundle_argument
+@click.option(
+    "--builder",
+    type=click.Choice(["tensorrt", "tensorrt_rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="tensorrt_rtx needs no GPU; Triton cannot load its engines, but it refuses what TensorRT would refuse.",
+)
+@click.option("--opt-batch", type=int, help="Clips in the usual execution, for which kernels are chosen.  [default: 8]")
+@click.option("--optimization-level", type=int, default=3, show_default=True, help="0 builds fast, 5 searches longest.")
+@click.option("--workspace-mib", type=int, help="Device memory that a layer may use.  [default: all there is]")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(HARDWARE_COMPATIBILITY),
+    default="none",
+    show_default=True,
+    help="Which other GPUs may load the engines; wider is slower.",
+)
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Later versions of TensorRT may load the engines, which then carry code that the server executes.",
+)
+@json_option
+def build(
+    bundle: Path,
+    builder: str,
+    opt_batch: int | None,
+    optimization_level: int,
+    workspace_mib: int | None,
+    hardware_compatibility: str,
+    version_compatible: bool,
+    json_file: Path | None,
+) -> None:
+    """Build the TensorRT engines of BUNDLE for this machine's GPU.
+
+    Run it on the machine that serves, with the server's version of TensorRT; best inside the serving image, where
+    BUNDLE/build_engines.py does the same without dfer-deploy. Engines that are built already are left as they are.
+    """
+    opened = open_bundle(bundle, check_files=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    ) as bar:
+        tasks = {
+            graph.name: bar.add_task(graph.name, total=1.0, start=False)
+            for graph in (opened.contract.image_encoder, opened.contract.temporal_head)
+        }
+
+        def report(graph: str, phase: str, share: float) -> None:
+            bar.start_task(tasks[graph])
+            bar.update(tasks[graph], completed=share, description=f"{graph}: {phase}")
+
+        try:
+            options = BuildOptions(
+                optimization_level,
+                None if workspace_mib is None else workspace_mib << 20,
+                hardware_compatibility,
+                version_compatible,
+            )
+            sidecar, content, built = build_bundle(
+                builder_module(builder), bundle, options, opt_batch=opt_batch, report=report
+            )
+        except EngineError as error:
+            raise DferDeployError(str(error)) from error
+    table(
+        f"{bundle}: {content['builder']['module']} {content['builder']['version']}, "
+        + (content["device"] or {"name": "no GPU, built ahead of time"})["name"],
+        ("engine", "precision", "matrix products", "size", "clips, usual and largest", "seconds"),
+        [
+            (
+                engine["plan"],
+                engine["precision"],
+                ", ".join(f"{count} {dtype}" for dtype, count in engine["matrix_products"].items()),
+                f"{engine['bytes'] / 1e6:.1f} MB",
+                " and ".join(
+                    str(shapes[bound][0]) for shapes in engine["profile"].values() for bound in ("opt", "max")
+                ),
+                f"{engine['seconds']:.1f}" if graph in built else "built before",
+            )
+            for graph, engine in content["engines"].items()
+        ],
+    )
+    stdout.print(f"recorded in {sidecar}", markup=False)
+    if builder == "tensorrt":
+        stdout.print(f"next:\n  dfer-deploy serve {bundle}", markup=False)
+    else:
+        stdout.print("Triton cannot load these engines; build with tensorrt on the machine that serves.")
+    if json_file:
+        write_json(json_file, content | {"built_now": built})

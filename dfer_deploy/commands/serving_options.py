@@ -1,0 +1,73 @@
+"""The options that say how a server runs the models, shared by ``export`` and ``configure``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dfer_deploy.bundle import EXECUTION_PROVIDERS
+
+_NONE = "none"
+
+
+def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None or value == _NONE:
+        return None if value is None else ()
+    try:
+        return tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of batches such as 1,2,8, nor {_NONE!r}") from None
+
+
+def option_text(value: Any) -> str:
+    """A field of ``ServingOptions`` as it is typed on the command line."""
+    return ",".join(map(str, value)) or _NONE if isinstance(value, tuple) else str(value)
+
+
+_OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("max_batch_size", "16", {"type": int, "help": "Clips in one execution, at most."}),
+    ("instances", "1", {"type": int, "help": "Copies of each model that run at the same time, on every GPU."}),
+    ("queue_delay_us", "0", {"type": int, "help": "Microseconds that a request may wait for company in its batch."}),
+    (
+        "cuda_graph_batches",
+        "1",
+        {
+            "callback": _batches,
+            "metavar": f"1,2,…|{_NONE}",
+            "help": "Target tensorrt: batches whose kernels are launched as one recorded CUDA graph.",
+        },
+    ),
+    (
+        "execution_provider",
+        "cuda",
+        {"type": click.Choice(EXECUTION_PROVIDERS), "help": "Target onnxruntime: what runs the graphs on a GPU."},
+    ),
+)
+
+
+def serving_options(**shown: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the options; the command gets those that were given as the dictionary ``serving``.
+
+    Its keys are fields of :class:`~dfer_deploy.bundle.ServingOptions`; ranges are checked there.
+
+    Args:
+        shown: what ``--help`` shows as a default, by field, where it is not the one of a new bundle.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathered(*args: Any, **values: Any) -> Any:
+            given = {name: values.pop(name) for name, _, _ in _OPTIONS}
+            serving = {name: value for name, value in given.items() if value is not None}
+            return command(*args, serving=serving, **values)
+
+        for name, default, settings in reversed(_OPTIONS):
+            flag = f"--{name.replace('_', '-')}"
+            explained = f"{settings['help']}  [default: {shown.get(name, default)}]"
+            gathered = click.option(flag, **settings | {"help": explained})(gathered)
+        return gathered
+
+    return decorate
