@@ -27,6 +27,8 @@ format: .venv/ready
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	# TensorRT's types; the package would bring TensorRT itself, which needs no GPU to be installed but an NVIDIA index.
+	$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-stubs==10.13.0.35.1'
 	touch $@
 
 clean:

@@ -83,7 +83,10 @@ class Spread:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}–{self.high:.3g})"
+        median, low, high = (
+            f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (self.median, self.low, self.high)
+        )
+        return f"{median} ({low}–{high})"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -96,10 +99,23 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
     return spread([value / other for value, other in zip(values, base, strict=True)])
 
 
+@dataclass(frozen=True)
+class LoadTarget:
+    """A server to be put under load.
+
+    Attributes:
+        environment: where perf_analyzer is.
+        url: of the server, ``grpc://…`` or ``http://…``.
+        model: the ensemble's name.
+    """
+
+    environment: TritonEnvironment
+    url: str
+    model: str
+
+
 def bench(
-    environment: TritonEnvironment,
-    url: str,
-    model: str,
+    server: LoadTarget | None,
     predictors: Sequence[Predictor],
     clips: Frames,
     concurrencies: Sequence[int],
@@ -110,10 +126,8 @@ def bench(
     """Measures everything in turn, ``rounds`` times.
 
     Args:
-        environment: where perf_analyzer is.
-        url: of the server, ``grpc://…`` or ``http://…``.
-        model: the ensemble's name.
-        predictors: contestants in this process; the first one sets the number of requests in a window.
+        server: what is put under load; None to measure the predictors only.
+        predictors: contestants in this process, at least one; the first one sets the number of requests in a window.
         clips: what is asked, uint8 [N, 16, S, S, 3].
         concurrencies: requests in flight.
         rounds: at least 1.
@@ -126,9 +140,9 @@ def bench(
     for predictor in predictors:
         predictor.predict(clips[:1])
     local: dict[str, list[list[float]]] = {predictor.name: [] for predictor in predictors}
-    loads: dict[int, list[LoadResult]] = {concurrency: [] for concurrency in concurrencies}
+    loads: dict[int, list[LoadResult]] = {concurrency: [] for concurrency in (concurrencies if server else ())}
     with progress_bar() as bar:
-        task = bar.add_task("bench", total=rounds * (len(predictors) + len(concurrencies)))
+        task = bar.add_task("bench", total=rounds * (len(predictors) + len(loads)))
         for _ in range(rounds):
             for predictor in predictors:
                 bar.update(task, description=predictor.name)
@@ -137,11 +151,13 @@ def bench(
             if requests is None:
                 per_second = 1 / statistics.median(local[predictors[0].name][0])
                 requests = min(500, max(8, round(_SECONDS_PER_MEASUREMENT * per_second)))
-            for concurrency in concurrencies:
+            for concurrency, results in loads.items():
+                assert server is not None  # noqa: S101 - else there are no loads, for mypy
                 bar.update(task, description=f"served, {concurrency} in flight")
                 count = max(requests, 4 * concurrency)
-                (result,) = measure_load(environment, url, model, clips, [concurrency], requests=count)
-                loads[concurrency].append(result)
+                results += measure_load(
+                    server.environment, server.url, server.model, clips, [concurrency], requests=count
+                )
                 bar.advance(task)
     return BenchResult(
         machine=machine(),
@@ -155,19 +171,27 @@ def bench(
             for name, rounds_of in local.items()
         ),
         served=tuple(
-            Served(f"{model} served, {concurrency} in flight", concurrency, tuple(results))
+            Served(f"{server.model if server else ''} served, {concurrency} in flight", concurrency, tuple(results))
             for concurrency, results in loads.items()
         ),
     )
 
 
 def machine() -> str:
-    """The processor's name, the cores that this process may use, and the system."""
+    """The processor's name, the cores that this process may use, NVIDIA's GPUs, and the system."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"
+    # NVIDIA's driver documentation, "Using the /proc File System Interface to the Driver".
+    models = [
+        line.partition(":")[2].strip()
+        for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("Model:")
+    ]
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    return ", ".join([name, cores, *models, f"{platform.system()} {platform.release()}"])
 
 
 def _latencies_s(predict: Callable[[Frames], object], clips: Frames) -> list[float]:

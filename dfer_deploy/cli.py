@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("dfer_deploy.commands.verify:verify", "Prove that what is served is what was trained."),
     "bench": ("dfer_deploy.commands.bench:bench", "Measure throughput and latency with perf_analyzer."),
     "doctor": ("dfer_deploy.commands.doctor:doctor", "Say what this machine can do, and what a bundle needs."),
+    "selftest": ("dfer_deploy.commands.selftest:selftest", "Let all runtimes answer alike; try a whole GPU machine."),
     "demo": ("dfer_deploy.commands.demo:demo", "Walk the whole way on drawn faces."),
 }
 

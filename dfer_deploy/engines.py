@@ -49,6 +49,15 @@ class Device:
 
 
 @dataclass(frozen=True)
+class ProfileRecord:
+    """Shapes that an input of an engine may have, [B, T, …]."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """One engine.
 
@@ -58,7 +67,7 @@ class EngineRecord:
         bytes: size of the plan.
         onnx: path of the graph in the bundle.
         onnx_sha256: of the graph that was built.
-        profile: smallest (``min``), usual (``opt``) and largest (``max``) shape of each input.
+        profile: the smallest, the usual and the largest shape of each input.
         precision: ``fp16`` or ``fp32``, read from the network.
         matrix_products: how many matrix products of the network have which type.
         seconds: that the build took.
@@ -69,7 +78,7 @@ class EngineRecord:
     bytes: int
     onnx: str
     onnx_sha256: str
-    profile: dict[str, Any]
+    profile: dict[str, ProfileRecord]
     precision: str
     matrix_products: dict[str, Any]
     seconds: float
@@ -104,7 +113,7 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         found = EngineSet(
             builder=spec_from_dict(Builder, values["builder"]),
             device=None if values["device"] is None else spec_from_dict(Device, values["device"]),
-            engines={name: spec_from_dict(EngineRecord, record) for name, record in records.items()},
+            engines={name: _record(record) for name, record in records.items()},
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
@@ -120,10 +129,17 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         plan = bundle.path / record.plan
         if not plan.is_file() or sha256_of_file(plan) != record.sha256:
             raise DferDeployError(f"{plan} is missing or not the engine that was built; {again}")
-        batches = {name: shapes["max"][0] for name, shapes in record.profile.items()}
-        if set(batches.values()) != {bundle.manifest.serving.max_batch_size}:
+        batches = {shapes.max[0] for shapes in record.profile.values()}
+        if batches != {bundle.manifest.serving.max_batch_size}:
             raise DferDeployError(
-                f"{plan} takes batches up to {batches}, the bundle is configured for "
+                f"{plan} takes up to {', '.join(map(str, sorted(batches)))} clips, the bundle is configured for "
                 f"{bundle.manifest.serving.max_batch_size}; {again}"
             )
     return found
+
+
+def _record(values: dict[str, Any]) -> EngineRecord:
+    profile = {name: spec_from_dict(ProfileRecord, shapes) for name, shapes in values["profile"].items()}
+    if not all(shapes.max for shapes in profile.values()):
+        raise ValueError("a profile has an empty shape")
+    return spec_from_dict(EngineRecord, values | {"profile": profile})

@@ -32,7 +32,8 @@ class Limits:
         head_logits: largest difference of a logit of the temporal head, given PyTorch's frame features.
         logits: largest difference of a logit of the whole model.
         flip_margin: an answer may change only where PyTorch's two largest logits are closer than this.
-        same_graphs: largest difference of a logit between two ways of running the very same graphs with onnxruntime.
+        same_graphs: largest difference of a logit between two ways of running the very same graphs with onnxruntime on
+            one kind of device.
         probabilities: largest difference of a probability from the softmax of the logits beside it.
         points: largest difference of UAR and of WAR, in percentage points.
         unreadable: largest share of clips that cannot be read.
@@ -148,7 +149,7 @@ def verify(
     clips: LabelledClips,
     limits: Limits,
     *,
-    same_graphs: bool = False,
+    same_graphs: Sequence[str] = (),
     batch_size: int = 4,
     baseline_file: Path | None = None,
 ) -> Verification:
@@ -160,7 +161,8 @@ def verify(
         predictors: ways of serving, at least one.
         clips: the labelled list.
         limits: what is accepted.
-        same_graphs: all predictors run the very same graphs with onnxruntime, so they must agree with the first.
+        same_graphs: names of predictors that run the very same graphs with onnxruntime on one kind of device, so they
+            must agree with the first of them.
         batch_size: clips in one request.
         baseline_file: save the truth's answers here.
 
@@ -183,8 +185,8 @@ def verify(
         first: Float32 | None = None
         for predictor in predictors:
             logits = _compare(collected[predictor.name], predictor, frames, true_features, true_logits)
-            first = logits if first is None else first
-            if same_graphs:
+            if predictor.name in same_graphs:
+                first = logits if first is None else first
                 found = collected[predictor.name]
                 found.same_graphs = max(found.same_graphs, _largest(logits - first))
     clips.warn_about_unreadable()

@@ -272,6 +272,8 @@ def _configure(trt: Any, config: tensorrt.IBuilderConfig, options: BuildOptions)
     config.hardware_compatibility_level = getattr(
         trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper()
     )
+    # On by default: products of FLOAT would be rounded to 10 bits, and fp32 is what the graph says.
+    config.clear_flag(trt.BuilderFlag.TF32)
     # The engine inspector can name layers and types only if the plan carries them.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_bytes is not None:

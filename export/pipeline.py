@@ -33,6 +33,7 @@ from dfer_deploy.export.parity import measure_parity
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
 from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision, PromptPosition, contract_for
+from dfer_deploy.triton_models import container_files
 
 _TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -131,15 +132,23 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             image_encoder_onnx=bundle.image_encoder_onnx,
             temporal_head_onnx=bundle.temporal_head_onnx,
         )
-        if plan.target == "tensorrt":
-            engine_source = resources.files("dfer_deploy.export").joinpath("engine.py").read_bytes()
-            (folder / "build_engines.py").write_bytes(engine_source)
+        for name, text in _deployment_files(plan.target).items():
+            (folder / name).write_text(text, encoding="utf-8")
         if previous is not None:
             _keep_versions(previous.model_repository, bundle.model_repository)
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in written}
         manifest = dataclasses.replace(plan, parity=parity, files=files)
         write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
+
+
+def _deployment_files(target: Target) -> dict[str, str]:
+    """What a bundle carries so that another machine needs no dfer-deploy: the container, and the engines' builder."""
+    files = container_files(target)
+    if target == "tensorrt":
+        source = resources.files("dfer_deploy.export").joinpath("engine.py")
+        files["build_engines.py"] = source.read_text(encoding="utf-8")
+    return files
 
 
 def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:

@@ -1,4 +1,7 @@
-"""What Triton loads: templates of ``config.pbtxt`` and the Python-backend model of the embedded server."""
+"""What Triton loads, and the containers that it runs in.
+
+Templates of ``config.pbtxt``, the Python-backend model of the embedded server, and files for Docker.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,24 @@ def config_template(*path: str) -> str:
 def onnx_model_source() -> str:
     """The source of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
     return _text("onnx_model", "model.py")
+
+
+def container_files(target: str) -> dict[str, str]:
+    """Files for Docker that belong into a bundle, by name; none for the target embedded.
+
+    The images are built from stages, one file each; only the target tensorrt has something to build in one.
+    """
+    if target == "embedded":
+        return {}
+    stages, services = ["serve.Dockerfile"], ["compose.yaml"]
+    files = {}
+    if target == "tensorrt":
+        stages.append("build.Dockerfile")
+        services.append("compose.build.yaml")
+        files["install_tensorrt.py"] = _text("container", "install_tensorrt.py")
+    files["Dockerfile"] = "\n".join(_text("container", name) for name in stages)
+    files["compose.yaml"] = "\n".join(_text("container", name) for name in services)
+    return files
 
 
 def _text(*path: str) -> str:

@@ -9,17 +9,18 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import BenchResult, ratio, spread
+from dfer_deploy.bench import BenchResult, LoadTarget, ratio, spread
 from dfer_deploy.bench import bench as run_bench
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.options import bundle_argument, json_option
+from dfer_deploy.commands.proposal import propose_serving
+from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, step, table
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import write_json
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
-from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import triton_environment
 
@@ -41,6 +42,8 @@ def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tu
 @bundle_argument
 @click.option("--url", help="Load this server (grpc://… or http://…) instead of starting one.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Also measure this checkpoint in PyTorch.")
+@runtime_option
+@host_code_option
 @click.option(
     "--concurrency",
     "concurrencies",
@@ -61,26 +64,57 @@ def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tu
     type=click.Path(path_type=Path),
     help="A video or frame folder to ask about.  [default: drawn frames]",
 )
+@click.option("--propose", is_flag=True, help="Try serving options on this machine and propose the best ones.")
+@click.option(
+    "--p99-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="With --propose: the largest 99th percentile of the latency that is allowed.",
+)
 @json_option
 def bench(
     bundle: Path,
     url: str | None,
     checkpoint: Path | None,
+    chosen: tuple[str, ...],
+    allow_host_code: bool,
     concurrencies: tuple[int, ...],
     rounds: int,
     requests: int | None,
     clip_path: Path | None,
+    propose: bool,
+    p99_ms: float | None,
     json_file: Path | None,
 ) -> None:
     """Measure throughput and latency of BUNDLE served, with the real perf_analyzer.
 
-    The onnxruntime of this process (and PyTorch, with --checkpoint) is measured in the same run, in turn with it.
+    What runs in this process (onnxruntime, built TensorRT engines, and PyTorch, with --checkpoint) is measured in the
+    same run, in turn with it. With --propose, servers with other instances, queue delays and batches take turns
+    instead, and the best of them is proposed; that takes minutes.
     """
     opened = open_bundle(bundle)
     size = opened.spec.clip.vision.image_size
     clips = clip_from_path(clip_path, size)[np.newaxis] if clip_path else drawn_clips(2, size)
+    if propose:
+        if url or checkpoint or chosen:
+            raise click.UsageError("--propose starts servers of its own; leave away --url, --checkpoint and --runtime")
+        propose_serving(
+            opened,
+            clips,
+            concurrencies,
+            rounds=rounds,
+            requests=requests,
+            p99_ms=p99_ms,
+            host_code_allowed=allow_host_code,
+            json_file=json_file,
+        )
+        return
+    if p99_ms is not None:
+        raise click.UsageError("--p99-ms is the budget of a proposal; add --propose")
+    contestants = choose_contestants(opened, chosen, url=url)
+    if not contestants.runtimes and checkpoint is None:
+        raise DferDeployError("bench compares with what runs in this process; add --runtime onnxruntime-cpu")
     with ExitStack() as stack:
-        predictors: list[Predictor] = [stack.enter_context(OnnxRuntimePredictor.from_bundle(opened))]
+        predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
         if checkpoint is not None:
             from dfer_deploy.checkpoint import load_checkpoint
             from dfer_deploy.runtimes.torch import TorchPredictor
@@ -88,21 +122,17 @@ def bench(
             with step(f"read {checkpoint}"):
                 model = load_checkpoint(checkpoint).build_model()
                 predictors.append(stack.enter_context(TorchPredictor(model)))
-        address = url or stack.enter_context(served_bundle(opened)).grpc_url
-        stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
-        result = run_bench(
-            triton_environment(),
-            address,
-            opened.manifest.name,
-            predictors,
-            clips,
-            concurrencies,
-            rounds=rounds,
-            requests=requests,
-        )
+        server = None
+        if contestants.served:
+            address = url or stack.enter_context(served_bundle(opened)).grpc_url
+            stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
+            server = LoadTarget(triton_environment(), address, opened.manifest.name)
+        result = run_bench(server, predictors, clips, concurrencies, rounds=rounds, requests=requests)
     _print(result)
+    for what, reason in contestants.left_out.items():
+        stdout.print(f"not measured: {what}, since {reason}", markup=False)
     if json_file:
-        write_json(json_file, dataclasses.asdict(result))
+        write_json(json_file, dataclasses.asdict(result) | {"left_out": contestants.left_out})
 
 
 def _print(result: BenchResult) -> None:
@@ -124,4 +154,5 @@ def _print(result: BenchResult) -> None:
         ("", "clips/s", f"against {base.name}", "p50 ms", "p95 ms", "p99 ms", "queue ms", "compute ms"),
         rows,
     )
-    stdout.print(f"{result.machine}; {result.requests} requests in each of perf_analyzer's measurements", markup=False)
+    measured = f"; {result.requests} requests in each of perf_analyzer's measurements" if result.served else ""
+    stdout.print(f"{result.machine}{measured}", markup=False)

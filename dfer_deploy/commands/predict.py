@@ -12,15 +12,23 @@ import numpy as np
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.options import json_option
+from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.console import progress, table
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
+from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
 from dfer_deploy.runtimes.predictor import Prediction, Predictor
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT…")
 @click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Answer in this process.")
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    help="Of this process, with --bundle.  [default: TensorRT where its engines run here, else onnxruntime]",
+)
+@host_code_option
 @click.option("--url", help="Ask a server: grpc://HOST:PORT or http://HOST:PORT.")
 @click.option("--model", default="dfer", show_default=True, help="The ensemble's name, with --url.")
 @click.option("--timeout-s", type=float, default=60.0, show_default=True, help="Deadline of one request, with --url.")
@@ -30,6 +38,8 @@ def predict(
     ctx: click.Context,
     inputs: tuple[Path, ...],
     bundle_path: Path | None,
+    runtime: Runtime | None,
+    allow_host_code: bool,
     url: str | None,
     model: str,
     timeout_s: float,
@@ -42,14 +52,15 @@ def predict(
     """
     if (bundle_path is None) == (url is None):
         raise click.UsageError("give either --bundle BUNDLE or --url URL")
+    if url and runtime:
+        raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
     answers, failures = [], []
     with ExitStack() as stack:
         predictor: Predictor
         if bundle_path is not None:
-            from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
-
             bundle = open_bundle(bundle_path)
-            predictor = stack.enter_context(OnnxRuntimePredictor.from_bundle(bundle))
+            runtime = runtime or usual_runtimes(bundle).runtimes[-1]
+            predictor = stack.enter_context(open_predictor(runtime, bundle, host_code_allowed=allow_host_code))
             labels, image_size = bundle.spec.prompts.class_names, bundle.spec.clip.vision.image_size
         else:
             from dfer_deploy.triton.client import TritonPredictor

@@ -1,36 +1,104 @@
-"""A server of its own for commands that need one while they run."""
+"""The server that fits a bundle on this machine, and one for commands that need it while they run."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.console import step
+from dfer_deploy.doctor.servers import probe_docker
+from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import check_model_repository
+from dfer_deploy.runtimes.available import cuda_devices
+from dfer_deploy.triton.container import TritonContainer, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
-from dfer_deploy.triton.server import Endpoints, TritonServer
+from dfer_deploy.triton.installation import Installation, TritonOnPath
+from dfer_deploy.triton.ports import Endpoints
+from dfer_deploy.triton.server import TritonServer
+
+START_TIMEOUT_S = {"embedded": 180.0, "onnxruntime": 900.0, "tensorrt": 900.0}
+"""By target: on a GPU, onnxruntime may build engines while it loads, and a container's first start reads many GB."""
 
 
 @contextlib.contextmanager
-def served_bundle(bundle: Bundle) -> Iterator[Endpoints]:
-    """Serves a bundle on free ports of the loopback until the context ends.
+def served_bundle(
+    bundle: Bundle, installation: Installation | None = None, *, quiet: bool = False
+) -> Iterator[Endpoints]:
+    """Serves a bundle on free ports of the loopback until the context ends; then nothing of the server is left.
+
+    Args:
+        bundle: an opened bundle.
+        installation: of ``installation_for``, which is asked where there is none.
+        quiet: show no step.
 
     Raises:
-        DferDeployError: the bundle is for another server, or the server cannot start.
+        DferDeployError: this machine has no server for the bundle, or the server cannot start.
     """
-    if bundle.manifest.target != "embedded":
-        raise DferDeployError(
-            f"{bundle.path} is for the target {bundle.manifest.target!r}, which this command cannot start; "
-            "start its server and give --url"
-        )
-    check_model_repository(bundle)
-    environment = triton_environment()
-    server = TritonServer(environment, bundle.model_repository)
-    with step("start Triton"):
+    installation = installation or installation_for(bundle)
+    server = TritonServer(
+        installation, bundle.model_repository, start_timeout_s=START_TIMEOUT_S[bundle.manifest.target]
+    )
+    with contextlib.nullcontext() if quiet else step(f"start Triton ({installation.description})"):
         server.start()
     try:
         yield server.endpoints
     finally:
         server.stop()
+
+
+def installation_for(bundle: Bundle, *, image: str | None = None, version_compatible: bool = False) -> Installation:
+    """The Triton that serves a bundle here, after checking that the bundle can be served.
+
+    For the target embedded, the private environment. For the others a tritonserver on PATH, else Docker.
+
+    Args:
+        bundle: an opened bundle.
+        image: use Docker with this image; without it, the one that fits the engines.
+        version_compatible: let the server execute the code that version-compatible engines carry.
+
+    Raises:
+        DferDeployError: something is missing: engines, a server, permission for the engines' code.
+    """
+    check_model_repository(bundle)
+    if bundle.manifest.target == "embedded":
+        return triton_environment()
+    built = _engines_to_serve(bundle, version_compatible=version_compatible)
+    on_path = shutil.which("tritonserver")
+    if on_path is not None and image is None:
+        return TritonOnPath(Path(on_path), cuda_devices() > 0, version_compatible)
+    docker = probe_docker()
+    if docker.client is None or docker.problem:
+        reason = f"Docker {docker.problem}" if docker.client else "Docker is not on PATH either"
+        compose = shlex.quote(str(bundle.path / "compose.yaml"))
+        raise DferDeployError(
+            f"the target {bundle.manifest.target!r} needs Triton with its own backends, and no tritonserver is on PATH "
+            f"({reason}); where Docker runs, type: docker compose -f {compose} up server"
+        )
+    has_gpu = bundle.manifest.target == "tensorrt" or cuda_devices() > 0
+    container = TritonContainer(Path(docker.client), image or image_for(built), has_gpu, version_compatible)
+    ensure_image(container.docker, container.image)
+    return container
+
+
+def _engines_to_serve(bundle: Bundle, *, version_compatible: bool) -> EngineSet | None:
+    """The engines of the target tensorrt; None of the target onnxruntime."""
+    if bundle.manifest.target != "tensorrt":
+        return None
+    built = engines_of(bundle)
+    folder = shlex.quote(str(bundle.path))
+    if built is None:
+        raise DferDeployError(
+            f"the engines of {bundle.path} are not built; build them with TensorRT on this machine: dfer-deploy build "
+            f"{folder}, or inside the image that serves them: cd {folder} && docker compose run --rm build"
+        )
+    if built.builder.version_compatible and not version_compatible:
+        raise DferDeployError(
+            f"the engines of {bundle.path} are version-compatible: they carry code that the server would execute; if "
+            f"you built them yourself, start it with: dfer-deploy serve {folder} --version-compatible"
+        )
+    return built

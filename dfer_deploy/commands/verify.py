@@ -14,13 +14,12 @@ from dfer_deploy.baseline import PredictorTruth, Truth, load_baseline
 from dfer_deploy.bundle import Bundle, open_bundle
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
+from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, step, table, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
-from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import PROMPT_POSITIONS
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.verify import LIMITS, Verification
@@ -38,7 +37,9 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Annotation list with labelled clips.")
 @data_root_option
 @click.option("--url", help="Verify this server (grpc://… or http://…) instead of starting one.")
-@click.option("--in-process", is_flag=True, help="Leave the server away: onnxruntime in this process only.")
+@click.option("--in-process", is_flag=True, help="Leave the server away: only what runs in this process.")
+@runtime_option
+@host_code_option
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Clips in one request.")
 @click.option("--max-logit-error", type=float, help="Instead of the precision's limit (fp32 0.01, fp16 2.5).")
 @click.option("--max-points", type=float, default=0.5, show_default=True, help="Accepted difference of UAR and WAR.")
@@ -60,6 +61,8 @@ def verify(
     data_root: str | None,
     url: str | None,
     in_process: bool,
+    chosen: tuple[str, ...],
+    allow_host_code: bool,
     batch_size: int,
     max_logit_error: float | None,
     max_points: float,
@@ -68,7 +71,8 @@ def verify(
 ) -> None:
     """Prove on labelled clips that BUNDLE answers like its checkpoint: in process and served.
 
-    Exits with 0 if it does and with 1 if it does not.
+    In process are onnxruntime, with CUDA where it can, and the TensorRT engines where they are built and run here.
+    Exits with 0 if all that was compared does and with 1 if it does not.
     """
     if (checkpoint is None) == (baseline is None):
         raise click.UsageError("give either --checkpoint CKPT or --baseline FILE")
@@ -77,6 +81,7 @@ def verify(
     if save_baseline and baseline:
         raise click.UsageError("--save-baseline saves PyTorch's answers and needs --checkpoint")
     opened = open_bundle(bundle)
+    contestants = choose_contestants(opened, chosen, url=url, in_process=in_process)
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
     limits = replace(default, points=max_points, logits=default.logits if max_logit_error is None else max_logit_error)
@@ -94,29 +99,34 @@ def verify(
                 f"{bundle} was exported from another checkpoint (SHA-256 {opened.manifest.checkpoint.sha256[:12]}…, "
                 f"not {truth.checkpoint_sha256[:12]}…); the comparison tells whether that matters"
             )
-        predictors: list[Predictor] = [stack.enter_context(OnnxRuntimePredictor.from_bundle(opened))]
-        if not in_process:
+        predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
+        on_the_cpu = [p.name for r, p in zip(contestants.runtimes, predictors, strict=True) if r == "onnxruntime-cpu"]
+        if contestants.served:
             address = url or stack.enter_context(served_bundle(opened)).grpc_url
             client = stack.enter_context(TritonPredictor(address, opened.contract))
             _check_labels(client, spec.prompts.class_names)
             predictors.append(client)
+            if opened.manifest.target == "embedded":
+                on_the_cpu.append(client.name)
         result = run_verification(
             spec,
             truth,
             predictors,
             clips,
             limits,
-            same_graphs=opened.manifest.target == "embedded",
+            same_graphs=on_the_cpu,
             batch_size=batch_size,
             baseline_file=save_baseline,
         )
     reading = _reading(opened, torch_predictor, result, own_test_list)
     passed = not result.failures and (reading is None or reading.passed)
     _print(result, reading, passed)
+    for what, reason in contestants.left_out.items():
+        stdout.print(f"not verified: {what}, since {reason}", markup=False)
     if save_baseline:
         stdout.print(f"saved PyTorch's answers to {save_baseline}", markup=False)
     if json_file:
-        write_json(json_file, _as_json(result, reading, passed, opened))
+        write_json(json_file, _as_json(result, reading, passed, opened) | {"left_out": contestants.left_out})
     if not passed:
         ctx.exit(ExitCode.GATE_FAILED)
 

@@ -76,7 +76,7 @@ def output_of(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> s
     outcome = run_program(command, timeout_s)
     if outcome.returncode != 0:
         said = _last_line(outcome.errors) or _last_line(outcome.output) or "without a word"
-        raise ProbeError(f"{_ending(outcome.returncode)}: {said}")
+        raise ProbeError(f"{ending(outcome.returncode)}: {said}")
     return outcome.output
 
 
@@ -91,6 +91,8 @@ def answer_of_python(code: str, *arguments: str, timeout_s: float = IMPORT_TIMEO
     Raises:
         ProbeError: it crashed, hung or raised.
     """
+    if not os.access(sys.executable, os.X_OK):
+        raise ProbeError(f"was not asked: this Python ({sys.executable or 'embedded'}) cannot start another one")
     return json_object(_last_line(output_of([sys.executable, "-c", _SAFE_PATH + code, *arguments], timeout_s)))
 
 
@@ -132,6 +134,8 @@ def _read(output: IO[bytes], errors: IO[bytes], deadline: float) -> tuple[str, s
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is not None:  # its number may be another's by now
+        return
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
     # A process that hangs in the kernel, as nvidia-smi does with a broken driver, cannot be waited for.
@@ -139,7 +143,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(1)
 
 
-def _ending(returncode: int) -> str:
+def ending(returncode: int) -> str:
+    """How a process ended, in words: its exit code, or the signal where it is negative."""
     if returncode >= 0:
         return f"failed with exit code {returncode}"
     try:

@@ -25,7 +25,9 @@ import platformdirs
 from dfer_deploy.console import stderr, step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import write_json
+from dfer_deploy.triton.installation import address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
+from dfer_deploy.triton.ports import Endpoints
 
 CACHE_VARIABLE = "DFER_DEPLOY_CACHE"
 
@@ -60,6 +62,26 @@ class TritonEnvironment:
     libraries: tuple[Path, ...]
     perf_analyzer: Path
 
+    description = "the embedded server"
+    has_gpu = False
+
+    def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
+        """See ``Installation``; the mark is also the beginning of the names of the backend's shared memory."""
+        return [
+            str(self.tritonserver),
+            f"--backend-directory={self.backend_directory}",
+            f"--backend-config=python,shm-region-prefix-name={mark}",
+            *server_options(repository, exit_timeout_s),
+            *address_options(endpoints),
+            "--allow-gpu-metrics=false",
+            # There is no GPU to pin memory for; the pool would only take 256 MB.
+            "--pinned-memory-pool-byte-size=0",
+        ]
+
+    def end_command(self, mark: str) -> list[str]:
+        """None: it ends with its processes."""
+        return []
+
     def process_environment(self) -> dict[str, str]:
         """The environment variables for tritonserver and perf_analyzer.
 
@@ -89,17 +111,31 @@ def triton_environment() -> TritonEnvironment:
     Raises:
         DferDeployError: this machine cannot run it, or pip cannot install it.
     """
-    check_platform(sys.platform, platform.machine(), platform.libc_ver())
-    interpreter = choose_interpreter()
-    pins = requirements(interpreter.version)
-    cache = cache_folder()
-    root = cache / f"triton-{environment_key(pins, interpreter)}"
+    root, interpreter, pins = _place()
     if _is_complete(root):
         return _layout(root, interpreter)
     with _locked(root.with_suffix(".lock")):
         if not _is_complete(root):
             _make(root, interpreter, pins, root.with_suffix(".log"))
     return _layout(root, interpreter)
+
+
+def installed_triton_environment() -> TritonEnvironment | None:
+    """The private environment if it has been made already; makes nothing.
+
+    Raises:
+        DferDeployError: this machine cannot run it.
+    """
+    root, interpreter, _ = _place()
+    return _layout(root, interpreter) if _is_complete(root) else None
+
+
+def _place() -> tuple[Path, Interpreter, tuple[str, ...]]:
+    """Where the environment belongs, the Python that it is for, and its requirements."""
+    check_platform(sys.platform, platform.machine(), platform.libc_ver())
+    interpreter = choose_interpreter()
+    pins = requirements(interpreter.version)
+    return cache_folder() / f"triton-{environment_key(pins, interpreter)}", interpreter, pins
 
 
 def requirements(version: tuple[int, int, int]) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ watches three things: its standard input (the lifeline: it closes when our proce
 and the stub processes in which the models run (a stub that has died leaves its model "ready" for ever). Then it ends
 all of them and removes what they leave: shared memory, and the folder that the Python backend makes.
 
-    guard.py MARK EXIT_TIMEOUT_S LOG (keep|drop) COMMAND…
+    guard.py MARK EXIT_TIMEOUT_S LOG (keep|drop) END COMMAND…
 
-The log is dropped where our process has died, for nobody knows of it then, unless it is to be kept.
+END is a command as a JSON list, empty for none. It is run after everything else has ended: a container outlives the
+client that started it. The log is dropped where our process has died, for nobody knows of it then, unless it is to be
+kept.
 MARK is a string that occurs in the command line of every process to be ended and in the names of the shared memory.
 On standard input it takes the lines ``watch`` (the models are loaded: a stub that ends is a failure from now on) and
 ``stop``. Its last line on standard output is the reason of the end: ``stopped``, ``orphaned``, ``server STATUS``
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import signal
@@ -31,13 +34,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 POLL_S = 0.2
 _KILL_TIMEOUT_S = 10.0
+_END_COMMAND_TIMEOUT_S = 30.0
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- not a place that we choose: POSIX shared memory on Linux
 BACKEND_FOLDERS = Path("/tmp")  # noqa: S108 -- the Python backend makes python_env_XXXXXX there and nowhere else
 
 
 def main(arguments: list[str]) -> int:
     """Runs until the server has ended and everything is cleaned up; the exit code is always 0."""
-    mark, exit_timeout_s, log, keep_or_drop, *command = arguments
+    mark, exit_timeout_s, log, keep_or_drop, end, *command = arguments
     parent = os.getppid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -61,6 +65,7 @@ def main(arguments: list[str]) -> int:
             server.wait(float(exit_timeout_s))
     end_processes(mark)
     server.wait()
+    run_end_command(json.loads(end))
     _reap()
     remove_leftovers(mark, folders)
     if reason == "orphaned" and keep_or_drop == "drop":
@@ -113,6 +118,16 @@ def end_processes(mark: str) -> None:
         if not found:
             return
         time.sleep(0.02)
+
+
+def run_end_command(command: list[str]) -> None:
+    """Runs the last command, whatever comes of it: usually there is nothing left to end."""
+    if command:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                timeout=_END_COMMAND_TIMEOUT_S, check=False,
+            )  # fmt: skip
 
 
 def remove_leftovers(mark: str, folders: set[Path]) -> None:

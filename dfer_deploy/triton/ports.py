@@ -1,4 +1,4 @@
-"""TCP ports of this machine: choose a free one, and say who holds a taken one."""
+"""TCP ports of this machine: where a server listens, choose a free one, and say who holds a taken one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,33 @@ from pathlib import Path
 from dfer_deploy.errors import DferDeployError
 
 _LISTEN = "0A"
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a started server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{self.reachable_host}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.reachable_host}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.reachable_host}:{self.metrics_port}/metrics"
+
+    @property
+    def reachable_host(self) -> str:
+        """Where this machine asks: a server that listens on every address is asked through the loopback."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
 
 @dataclass(frozen=True)

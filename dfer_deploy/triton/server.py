@@ -1,8 +1,9 @@
-"""A real tritonserver process that serves a model repository of the target ``embedded``."""
+"""A real tritonserver process that serves a model repository: the embedded one, one on PATH, or a container's."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -22,41 +22,15 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton import guard
 from dfer_deploy.triton.client import channel_options
-from dfer_deploy.triton.environment import TritonEnvironment, cache_folder
-from dfer_deploy.triton.ports import reserve_ports
+from dfer_deploy.triton.environment import cache_folder
+from dfer_deploy.triton.installation import Installation
+from dfer_deploy.triton.ports import Endpoints, reserve_ports
 
 PROBE_TIMEOUT_S = 10.0
 """For one inference of the readiness check: one frame through ViT-B/32 takes 0.1 s on two cores."""
 
 _NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
-"""Errors that this server logs on every machine without a GPU."""
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """Where a started server listens."""
-
-    host: str
-    http_port: int
-    grpc_port: int
-    metrics_port: int
-
-    @property
-    def grpc_url(self) -> str:
-        return f"grpc://{self.reachable_host}:{self.grpc_port}"
-
-    @property
-    def http_url(self) -> str:
-        return f"http://{self.reachable_host}:{self.http_port}"
-
-    @property
-    def metrics_url(self) -> str:
-        return f"http://{self.reachable_host}:{self.metrics_port}/metrics"
-
-    @property
-    def reachable_host(self) -> str:
-        """Where this machine asks: a server that listens on every address is asked through the loopback."""
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+"""Errors that a server logs on every machine without a GPU."""
 
 
 class TritonServer:
@@ -72,7 +46,7 @@ class TritonServer:
 
     def __init__(
         self,
-        environment: TritonEnvironment,
+        installation: Installation,
         model_repository: Path,
         *,
         http_port: int = 0,
@@ -86,17 +60,17 @@ class TritonServer:
         """Describes the server; ``start`` or entering the context starts it.
 
         Args:
-            environment: the private environment.
+            installation: what is started: the private environment, a tritonserver on PATH or a container.
             model_repository: the folder to serve.
             http_port: 0 chooses a free one; so do the other two.
             grpc_port: of the gRPC service.
             metrics_port: of the Prometheus metrics.
-            host: the IPv4 address to listen on. The server is an old one: only the loopback is safe.
+            host: the IPv4 address to listen on. The embedded server is an old one: only the loopback is safe.
             start_timeout_s: how long loading and the first answer may take.
             exit_timeout_s: how long requests in flight may take at the end; 0 kills the server at once.
             log_file: where the server's output goes; without it, into the cache folder, and a clean stop removes it.
         """
-        self._environment = environment
+        self._installation = installation
         self._repository = model_repository.absolute()
         self._ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
         # Triton's HTTP service wants a number.
@@ -130,11 +104,16 @@ class TritonServer:
         # Also the beginning of the names of the backend's shared memory.
         self._mark = f"dfer_deploy_{os.getpid()}_{secrets.token_hex(6)}_"
         self.log_file = _opened_log(self._given_log)
-        script = [str(self._environment.python), "-I", guard.__file__]
-        settings = [self._mark, str(self._exit_timeout_s), str(self.log_file), "keep" if self._given_log else "drop"]
+        script = [str(self._installation.python), "-I", guard.__file__]
+        keep = "keep" if self._given_log else "drop"
+        end = self._installation.end_command(self._mark)
+        settings = [self._mark, str(self._exit_timeout_s), str(self.log_file), keep, json.dumps(end)]
+        command = self._installation.server_command(
+            self._repository, self._endpoints, self._mark, max(1, round(self._exit_timeout_s))
+        )
         self._guard = subprocess.Popen(
-            [*script, *settings, *self._command(self._endpoints)],
-            env=self._environment.process_environment(),
+            [*script, *settings, *command],
+            env=self._installation.process_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -178,6 +157,7 @@ class TritonServer:
             finally:
                 # The guard has done this, unless somebody killed it.
                 guard.end_processes(self._mark)
+                guard.run_end_command(self._installation.end_command(self._mark))
                 guard.remove_leftovers(self._mark, set())
         if self._given_log is None and self.log_file is not None and not self._failed:
             self.log_file.unlink(missing_ok=True)
@@ -190,32 +170,6 @@ class TritonServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-    def _command(self, endpoints: Endpoints) -> list[str]:
-        # Nobody knows the value, so nobody gets in.
-        restriction = f"model-repository,trace,logging,shared-memory:dfer-deploy={secrets.token_hex(16)}"
-        return [
-            str(self._environment.tritonserver),
-            f"--model-repository={self._repository}",
-            f"--backend-directory={self._environment.backend_directory}",
-            f"--backend-config=python,shm-region-prefix-name={self._mark}",
-            "--model-control-mode=none",
-            "--disable-auto-complete-config",
-            f"--http-address={endpoints.host}",
-            f"--http-port={endpoints.http_port}",
-            "--reuse-http-port=false",
-            f"--http-restricted-api={restriction}",
-            f"--grpc-address={endpoints.host}",
-            f"--grpc-port={endpoints.grpc_port}",
-            "--reuse-grpc-port=false",
-            f"--grpc-restricted-protocol={restriction}",
-            f"--metrics-address={endpoints.host}",
-            f"--metrics-port={endpoints.metrics_port}",
-            "--allow-gpu-metrics=false",
-            # There is no GPU to pin memory for; the pool would only take 256 MB.
-            "--pinned-memory-pool-byte-size=0",
-            f"--exit-timeout-secs={max(1, round(self._exit_timeout_s))}",
-        ]
 
     def _wait_until_ready(self, probes: dict[str, list[InferInput]]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -259,7 +213,7 @@ class TritonServer:
         self._failed = True
         output = self._guard.stdout.read() if self._guard.stdout is not None else ""
         reason = (output.strip().splitlines() or ["guard"])[-1]
-        meaning = _meaning_of_log(self.log_file)
+        meaning = _meaning_of_log(self.log_file, has_gpu=self._installation.has_gpu)
         raise DferDeployError(f"{_in_words(reason)}{f': {meaning}' if meaning else ''}; its log is {self.log_file}")
 
     def _tell(self, word: str) -> None:
@@ -320,7 +274,7 @@ def _in_words(reason: str) -> str:
     return "the process that guards tritonserver was killed"
 
 
-def _meaning_of_log(log: Path | None) -> str:
+def _meaning_of_log(log: Path | None, *, has_gpu: bool) -> str:
     """The part of a server's log that says why it ended: a failed model, else the last error, else nothing."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log is not None and log.exists() else []
     failed = [found for line in lines if (found := re.search(r'"failed to load (\'.+?\' version \d+): (.+)', line))]
@@ -328,6 +282,7 @@ def _meaning_of_log(log: Path | None) -> str:
         # A model's exception carries its traceback after "\n\nAt:", with the line breaks written out.
         message = failed[0][2].split(r"\n")[0].strip('" ')
         return f"failed to load {failed[0][1]} ({message.removeprefix('Internal: ')})"
-    errors = [line for line in lines if re.match(r"E\d{4} |error:", line) and not _NO_GPU.search(line)]
+    errors = [line for line in lines if re.match(r"E\d{4} |error:|docker: ", line)]
+    errors = [line for line in errors if has_gpu or not _NO_GPU.search(line)]
     last = errors[-1] if errors else ""
     return re.sub(r"^[A-Z]\d{4} \S+ \d+ \S+\] ", "", last).removeprefix("error:").strip().strip('"')

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from tiny import tiny_model
 
 from dfer_deploy.bundle import ServingOptions, open_bundle
-from dfer_deploy.engines import SIDECAR, engines_of
+from dfer_deploy.engines import SIDECAR, ProfileRecord, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import engine as engine_module
 from dfer_deploy.export.engine import BuildOptions, EngineError, Profile, build_bundle, engine_from_onnx
@@ -206,9 +206,7 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     assert (found.builder.module, found.builder.version, found.device) == ("tensorrt", "11.4.0.1", None)
     record = found.engines["dfer_image_encoder"]
     assert record.plan == "model_repository/dfer_image_encoder/1/model.plan"
-    assert record.profile == {
-        "frames": {"min": [1, 1, 32, 32, 3], "opt": [4, 16, 32, 32, 3], "max": [64, 16, 32, 32, 3]}
-    }
+    assert record.profile == {"frames": ProfileRecord((1, 1, 32, 32, 3), (4, 16, 32, 32, 3), (64, 16, 32, 32, 3))}
     assert (record.precision, record.matrix_products) == ("fp16", {"HALF": 18})
     assert (bundle / record.plan).stat().st_size == record.bytes
     assert not list(bundle.rglob("*.part"))
@@ -245,9 +243,11 @@ def _edit(path: Path, change: Callable[[Any], object]) -> None:
         (lambda c: c.update(format="other"), "is damaged"),
         (lambda c: c.pop("device"), "is damaged"),
         (lambda c: c["builder"].update(version=11), "is damaged"),
+        (lambda c: c["engines"]["dfer_image_encoder"].update(profile={"frames": 3}), "is damaged"),
+        (lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(max=[]), "is damaged"),
         (
             lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(max=[8, 16, 32, 32, 3]),
-            "takes batches up to .*8.*, the bundle is configured for 64",
+            "takes up to 8 clips, the bundle is configured for 64",
         ),
     ],
 )

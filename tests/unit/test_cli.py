@@ -30,6 +30,7 @@ def test_help_loads_no_stage() -> None:
         "dfer_deploy.triton.client",
         "dfer_deploy.triton.server",
         "dfer_deploy.export.repository",
+        "dfer_deploy.export.configure",
         "dfer_deploy.commands.predict",
         "dfer_deploy.commands.serve",
         "dfer_deploy.commands.verify",

@@ -99,6 +99,12 @@ def onnxruntime_bundle(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathF
     return write_bundle(tmp_path_factory.mktemp("bundles") / "ort", tiny_model, "onnxruntime")
 
 
+@pytest.fixture(scope="session")
+def tensorrt_bundle(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its engines are not built."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "not built", tiny_model, "tensorrt")
+
+
 def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
     write_model_repository(
         path / "model_repository",

@@ -16,9 +16,12 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from dfer_deploy.bundle import open_bundle
 from dfer_deploy.commands.serve import serve
+from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.triton.environment import TritonEnvironment
 
 START = """
 import sys
@@ -93,23 +96,60 @@ def test_other_machines_are_refused_without_insecure(bundle: Path) -> None:
     assert "known critical vulnerabilities" in str(result.exception)
 
 
-def test_the_onnxruntime_target_tells_the_container(onnxruntime_bundle: Path, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    result = CliRunner().invoke(serve, [str(onnxruntime_bundle)])
+def test_an_old_image_is_refused_for_other_machines_too(onnxruntime_bundle: Path) -> None:
+    image = "nvcr.io/nvidia/tritonserver:26.05-py3"
+    result = CliRunner().invoke(serve, [str(onnxruntime_bundle), "--host", "192.0.2.1", "--image", image])
     assert isinstance(result.exception, DferDeployError)
-    assert "docker run" in str(result.exception)
-    assert "nvcr.io/nvidia/tritonserver:26.07-py3" in str(result.exception)
+    assert f"{image} is a Triton with known critical vulnerabilities" in str(result.exception)
 
 
-def test_the_onnxruntime_target_runs_the_triton_on_path(onnxruntime_bundle: Path, tmp_path: Path) -> None:
-    binary = tmp_path / "tritonserver"
-    binary.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    binary.chmod(0o755)
-    ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-    done = subprocess.run(
-        [sys.executable, "-c", START, str(onnxruntime_bundle), *ports],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert f"--model-repository={onnxruntime_bundle.resolve() / 'model_repository'}" in done.stdout
-    assert "--grpc-address=127.0.0.1" in done.stdout
-    assert "dfer-deploy predict --url grpc://127.0.0.1:" in done.stdout
+def test_without_any_server_it_tells_what_to_type(onnxruntime_bundle: Path, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(serve, [str(onnxruntime_bundle), "--http-port=0", "--grpc-port=0", "--metrics-port=0"])
+    assert isinstance(result.exception, DferDeployError)
+    assert "no tritonserver is on PATH (Docker is not on PATH either)" in str(result.exception)
+    assert str(result.exception).endswith(f"docker compose -f {onnxruntime_bundle}/compose.yaml up server")
+
+
+def test_a_docker_without_daemon_is_told(onnxruntime_bundle: Path, monkeypatch, tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho Cannot connect to the Docker daemon >&2\nexit 1\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DferDeployError, match=r"\(Docker .*Cannot connect to the Docker daemon\); where Docker runs"):
+        installation_for(open_bundle(onnxruntime_bundle))
+
+
+def test_the_triton_on_path_comes_first(onnxruntime_bundle: Path, monkeypatch, tmp_path: Path) -> None:
+    for name in ("tritonserver", "docker"):
+        (tmp_path / name).write_text("#!/bin/sh\necho '{}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    opened = open_bundle(onnxruntime_bundle)
+    assert installation_for(opened).description == str(tmp_path / "tritonserver")
+    assert installation_for(opened, image="own:1").description == "own:1"
+    (tmp_path / "tritonserver").unlink()
+    assert installation_for(opened).description == "nvcr.io/nvidia/tritonserver:26.07-py3"
+
+
+def test_a_triton_on_path_without_the_backend_says_so(
+    environment: TritonEnvironment, onnxruntime_bundle: Path, monkeypatch, tmp_path: Path
+) -> None:
+    """The embedded server's binary, which has no onnxruntime backend; everything before that works."""
+    (tmp_path / "tritonserver").symlink_to(environment.tritonserver)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LD_LIBRARY_PATH", environment.process_environment()["LD_LIBRARY_PATH"])
+    with pytest.raises(DferDeployError) as failed, served_bundle(open_bundle(onnxruntime_bundle)):
+        pass
+    message, _, log = str(failed.value).rpartition("; its log is ")
+    assert message.startswith("tritonserver ended with exit code 1: failed to load 'dfer_")
+    assert "unable to find backend library for backend 'onnxruntime'" in message
+    Path(log).unlink()
+
+
+def test_engines_have_to_be_built(tensorrt_bundle: Path) -> None:
+    opened = open_bundle(tensorrt_bundle)
+    with pytest.raises(DferDeployError) as refused:
+        installation_for(opened)
+    assert f"dfer-deploy build '{opened.path}'" in str(refused.value)
+    assert f"cd '{opened.path}' && docker compose run --rm build" in str(refused.value)

@@ -1,0 +1,189 @@
+"""``dfer-deploy bench --propose``"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from dfer_deploy.bench import machine, spread
+from dfer_deploy.bundle import Bundle, ServingOptions
+from dfer_deploy.commands.serving import installation_for, served_bundle
+from dfer_deploy.commands.serving_options import option_text
+from dfer_deploy.console import progress_bar, stdout, table
+from dfer_deploy.engines import engines_of
+from dfer_deploy.errors import ExitCode
+from dfer_deploy.files import write_json
+from dfer_deploy.proposal import Proposal, Stage, propose
+from dfer_deploy.runtimes.predictor import Frames
+from dfer_deploy.specs import require
+from dfer_deploy.trials import Candidate, Trials
+from dfer_deploy.triton.environment import triton_environment
+
+LOADS_OF_A_GPU = (1, 8, 32)
+"""Requests in flight where nobody says how many are expected: few would never make a batch."""
+
+_MOST_INSTANCES_ON_A_GPU = 8
+_USUAL_CANDIDATES = 9
+_HEADINGS = {
+    "max_batch_size": "batch up to",
+    "instances": "instances",
+    "queue_delay_us": "queue µs",
+    "cuda_graph_batches": "CUDA graphs",
+}
+_FEWEST_ROUNDS = 3
+_REQUESTS_FOR_P99 = 100
+_SHOWN_BATCHES = 4
+
+
+def propose_serving(
+    bundle: Bundle,
+    clips: Frames,
+    concurrencies: tuple[int, ...],
+    *,
+    rounds: int,
+    requests: int | None,
+    p99_ms: float | None,
+    host_code_allowed: bool,
+    json_file: Path | None,
+) -> None:
+    """Tries serving options on this machine, prints all measurements and the command that takes the best.
+
+    Ends the process with 1 where a budget was given and nothing keeps it.
+
+    Args:
+        bundle: it stays as it is; a copy is served.
+        clips: what is asked, uint8 [N, 16, S, S, 3].
+        concurrencies: requests in flight; of the command's default, the targets for a GPU get more.
+        rounds: at least 3, since their spread decides.
+        requests: in each measurement; None for about 2 seconds' worth.
+        p99_ms: the largest allowed 99th percentile of the latency, or None.
+        host_code_allowed: let the server execute the code that version-compatible engines carry.
+        json_file: where everything goes too, or None.
+
+    Raises:
+        DferDeployError: there are too few rounds, or the bundle cannot be served on this machine.
+    """
+    from dfer_deploy.export.configure import configure_bundle, temporary_bundle
+
+    require(rounds >= _FEWEST_ROUNDS, f"--rounds is {rounds}, --propose needs {_FEWEST_ROUNDS} to see how they differ")
+    target, current = bundle.manifest.target, bundle.manifest.serving
+    context = click.get_current_context()
+    if target != "embedded" and context.get_parameter_source("concurrencies") is ParameterSource.DEFAULT:
+        concurrencies = LOADS_OF_A_GPU
+    # Of the bundle, not of its copy: what is missing is told with a path that stays.
+    installation = installation_for(bundle, version_compatible=host_code_allowed)
+    with temporary_bundle(bundle) as copy, progress_bar() as bar:
+
+        @contextlib.contextmanager
+        def serve(serving: ServingOptions) -> Iterator[str]:
+            configured, _ = configure_bundle(copy, serving)
+            with served_bundle(configured, installation, quiet=True) as endpoints:
+                yield endpoints.grpc_url
+
+        task = bar.add_task("start", total=rounds * len(concurrencies) * _USUAL_CANDIDATES)
+        trials = Trials(serve, triton_environment(), bundle.contract, clips, concurrencies, rounds, bar, task)
+        trials.calibrate(current, requests)
+        result = propose(
+            current,
+            target,
+            concurrencies,
+            trials.measure,
+            most_instances=len(os.sched_getaffinity(0)) if target == "embedded" else _MOST_INSTANCES_ON_A_GPU,
+            p99_ms=p99_ms,
+        )
+    commands = _commands(bundle, result)
+    for stage in result.stages:
+        _print_stage(stage)
+    _print_proposal(result, current, commands, p99_ms)
+    few = min(trials.requests.values()) < _REQUESTS_FOR_P99
+    stdout.print(
+        f"{machine()}; requests in each measurement: "
+        + ", ".join(f"{count} with {concurrency} in flight" for concurrency, count in trials.requests.items())
+        + ("; of fewer than 100 the 99th percentile is about the slowest" if few else ""),
+        markup=False,
+    )
+    if json_file:
+        content = dataclasses.asdict(result) | {"machine": machine(), "requests": trials.requests, "commands": commands}
+        write_json(json_file, content | {"p99_budget_ms": p99_ms})
+    if not result.within_budget:
+        context.exit(int(ExitCode.GATE_FAILED))
+
+
+def _commands(bundle: Bundle, result: Proposal) -> list[str]:
+    """What to type, nothing where the bundle is configured so already."""
+    old, new, path = bundle.manifest.serving, result.serving, shlex.quote(str(bundle.path))
+    options = [
+        f"--{name.replace('_', '-')} {option_text(value)}"
+        for name, value in dataclasses.asdict(new).items()
+        if value != getattr(old, name)
+    ]
+    commands = [f"dfer-deploy configure {path} {' '.join(options)}"] if options else []
+    built = engines_of(bundle)
+    if built is not None:
+        profile = built.engines[bundle.contract.image_encoder.name].profile["frames"]
+        if profile.opt[0] != result.opt_batch:
+            commands.append(f"dfer-deploy build {path} --opt-batch {result.opt_batch}")
+    return commands
+
+
+def _print_stage(stage: Stage) -> None:
+    first = stage.candidates[0].serving
+    varied = [
+        field.name
+        for field in dataclasses.fields(ServingOptions)
+        if len({getattr(candidate.serving, field.name) for candidate in stage.candidates}) > 1
+    ]
+    rows = [row for index, candidate in enumerate(stage.candidates) for row in _rows(stage, index, candidate, varied)]
+    title = f"{stage.what}, with {_options_text(first, without=varied)}"
+    headings = [_HEADINGS[name] for name in varied]
+    table(title, (*headings, "in flight", "clips/s: median (range)", "p99 ms", "batches executed", ""), rows)
+    for candidate in stage.candidates:
+        if candidate.failure is not None:
+            stdout.print(f"{_options_text(candidate.serving)} failed: {candidate.failure}", markup=False)
+
+
+def _rows(stage: Stage, index: int, candidate: Candidate, varied: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    options = tuple(option_text(getattr(candidate.serving, name)) for name in varied)
+    if candidate.failure is not None:
+        yield (*options, "", "", "", "", "failed")
+    for load in candidate.loads:
+        encoder = next(iter(load.batches.values()))
+        total = sum(encoder.values())
+        often = sorted(encoder.items(), key=lambda item: -item[1])[:_SHOWN_BATCHES]
+        batches = ", ".join(f"{batch}: {count / total:.0%}" for batch, count in sorted(often))
+        mark = "kept" if index == stage.winner else ""
+        yield (*options, str(load.concurrency), str(spread(load.throughput)), f"{load.p99_ms:.1f}", batches, mark)
+
+
+def _options_text(serving: ServingOptions, without: Sequence[str] = ()) -> str:
+    texts = {
+        "instances": f"{serving.instances} instance{'s' if serving.instances > 1 else ''}",
+        "queue_delay_us": f"queue delay {serving.queue_delay_us} µs",
+        "max_batch_size": f"batches up to {serving.max_batch_size}",
+    }
+    return ", ".join(text for name, text in texts.items() if name not in without)
+
+
+def _print_proposal(result: Proposal, current: ServingOptions, commands: Sequence[str], p99_ms: float | None) -> None:
+    for stage in result.stages:
+        stdout.print(f"{stage.what}: {stage.reason}", markup=False)
+    reached = f"{spread(result.point.throughput)} clips/s with {result.point.concurrency} in flight"
+    verdict = (
+        "the best that was measured" if result.within_budget else f"nothing kept a p99 of {p99_ms} ms; the nearest"
+    )
+    stdout.print(
+        f"{verdict}: {_options_text(result.serving)}; {reached}, p99 {result.point.p99_ms:.1f} ms", markup=False
+    )
+    if not commands:
+        stdout.print("the bundle is configured so already")
+    else:
+        stdout.print("to take it:")
+    for command in commands:
+        stdout.print(f"  {command}", markup=False)

@@ -1,0 +1,92 @@
+"""Which runtimes ``verify`` and ``bench`` compare: what the user chose, else all that bundle and machine allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import click
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.console import step
+from dfer_deploy.engines import engines_of
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
+from dfer_deploy.runtimes.predictor import Predictor
+
+TRITON = "triton"
+
+runtime_option = click.option(
+    "--runtime",
+    "chosen",
+    multiple=True,
+    type=click.Choice([*RUNTIMES, TRITON]),
+    help="Compare this one; repeatable.  [default: all that the bundle and this machine allow]",
+)
+
+host_code_option = click.option(
+    "--allow-host-code",
+    is_flag=True,
+    help="Let TensorRT execute the code that version-compatible engines carry; only for engines that you built.",
+)
+
+
+@dataclass(frozen=True)
+class Contestants:
+    """What is compared.
+
+    Attributes:
+        runtimes: of this process.
+        served: whether a server is asked too.
+        left_out: what of the bundle's target is not compared, with the reason.
+    """
+
+    runtimes: tuple[Runtime, ...]
+    served: bool
+    left_out: dict[str, str]
+
+
+def choose_contestants(
+    bundle: Bundle, chosen: Sequence[str], *, url: str | None = None, in_process: bool = False
+) -> Contestants:
+    """Takes the user's choice, or everything that can be compared here.
+
+    Args:
+        bundle: an opened bundle.
+        chosen: from ``RUNTIMES`` and ``triton``; empty for everything.
+        url: of a server that runs already.
+        in_process: no server.
+
+    Raises:
+        DferDeployError: the options contradict each other, or the bundle has no engines that could be served.
+    """
+    if chosen:
+        if url and TRITON not in chosen:
+            raise DferDeployError(f"--url names a server, but --runtime leaves it away; add --runtime {TRITON}")
+        if in_process and TRITON in chosen:
+            raise DferDeployError(f"--in-process leaves the server away that --runtime {TRITON} asks for; choose one")
+        runtimes = tuple(runtime for runtime in RUNTIMES if runtime in chosen)
+        return Contestants(runtimes, TRITON in chosen, {})
+    usual = usual_runtimes(bundle)
+    served = not in_process
+    left_out = {}
+    if bundle.manifest.target == "tensorrt":
+        if usual.no_tensorrt:
+            left_out["TensorRT in this process"] = usual.no_tensorrt
+        if served and url is None and engines_of(bundle) is None:
+            served = False
+            left_out["Triton"] = usual.no_tensorrt
+    return Contestants(usual.runtimes, served, left_out)
+
+
+def open_predictors(
+    stack: ExitStack, bundle: Bundle, contestants: Contestants, *, host_code_allowed: bool
+) -> list[Predictor]:
+    """Opens the predictors of this process, in the order of ``contestants.runtimes``."""
+    predictors: list[Predictor] = []
+    for runtime in contestants.runtimes:
+        with step(f"load the graphs in {runtime}"):
+            predictor = open_predictor(runtime, bundle, host_code_allowed=host_code_allowed)
+            predictors.append(stack.enter_context(predictor))
+    return predictors

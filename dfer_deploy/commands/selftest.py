@@ -1,0 +1,244 @@
+"""``dfer-deploy selftest``"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfer_deploy import __version__
+from dfer_deploy.agreement import Agreement, agreement
+from dfer_deploy.bench import machine
+from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
+from dfer_deploy.commands.serving import installation_for, served_bundle
+from dfer_deploy.console import stdout, step, table
+from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
+from dfer_deploy.engines import SIDECAR, engines_of
+from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.files import write_json
+from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtimes
+from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.selftest import Outcome, Step, StepError, run_command, run_process, run_steps, write_report
+from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.verify import LIMITS
+
+_CLIPS = 3
+
+
+@click.command()
+@bundle_argument
+@click.option("--gpu", is_flag=True, help="Build, verify, serve and measure on this machine's GPU, and write a report.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="With --gpu and --data: verify against it.")
+@click.option("--data", type=click.Path(path_type=Path), help="With --gpu and --checkpoint: list with labelled clips.")
+@data_root_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("selftest.md"),
+    show_default=True,
+    help="With --gpu: the report.",
+)
+@click.option("--url", help="Without --gpu: hold this server against this process.")
+@json_option
+@click.pass_context
+def selftest(
+    ctx: click.Context,
+    bundle: Path,
+    gpu: bool,
+    checkpoint: Path | None,
+    data: Path | None,
+    data_root: str | None,
+    output: Path,
+    url: str | None,
+    json_file: Path | None,
+) -> None:
+    """Let everything that can run BUNDLE on this machine answer the same drawn clips, and compare.
+
+    That needs neither the checkpoint nor data. With --gpu, all of the way is tried on a GPU machine, step by step, and
+    one report tells what happened; attach it to an issue. The exit code is 1 if something failed.
+    """
+    if (checkpoint is None) != (data is None):
+        raise click.UsageError("--checkpoint and --data belong together")
+    if not gpu and checkpoint is not None:
+        raise click.UsageError("--checkpoint and --data are for --gpu; without a GPU, use: dfer-deploy verify")
+    if gpu and (url or json_file):
+        raise click.UsageError("--gpu starts a server of its own and writes one report; leave --url and --json away")
+    if gpu:
+        ctx.exit(_on_a_gpu(bundle, checkpoint, data, data_root, output))
+    ctx.exit(_agreement(open_bundle(bundle), url, json_file))
+
+
+def _agreement(bundle: Bundle, url: str | None, json_file: Path | None) -> ExitCode:
+    """onnxruntime on the CPU against the given server, or against all other runtimes of this process."""
+    # The CPU first: it is the one that cannot be wrong because of a driver.
+    runtimes: list[Runtime] = ["onnxruntime-cpu"]
+    absent = ""
+    if not url:
+        usual = usual_runtimes(bundle)
+        runtimes += [runtime for runtime in usual.runtimes if runtime not in runtimes]
+        absent = usual.no_tensorrt if bundle.manifest.target == "tensorrt" else ""
+    with ExitStack() as stack:
+        predictors: list[Predictor] = []
+        for runtime in runtimes:
+            with step(f"load the graphs in {runtime}"):
+                predictors.append(stack.enter_context(open_predictor(runtime, bundle)))
+        if url:
+            predictors.append(stack.enter_context(TritonPredictor(url, bundle.contract)))
+        clips = drawn_clips(_CLIPS, bundle.spec.clip.vision.image_size)
+        with step(f"ask {len(predictors)} about {_CLIPS} drawn clips"):
+            found = agreement(predictors, clips, LIMITS[bundle.manifest.precision])
+    _print(found)
+    failures = [failure for one in found for failure in one.failures]
+    for failure in failures:
+        stdout.print(f"failed: {failure}", markup=False)
+    if absent:
+        stdout.print(f"not compared: TensorRT, since {absent}", markup=False)
+    if failures:
+        stdout.print("[red]they do not agree[/]")
+    else:
+        stdout.print("[green]they agree[/]" if len(found) > 1 else "its answers are finite; nothing else was compared")
+    if json_file:
+        write_json(json_file, {"passed": not failures, "predictors": [dataclasses.asdict(one) for one in found]})
+    return ExitCode.GATE_FAILED if failures else ExitCode.DONE
+
+
+def _print(found: list[Agreement]) -> None:
+    def number(value: float | None) -> str:
+        return "not finite" if value is None else f"{value:.2g}"
+
+    table(
+        f"drawn clips, against {found[0].name}",
+        ("", "max |Δlogit| encoder", "head", "both", "other answers"),
+        [
+            (one.name, number(one.encoder_logits), number(one.head_logits), number(one.logits), one.answers_changed)
+            for one in found
+        ],
+    )
+
+
+def _on_a_gpu(path: Path, checkpoint: Path | None, data: Path | None, data_root: str | None, report: Path) -> ExitCode:
+    gpus = probe_gpus()
+    if not gpus.devices:
+        found = gpu_findings(gpus)[0]
+        raise DferDeployError(
+            f"selftest --gpu needs an NVIDIA GPU, and CUDA has none here ({found.found}); {found.advice}"
+        )
+    bundle = open_bundle(path)
+    about = _about(gpus)
+    comparison: list[str | Path] = ["selftest", path]
+    if checkpoint is not None and data is not None:
+        comparison = ["verify", path, "--checkpoint", checkpoint, "--data", data]
+        comparison += ["--data-root", data_root] if data_root else []
+    write_report(report, about, [])
+    with ExitStack() as stack:
+        steps = gpu_steps(bundle, comparison, stack)
+        records = run_steps(steps, lambda so_far: write_report(report, about, so_far))
+    failed = [record for record in records if record.state == "failed"]
+    table(
+        "selftest --gpu",
+        ("", "", "seconds", ""),
+        [(record.name, record.state, f"{record.seconds:.1f}", record.message) for record in records],
+    )
+    stdout.print(f"The report is {report}; look through it, and attach it to an issue.", markup=False)
+    return ExitCode.GATE_FAILED if failed else ExitCode.DONE
+
+
+def gpu_steps(bundle: Bundle, comparison: list[str | Path], stack: ExitStack) -> list[Step]:
+    """All of the way from the graphs to the measured server.
+
+    Args:
+        bundle: of any target; engines are built for the target tensorrt only.
+        comparison: the command that compares answers, without the options that say which.
+        stack: keeps the server until it is closed.
+    """
+    path = bundle.path
+
+    def serve(done: Mapping[str, Outcome]) -> Outcome:
+        installation = installation_for(bundle)
+        endpoints = stack.enter_context(served_bundle(bundle, installation))
+        return Outcome({"server": installation.description, "grpc_url": endpoints.grpc_url})
+
+    def url(done: Mapping[str, Outcome]) -> str:
+        return str(done["serve"].result["grpc_url"])
+
+    in_process = ["--in-process"] if comparison[0] == "verify" else []
+    only_served = ["--runtime", "onnxruntime-cpu", "--runtime", "triton"] if comparison[0] == "verify" else []
+    building = [
+        Step("build", lambda done: run_command("build", path)),
+        Step("build in the container", lambda done: _build_in_container(path), unless="build"),
+        Step("engines", lambda done: Outcome(engine_facts(bundle))),
+    ]
+    return [
+        # 1: this machine cannot do what the bundle needs, for example because the engines are not built yet.
+        Step("doctor", lambda done: run_command("doctor", path, accepted=(0, 1))),
+        *(building if bundle.manifest.target == "tensorrt" else []),
+        Step("verify in process", lambda done: run_command(*comparison, *in_process)),
+        Step("serve", serve),
+        Step("verify served", lambda done: run_command(*comparison, "--url", url(done), *only_served), ("serve",)),
+        Step("bench", lambda done: run_command("bench", path, "--url", url(done)), ("serve",)),
+    ]
+
+
+def engine_facts(bundle: Bundle) -> dict[str, Any]:
+    """What is known of the built engines: the record of the build, and the types of the layers' outputs.
+
+    Raises:
+        DferDeployError: they are not built or do not belong to the bundle.
+    """
+    built = engines_of(bundle)
+    if built is None:
+        raise DferDeployError(f"{bundle.path} has no engines")
+    types = {}
+    for graph in built.engines:
+        layers = (bundle.path / SIDECAR).with_name(f"{graph}.layers.json")
+        types[graph] = output_types(layers.read_text(encoding="utf-8")) if layers.is_file() else None
+    return dataclasses.asdict(built) | {"layer_outputs": types}
+
+
+def output_types(layers: str) -> dict[str, int]:
+    """How many outputs of an engine's layers have which format and type, from what the engine inspector says.
+
+    Source: TensorRT's Developer Guide, "Engine Inspector", with detailed profiling verbosity.
+    """
+    try:
+        listed = json.loads(layers)["Layers"]
+        outputs = [output for layer in listed if isinstance(layer, dict) for output in layer.get("Outputs", ())]
+        return dict(Counter(str(output.get("Format/Datatype", output.get("Datatype"))) for output in outputs))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DferDeployError(f"what the engine inspector said is not understood ({error!r})") from error
+
+
+def _build_in_container(path: Path) -> Outcome:
+    """The service of the bundle's compose.yaml, as its comment says."""
+    if shutil.which("docker") is None:
+        raise StepError("docker is not on PATH, so the engines cannot be built in a container either")
+    command = ["docker", "compose", "-f", str(path / "compose.yaml"), "run", "--rm", "build"]
+    user = {"UID": str(os.getuid()), "GID": str(os.getgid())}
+    returncode, output = run_process(command, environment=user)
+    if returncode != 0:
+        raise StepError(f"{' '.join(command)} failed with exit code {returncode}", output)
+    return Outcome(None, output)
+
+
+def _about(gpus: Gpus) -> dict[str, Any]:
+    return {
+        "GPU": ", ".join(
+            f"{gpu.name} (compute capability {gpu.compute_capability}, {gpu.memory_bytes / 1e9:.1f} GB)"
+            for gpu in gpus.devices
+        ),
+        "driver": f"{gpus.driver or 'version unknown'}, CUDA up to {gpus.cuda or 'unknown'}",
+        "CPU": machine(),
+        "dfer-deploy": f"{__version__}, Python {platform.python_version()}",
+    }

@@ -1,0 +1,78 @@
+"""Everything that ``doctor`` looks at on this machine, each thing on its own and all at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from dfer_deploy.doctor.child import shortened
+from dfer_deploy.doctor.finding import Sections
+from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
+from dfer_deploy.doctor.packages import PACKAGES, Package, package_findings, probe_package
+from dfer_deploy.doctor.resources import Resources, probe_resources, resource_findings
+from dfer_deploy.doctor.servers import (
+    Docker,
+    EmbeddedServer,
+    LocalTriton,
+    probe_docker,
+    probe_embedded,
+    probe_triton,
+    server_findings,
+)
+
+F = TypeVar("F", Package, Gpus, EmbeddedServer, LocalTriton, Docker, Resources)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found; without arguments, a machine that has nothing."""
+
+    packages: dict[str, Package] = field(default_factory=lambda: {name: Package() for name in PACKAGES})
+    gpus: Gpus = Gpus()
+    embedded: EmbeddedServer = EmbeddedServer()
+    triton: LocalTriton = LocalTriton()
+    docker: Docker = Docker()
+    resources: Resources = Resources()
+
+
+def examine_machine() -> Machine:
+    """Looks at everything and changes nothing. Every probe has a timeout, so it ends whatever is broken."""
+    with ThreadPoolExecutor(max_workers=len(PACKAGES) + 5) as pool:
+        packages = {name: _submit(pool, Package, partial(probe_package, name)) for name in PACKAGES}
+        gpus = _submit(pool, Gpus, probe_gpus)
+        embedded = _submit(pool, EmbeddedServer, probe_embedded)
+        triton = _submit(pool, LocalTriton, probe_triton)
+        docker = _submit(pool, Docker, probe_docker)
+        resources = _submit(pool, Resources, probe_resources)
+        return Machine(
+            {name: future.result() for name, future in packages.items()},
+            gpus.result(),
+            embedded.result(),
+            triton.result(),
+            docker.result(),
+            resources.result(),
+        )
+
+
+def machine_findings(machine: Machine) -> Sections:
+    """The report on a machine."""
+    gpu = bool(machine.gpus.devices)
+    return {
+        "Python": package_findings(machine.packages, gpu=gpu),
+        "GPU": gpu_findings(machine.gpus),
+        "servers": server_findings(machine.embedded, machine.triton, machine.docker, gpu=gpu),
+        "this machine": resource_findings(machine.resources),
+    }
+
+
+def _submit(pool: ThreadPoolExecutor, facts: type[F], probe: Callable[[], F]) -> Future[F]:
+    def guarded() -> F:
+        try:
+            return probe()
+        except Exception as error:  # whatever is odd about a machine must not keep the rest from being told
+            return facts(problem=f"could not be looked at ({type(error).__name__}: {shortened(str(error))})")
+
+    return pool.submit(guarded)

@@ -1,0 +1,152 @@
+"""Memory, shared memory, disk and ports of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfer_deploy.doctor.finding import Finding
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.environment import CACHE_VARIABLE, cache_folder
+from dfer_deploy.triton.ports import reserve_ports
+
+PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
+FREE_PORTS = "--http-port 0 --grpc-port 0 --metrics-port 0"
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
+SHARED_MEMORY_BYTES = 48 << 20
+"""Docker gives 64 MB. Triton's Python backend takes 1 MB for each model instance and grows with its batches."""
+
+CACHE_BYTES = 1 << 30
+"""The embedded server's environment takes 480 MB, and pip as much again while it unpacks."""
+
+
+_NO_LIMIT_BYTES = 1 << 60
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Bytes, each None where the machine does not say.
+
+    Attributes:
+        memory_bytes: all memory, or what the container may use where that is less.
+        available_bytes: what of it can be had now.
+        shared_memory_bytes: free in /dev/shm.
+        here: the current folder, and its free bytes.
+        cache: the folder that dfer-deploy keeps its server in, and its free bytes.
+        taken_ports: why one of ``PORTS`` is not free, or nothing.
+        problem: why none of this could be found out, or nothing.
+    """
+
+    memory_bytes: int | None = None
+    available_bytes: int | None = None
+    shared_memory_bytes: int | None = None
+    here: tuple[str, int | None] = ("", None)
+    cache: tuple[str, int | None] = ("", None)
+    taken_ports: str = ""
+    problem: str = ""
+
+
+def probe_resources(
+    *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"), shared: Path = SHARED_MEMORY
+) -> Resources:
+    """Looks at this machine; what cannot be read is None."""
+    total, available = _memory(proc, cgroup)
+    taken = ""
+    try:
+        reserve_ports("127.0.0.1", PORTS)
+    except DferDeployError as error:
+        taken = str(error)
+    cache = cache_folder()
+    here = Path(os.curdir)
+    return Resources(
+        total, available, _free(shared), (str(here), _free(here)), (str(cache), _free_above(cache)), taken
+    )  # fmt: skip
+
+
+def resource_findings(resources: Resources) -> list[Finding]:
+    """Memory, shared memory, disk and ports."""
+    if resources.problem:
+        return [Finding("resources", "problem", resources.problem)]
+    total, available = resources.memory_bytes, resources.available_bytes
+    if total is None or available is None:
+        memory = Finding("memory", "problem", "this machine does not say (/proc/meminfo)", "watch it while you serve")
+    else:
+        memory = Finding("memory", "ok", f"{gigabytes(available)} of {gigabytes(total)} can be had")
+    folder, space = resources.cache
+    advice = f"free about 1 GB there, or choose another place with the variable {CACHE_VARIABLE}"
+    if space is None:
+        cache = Finding("disk, cache", "problem", f"{folder} cannot be looked at", advice)
+    elif space < CACHE_BYTES:
+        cache = Finding("disk, cache", "problem", f"{gigabytes(space)} free in {folder}", advice)
+    else:
+        cache = Finding("disk, cache", "ok", f"{gigabytes(space)} free in {folder}")
+    here = resources.here[1]
+    return [
+        memory,
+        _shared_memory(resources.shared_memory_bytes),
+        Finding("disk, here", "problem", "the current folder cannot be looked at", "go to another folder")
+        if here is None
+        else Finding("disk, here", "ok", f"{gigabytes(here)} free"),
+        cache,
+        Finding("ports", "problem", resources.taken_ports, f"or serve with {FREE_PORTS}")
+        if resources.taken_ports
+        else Finding("ports", "ok", ", ".join(map(str, PORTS.values())) + " are free"),
+    ]
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people: ``3.2 GB``, below one ``640 MB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _shared_memory(free: int | None) -> Finding:
+    advice = "in a container, start it with --shm-size=1g; the embedded server's models exchange arrays there"
+    if free is None:
+        return Finding("shared memory", "problem", f"{SHARED_MEMORY} is not there", advice)
+    if free < SHARED_MEMORY_BYTES:
+        return Finding("shared memory", "problem", f"{gigabytes(free)} free in {SHARED_MEMORY}", advice)
+    return Finding("shared memory", "ok", f"{gigabytes(free)} free in {SHARED_MEMORY}")
+
+
+def _memory(proc: Path, cgroup: Path) -> tuple[int | None, int | None]:
+    """All memory and what can be had, in bytes: of the machine, or of the container's limit where that is less."""
+    fields = dict(line.split(":", 1) for line in _text(proc / "meminfo").splitlines() if ":" in line)
+    total, available = (_kibibytes(fields.get(name, "")) for name in ("MemTotal", "MemAvailable"))
+    # cgroup v2, else v1; "max" and v1's 2^63 less a page mean that there is no limit.
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, usage = (_text(cgroup / name).strip() for name in (limit_file, usage_file))
+        if limit.isdecimal() and usage.isdecimal() and int(limit) < (_NO_LIMIT_BYTES if total is None else total):
+            total, free = int(limit), max(0, int(limit) - int(usage))
+            return total, free if available is None else min(available, free)
+    return total, available
+
+
+def _kibibytes(value: str) -> int | None:
+    number = value.split()[:1]
+    return int(number[0]) * 1024 if number and number[0].isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return ""
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _free_above(folder: Path) -> int | None:
+    """Free bytes where the folder is, or would be made."""
+    return next((free for place in (folder, *folder.parents) if (free := _free(place)) is not None), None)

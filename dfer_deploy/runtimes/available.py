@@ -1,0 +1,115 @@
+"""Which runtimes of this process answer for a bundle on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Literal
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.console import warn
+from dfer_deploy.doctor.gpu import Gpu
+from dfer_deploy.doctor.plans import gpu_mismatch, tensorrt_mismatch
+from dfer_deploy.engines import engines_of
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider, open_session
+from dfer_deploy.runtimes.predictor import Predictor
+
+Runtime = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"]
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt")
+
+
+@dataclass(frozen=True)
+class UsualRuntimes:
+    """What is used where nobody chose: onnxruntime on the best device, and TensorRT where the engines run here.
+
+    Attributes:
+        runtimes: onnxruntime first.
+        no_tensorrt: why TensorRT is not among them, or nothing.
+    """
+
+    runtimes: tuple[Runtime, ...]
+    no_tensorrt: str
+
+
+def usual_runtimes(bundle: Bundle) -> UsualRuntimes:
+    """The runtimes to use where nobody chose.
+
+    Raises:
+        DferDeployError: onnxruntime is not installed, or the record of the engines is damaged.
+    """
+    no_tensorrt = tensorrt_obstacle(bundle)
+    onnxruntime = _usual_onnxruntime(bundle)
+    return UsualRuntimes((onnxruntime,) if no_tensorrt else (onnxruntime, "tensorrt"), no_tensorrt)
+
+
+def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool = False) -> Predictor:
+    """A bundle's predictor in this process.
+
+    Args:
+        runtime: which one.
+        bundle: an opened bundle.
+        host_code_allowed: let TensorRT execute the code that version-compatible engines carry.
+
+    Raises:
+        DferDeployError: this machine or this bundle does not allow it; the sentence says why.
+    """
+    if runtime == "tensorrt":
+        from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
+
+        return TensorRtPredictor.from_bundle(bundle, host_code_allowed=host_code_allowed)
+    return OnnxRuntimePredictor.from_bundle(bundle, "cuda" if runtime == "onnxruntime-cuda" else "cpu")
+
+
+def tensorrt_obstacle(bundle: Bundle) -> str:
+    """Why a bundle's engines are not expected to run in this process, or nothing.
+
+    Raises:
+        DferDeployError: the record of the engines is damaged.
+    """
+    if bundle.manifest.target != "tensorrt":
+        return f"the bundle is for the target {bundle.manifest.target!r} and has no engines"
+    built = engines_of(bundle)
+    if built is None:
+        return f"the engines are not built; build them with: dfer-deploy build {bundle.path}"
+    if cuda_devices() == 0:
+        return "this machine has no NVIDIA GPU"
+    if built.builder.version_compatible:
+        return "the engines are version-compatible and carry code; allow it with --runtime tensorrt --allow-host-code"
+    try:
+        import torch
+
+        from dfer_deploy.runtimes.tensorrt_engine import import_tensorrt
+
+        version = import_tensorrt().__version__
+    except ImportError:
+        return "PyTorch is not installed"
+    except DferDeployError as error:
+        return str(error)
+    if not torch.cuda.is_available():
+        return "PyTorch cannot use the GPU"
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    here = Gpu(gpu.name, f"{gpu.major}.{gpu.minor}", gpu.total_memory)
+    return tensorrt_mismatch(built.builder, version) or gpu_mismatch(built.builder, built.device, here)
+
+
+def _usual_onnxruntime(bundle: Bundle) -> Runtime:
+    # The embedded server runs on the CPU, and is held against the same graphs on the same device.
+    if bundle.manifest.target == "embedded" or not has_cuda_provider() or cuda_devices() == 0:
+        return "onnxruntime-cpu"
+    try:
+        open_session(bundle.temporal_head_onnx, 1, "cuda")
+    except DferDeployError as error:
+        warn(f"{error}; it runs on the CPU")
+        return "onnxruntime-cpu"
+    return "onnxruntime-cuda"
+
+
+def cuda_devices() -> int:
+    """The number of GPUs that the CUDA driver shows to this process (CUDA driver API, "Device Management")."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    return count.value if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0

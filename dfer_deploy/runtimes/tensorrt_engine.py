@@ -1,0 +1,390 @@
+"""One TensorRT engine, run on PyTorch tensors in device memory.
+
+Written against the Python API of TensorRT 10.12 to 11.4, in which failures are return values: see "Runtime",
+"ICudaEngine" and "IExecutionContext" in NVIDIA's TensorRT Python API, and "CUDA Graphs" in the chapter on performance.
+No machine with a GPU has run it yet; ``tests/gpu`` is what to run there first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dfer_deploy.console import warn
+from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.specs import GraphSpec, TensorSpec, require
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+OLDEST_TENSORRT = (10, 12)
+MAX_GRAPHS = 8
+"""CUDA graphs that an engine keeps. Each holds an execution context; other shapes are launched kernel by kernel."""
+
+_ALIGNMENT = 256
+"""Bytes, of every address given to TensorRT (``IExecutionContext::setTensorAddress``)."""
+
+_DTYPES = {"uint8": "UINT8", "float32": "FLOAT"}
+_TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """What an engine was built for: the smallest and the largest shape of its input, [B, T, …]."""
+
+    smallest: tuple[int, ...]
+    largest: tuple[int, ...]
+
+    @property
+    def max_batch(self) -> int:
+        return self.largest[0]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ``DferDeployError`` unless every size of ``shape`` lies between the two."""
+        fits = len(shape) == len(self.largest) and all(
+            low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
+        )
+        require(
+            fits,
+            f"{name} has the shape {list(shape)}, but the engine was built for {list(self.smallest)} to "
+            f"{list(self.largest)}; give it such a shape, or export with another --max-batch-size and build it again",
+        )
+
+    def room_for(self, tensor: TensorSpec) -> int:
+        """The largest number of values that a tensor of this engine's graph can have."""
+        sizes = {"batch": self.largest[0], "time": self.largest[1]}
+        return math.prod(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+
+
+def pieces(batch: int, largest: int) -> list[slice]:
+    """Cuts a batch into slices of at most ``largest``; an empty batch is one empty slice."""
+    return [slice(start, min(start + largest, batch)) for start in range(0, max(batch, 1), largest)]
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """An input or output as an engine describes it: TensorRT's names of mode and type, -1 for a dynamic size."""
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def fits(self, other: EngineTensor) -> bool:
+        """Whether both can be the same tensor; a dynamic size fits any."""
+        same = (self.name, self.mode, self.dtype, len(self.shape)) == (
+            other.name, other.mode, other.dtype, len(other.shape)
+        )  # fmt: skip
+        return same and all(-1 in (a, b) or a == b for a, b in zip(self.shape, other.shape, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.mode.lower()} {self.name} {self.dtype} {list(self.shape)}"
+
+
+def check_tensors(found: Iterable[EngineTensor], spec: GraphSpec, plan: Path) -> None:
+    """Raises ``DferDeployError`` unless an engine has the inputs and outputs of ``spec`` and no others."""
+    expected = [
+        EngineTensor(
+            tensor.name, mode, _DTYPES[tensor.dtype], tuple(-1 if isinstance(s, str) else s for s in tensor.shape)
+        )
+        for mode, tensors in (("INPUT", spec.inputs), ("OUTPUT", spec.outputs))
+        for tensor in tensors
+    ]
+    by_name = {tensor.name: tensor for tensor in found}
+    same = len(by_name) == len(expected) and all(e.name in by_name and e.fits(by_name[e.name]) for e in expected)
+    if not same:
+        raise DferDeployError(
+            f"{plan} has {', '.join(map(str, by_name.values()))}, expected {', '.join(map(str, expected))}; "
+            "it is the engine of another model, build it again"
+        )
+
+
+def import_tensorrt() -> Any:
+    """The module ``tensorrt``.
+
+    Raises:
+        DferDeployError: it is missing, cannot be loaded, or is too old.
+    """
+    what = "running a TensorRT engine in this process"
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise missing_extra("tensorrt", "gpu", what) from error
+    except OSError as error:  # its libraries
+        raise DferDeployError(f"TensorRT cannot be loaded ({error}); install it again") from error
+    if not hasattr(tensorrt, "Runtime"):  # a package of type stubs leaves a folder that can be imported
+        raise missing_extra("tensorrt", "gpu", what)
+    if tuple(int(part) for part in tensorrt.__version__.split(".")[:2]) < OLDEST_TENSORRT:
+        raise DferDeployError(f"TensorRT {tensorrt.__version__} is too old, expected 10.12 or later; upgrade it")
+    return tensorrt
+
+
+class LoadedEngine:
+    """A plan that TensorRT has read, with the objects that must outlive it."""
+
+    def __init__(self, module: Any, plan: Path, *, host_code_allowed: bool = False) -> None:
+        """Reads a plan.
+
+        Args:
+            module: ``tensorrt``, or one with its API.
+            plan: a serialised engine.
+            host_code_allowed: let TensorRT execute the code that a version-compatible plan carries.
+
+        Raises:
+            DferDeployError: there is no such file, or TensorRT refuses it; with everything it said about that.
+        """
+        try:
+            content = plan.read_bytes()
+        except OSError as error:
+            raise DferDeployError(
+                f"{plan} cannot be read ({error.strerror}); build it with: dfer-deploy build"
+            ) from error
+        self.plan = plan
+        self.messages = _messages(module)
+        runtime: trt.Runtime | None = module.Runtime(self.messages)
+        if runtime is None:
+            raise self.error("TensorRT's runtime cannot be made")
+        runtime.engine_host_code_allowed = host_code_allowed
+        engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise self.error(f"{plan} cannot be loaded by TensorRT {module.__version__} here")
+        self._runtime = runtime
+        self.engine = engine
+
+    def error(self, what: str) -> DferDeployError:
+        """What went wrong, with what TensorRT said last."""
+        said = "; ".join(dict.fromkeys(self.messages.texts)) or "it gave no reason"
+        return DferDeployError(f"{what} ({said}); build the engines on this machine with: dfer-deploy build")
+
+    def tensors(self) -> list[EngineTensor]:
+        """Its inputs and outputs."""
+        engine = self.engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        return [
+            EngineTensor(
+                name,
+                engine.get_tensor_mode(name).name,
+                engine.get_tensor_dtype(name).name,
+                engine.get_tensor_shape(name)[:],
+            )
+            for name in names
+        ]
+
+    def shapes(self, name: str) -> ShapeRange:
+        """The limits of an input in the one optimisation profile, 0."""
+        engine = self.engine
+        smallest, _, largest = engine.get_tensor_profile_shape(name, 0)
+        return ShapeRange(smallest[:], largest[:])
+
+    def close(self) -> None:
+        """TensorRT's objects in the order in which they may go: engine, runtime, logger."""
+        del self.engine, self._runtime, self.messages
+
+
+def _messages(module: Any) -> Any:
+    class Messages(module.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's last errors, which are the only place where it gives reasons."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.texts: deque[str] = deque(maxlen=20)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR):
+                self.texts.append(" ".join(message.split()))
+
+    return Messages()
+
+
+@dataclass
+class _Captured:
+    """A CUDA graph, the execution context whose launches it holds, and where the answers will be."""
+
+    graph: torch.cuda.CUDAGraph
+    context: trt.IExecutionContext
+    outputs: tuple[Tensor, ...]
+
+
+class EngineRunner:
+    """Runs one engine on the current CUDA device, on a stream of its own (a context manager; for one thread).
+
+    Input, outputs and activations lie in memory that is allocated once, for the largest shape. Execution contexts are
+    made with ``USER_MANAGED`` memory and share the activations, since they never run at the same time. A captured graph
+    has a context to itself: changing a context from which a graph was captured is undefined behaviour.
+    """
+
+    def __init__(
+        self, module: Any, plan: Path, spec: GraphSpec, *, cuda_graphs: bool = True, host_code_allowed: bool = False
+    ) -> None:
+        """Loads a plan and allocates its memory.
+
+        Args:
+            module: ``tensorrt``, or one with its API.
+            plan: a serialised engine with one input and one optimisation profile.
+            spec: the graph that it must be.
+            cuda_graphs: record the launches of a shape once and replay them.
+            host_code_allowed: let TensorRT execute the code that a version-compatible plan carries.
+
+        Raises:
+            DferDeployError: there is no GPU, or the plan is missing, refused or of another model.
+        """
+        require(torch.cuda.is_available(), f"{plan} needs an NVIDIA GPU that PyTorch can use, and there is none here")
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._loaded = LoadedEngine(module, plan, host_code_allowed=host_code_allowed)
+        check_tensors(self._loaded.tensors(), spec, plan)
+        (self._input,) = spec.inputs
+        self._outputs = spec.outputs
+        self.shapes = self._loaded.shapes(self._input.name)
+        self._memory = {tensor.name: self._allocated(tensor) for tensor in (self._input, *self._outputs)}
+        self._pinned = torch.empty_like(self._memory[self._input.name], device="cpu", pin_memory=True)
+        engine = self._loaded.engine
+        self._activations = torch.empty(max(engine.device_memory_size_v2, 1), dtype=torch.uint8, device=self.device)
+        self._context = self._new_context()
+        self._cuda_graphs = cuda_graphs
+        self._captured: dict[tuple[tuple[int, ...], int], _Captured] = {}
+
+    @property
+    def captured_shapes(self) -> list[tuple[int, ...]]:
+        """Input shapes whose launches are replayed."""
+        return [shape for shape, _ in self._captured]
+
+    def upload(self, array: npt.NDArray[Any]) -> Tensor:
+        """Copies an array through pinned memory into the engine's own input memory, on the current stream.
+
+        Nothing may be uploaded before an earlier upload has arrived: read an answer first.
+
+        Raises:
+            DferDeployError: the engine was not built for this shape, or the array has another type.
+        """
+        self.shapes.check(self._input.name, array.shape)
+        require(
+            array.dtype == self._input.numpy_dtype,
+            f"{self._input.name} has the type {array.dtype}, expected {self._input.dtype}; convert it",
+        )
+        pinned = self._pinned[: array.size].view(array.shape)
+        np.copyto(pinned.numpy(), array)
+        tensor = self._memory[self._input.name][: array.size].view(array.shape)
+        return tensor.copy_(pinned, non_blocking=True)
+
+    def run(self, tensor: Tensor, *, stays: bool = False) -> tuple[Tensor, ...]:
+        """Enqueues the engine behind the current stream's work, and the current stream's further work behind it.
+
+        Args:
+            tensor: the input on this engine's device, contiguous; it is read where it lies.
+            stays: its memory keeps its place as long as this runner, so that a CUDA graph may point to it.
+
+        Returns:
+            The outputs in the contract's order: views of the engine's own memory, to be read before its next run.
+
+        Raises:
+            DferDeployError: the tensor does not fit, or TensorRT refuses to run.
+        """
+        self._check(tensor)
+        key = tuple(tensor.shape), tensor.data_ptr()
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        if key in self._captured:
+            with torch.cuda.stream(self.stream):
+                self._captured[key].graph.replay()
+            outputs = self._captured[key].outputs
+        elif stays and self._cuda_graphs and len(self._captured) < MAX_GRAPHS:
+            outputs = self._run_and_capture(tensor, key)
+        else:
+            outputs = self._bind(self._context, tensor)
+            self._execute(self._context)
+        current.wait_stream(self.stream)
+        return outputs
+
+    def _run_and_capture(self, tensor: Tensor, key: tuple[tuple[int, ...], int]) -> tuple[Tensor, ...]:
+        context = self._new_context()
+        outputs = self._bind(context, tensor)
+        # The first enqueue after a change of shape updates the context's state, which a graph cannot hold.
+        self._execute(context)
+        self.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(self.device)
+        try:
+            # Other threads may go on using CUDA meanwhile, as in Triton's TensorRT backend.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self._execute(context)
+        except (RuntimeError, DferDeployError) as error:
+            # The answer of the first enqueue stands.
+            self._cuda_graphs = False
+            warn(f"{self._loaded.plan} runs without CUDA graphs, its launches cannot be recorded: {error}")
+            return outputs
+        finally:
+            torch.cuda.set_stream(current)  # a failed capture leaves its own stream behind
+        self._captured[key] = _Captured(graph, context, outputs)
+        return outputs
+
+    def _new_context(self) -> trt.IExecutionContext:
+        engine = self._loaded.engine
+        context = engine.create_execution_context(self._strategy)
+        if context is None:
+            raise self._loaded.error(f"TensorRT makes no execution context of {self._loaded.plan}")
+        context.set_device_memory(self._activations.data_ptr(), self._activations.numel())
+        # Chosen by default, but of old for the first context of an engine only.
+        if not context.set_optimization_profile_async(0, self.stream.cuda_stream):
+            raise self._loaded.error(f"TensorRT refuses the optimisation profile of {self._loaded.plan}")
+        return context
+
+    def _bind(self, context: trt.IExecutionContext, tensor: Tensor) -> tuple[Tensor, ...]:
+        shape = tuple(tensor.shape)
+        if not context.set_input_shape(self._input.name, shape):
+            raise self._loaded.error(f"TensorRT refuses {self._input.name} of the shape {list(shape)}")
+        outputs = []
+        for output in self._outputs:
+            output_shape = context.get_tensor_shape(output.name)[:]
+            memory = self._memory[output.name]
+            if min(output_shape) < 0 or math.prod(output_shape) > memory.numel():
+                raise self._loaded.error(f"TensorRT gives {output.name} the shape {list(output_shape)}")
+            outputs.append(memory[: math.prod(output_shape)].view(output_shape))
+        for name, data in zip((self._input.name, *(o.name for o in self._outputs)), (tensor, *outputs), strict=True):
+            if not context.set_tensor_address(name, data.data_ptr()):
+                raise self._loaded.error(f"TensorRT refuses the address of {name}")
+        return tuple(outputs)
+
+    def _execute(self, context: trt.IExecutionContext) -> None:
+        if not context.execute_async_v3(self.stream.cuda_stream):
+            raise self._loaded.error(f"TensorRT cannot run {self._loaded.plan}")
+
+    def _check(self, tensor: Tensor) -> None:
+        self.shapes.check(self._input.name, tuple(tensor.shape))
+        require(
+            tensor.dtype == _TORCH_DTYPES[self._input.dtype] and tensor.device == self.device,
+            f"{self._input.name} is {tensor.dtype} on {tensor.device}, expected {self._input.dtype} on {self.device}",
+        )
+        require(
+            tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0,
+            f"{self._input.name} is not contiguous at a multiple of {_ALIGNMENT} bytes; give its clone()",
+        )
+
+    def _allocated(self, tensor: TensorSpec) -> Tensor:
+        return torch.empty(self.shapes.room_for(tensor), dtype=_TORCH_DTYPES[tensor.dtype], device=self.device)
+
+    def __enter__(self) -> EngineRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stream.synchronize()
+        for captured in self._captured.values():
+            captured.graph.reset()
+        # Graphs before their contexts, contexts before the engine, and the memory that all of them point to last.
+        self._captured.clear()
+        del self._context
+        self._loaded.close()
+        del self._memory, self._pinned, self._activations

@@ -1,0 +1,249 @@
+"""Steps that run on a machine that nobody has tried, one after the other, and the report that tells what happened.
+
+A step that fails, crashes or hangs is recorded, and those that do not need it still run. What may take its process with
+it, as GPU libraries do, is a command in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dfer_deploy.console import stderr, step
+from dfer_deploy.doctor.child import ending
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file
+
+STEP_TIMEOUT_S = 3600.0
+"""Of one command; building engines at the highest optimisation level takes tens of minutes."""
+
+_END_TIMEOUT_S = 30.0
+_OUTPUT_CHARACTERS = 20_000
+
+State = Literal["done", "failed", "skipped", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step that went well has to tell: a value for JSON, and what it printed."""
+
+    result: Any
+    output: str = ""
+
+
+class StepError(Exception):
+    """A step failed, told in one sentence, with what it printed and measured until then."""
+
+    def __init__(self, message: str, output: str = "", result: Any = None) -> None:
+        super().__init__(message)
+        self.output = output
+        self.result = result
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to try.
+
+    Attributes:
+        name: for the report.
+        run: does it; gets the outcomes of the steps that went well, by name.
+        needs: steps that must have gone well, or this one is skipped.
+        unless: a step that makes this one needless where it went well.
+    """
+
+    name: str
+    run: Callable[[Mapping[str, Outcome]], Outcome]
+    needs: tuple[str, ...] = ()
+    unless: str | None = None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What came of a step.
+
+    Attributes:
+        name: of the step.
+        state: what came of it.
+        seconds: it took.
+        message: why it did not go well, or nothing.
+        result: what it measured, for JSON.
+        output: what it printed, or the traceback of an error that is ours.
+    """
+
+    name: str
+    state: State
+    seconds: float
+    message: str = ""
+    result: Any = None
+    output: str = ""
+
+
+def run_steps(steps: Sequence[Step], on_record: Callable[[list[StepRecord]], None]) -> list[StepRecord]:
+    """Runs all steps in turn, whatever becomes of each.
+
+    Args:
+        steps: each with a name of its own.
+        on_record: gets all records so far after every step, so that a report survives the machine's crash.
+
+    Raises:
+        KeyboardInterrupt: after the interrupted step was recorded.
+    """
+    outcomes: dict[str, Outcome] = {}
+    records: list[StepRecord] = []
+    for wanted in steps:
+        missing = [name for name in wanted.needs if name not in outcomes]
+        if missing or wanted.unless in outcomes:
+            reason = f"{missing[0]} did not go well" if missing else f"{wanted.unless} went well"
+            stderr.print(f"– {wanted.name} [dim](skipped: {reason})[/]")
+            records.append(StepRecord(wanted.name, "skipped", 0.0, reason))
+        else:
+            records.append(_run(wanted, outcomes))
+        on_record(records)
+        if records[-1].state == "interrupted":
+            raise KeyboardInterrupt
+    return records
+
+
+def _run(wanted: Step, outcomes: dict[str, Outcome]) -> StepRecord:
+    state: State = "failed"
+    message, result, output = "", None, ""
+    start = time.perf_counter()
+    try:
+        with step(wanted.name):
+            outcome = wanted.run(outcomes)
+    except KeyboardInterrupt:
+        state = "interrupted"
+    except StepError as error:
+        message, output, result = str(error), error.output, error.result
+    except DferDeployError as error:
+        message = str(error)
+    except Exception as error:
+        message, output = f"{type(error).__name__}: {error}", traceback.format_exc()
+    else:
+        state, result, output = "done", outcome.result, outcome.output
+        outcomes[wanted.name] = outcome
+    if message:
+        stderr.print(f"  {message}", markup=False)
+    return StepRecord(wanted.name, state, time.perf_counter() - start, message, result, output)
+
+
+def run_command(*arguments: str | Path, accepted: Sequence[int] = (0,), timeout_s: float = STEP_TIMEOUT_S) -> Outcome:
+    """Runs ``dfer-deploy ARGUMENTS --json …`` in a process of its own.
+
+    Args:
+        arguments: of the command.
+        accepted: exit codes that mean that it went well.
+        timeout_s: then it is ended.
+
+    Returns:
+        What it wrote as JSON, and what it printed.
+
+    Raises:
+        StepError: another exit code, a crash, or it took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="dfer-deploy-selftest-") as folder:
+        json_file = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "dfer_deploy", *map(str, arguments), "--json", str(json_file)]
+        returncode, output = run_process(command, timeout_s=timeout_s)
+        result = None
+        with contextlib.suppress(OSError, ValueError):
+            result = json.loads(json_file.read_text(encoding="utf-8"))
+    if returncode not in accepted:
+        raise StepError(f"dfer-deploy {arguments[0]} {ending(returncode)}: {_reason(output)}", output, result)
+    return Outcome(result, output)
+
+
+def run_process(
+    command: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S, environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Runs a command to its end; gives its exit code (negative: a signal) and what it printed, both outputs joined.
+
+    Raises:
+        StepError: it cannot be started, or did not end in time.
+    """
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})}, text=True, errors="replace",
+        )  # fmt: skip
+    except OSError as error:
+        raise StepError(f"{command[0]} cannot be started ({error.strerror})") from error
+    with process:
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            raise StepError(f"it did not end within {timeout_s:g} s", _rest(process)) from None
+        except BaseException:
+            # Ctrl-C has reached it too, and it ends its server first.
+            _rest(process)
+            raise
+    return process.returncode, output
+
+
+def _rest(process: subprocess.Popen[str]) -> str:
+    """What an ending process still prints; killed where it does not end."""
+    try:
+        output, _ = process.communicate(timeout=_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    return output
+
+
+def _reason(output: str) -> str:
+    """The command's own sentence, else the last thing it said."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith(("Error: ", "failed: "))]
+    return (said or lines or ["it printed nothing"])[-1].removeprefix("Error: ")
+
+
+def write_report(path: Path, machine: Mapping[str, Any], records: Sequence[StepRecord]) -> None:
+    """Writes everything as Markdown with a JSON block at its end, without the user's home folder and passwords.
+
+    Raises:
+        DferDeployError: the file cannot be written.
+    """
+    lines = ["# dfer-deploy selftest --gpu", "", *(f"- {what}: {value}" for what, value in machine.items())]
+    lines += ["", "| step | | seconds | |", "|---|---|---:|---|"]
+    lines += [f"| {r.name} | {r.state} | {r.seconds:.1f} | {_cell(r.message)} |" for r in records]
+    for record in records:
+        if record.output:
+            lines += ["", f"## {record.name}", "", _fenced(record.output[-_OUTPUT_CHARACTERS:])]
+    results = {
+        r.name: {"state": r.state, "seconds": round(r.seconds, 2), "message": r.message, "result": r.result}
+        for r in records
+    }
+    content = json.dumps({"machine": machine, "steps": results}, indent=1, ensure_ascii=False)
+    lines += ["", "## Everything that was measured", "", _fenced(content, "json"), ""]
+    with atomic_file(path) as temporary:
+        temporary.write_text(without_secrets("\n".join(lines), Path.home()), encoding="utf-8")
+
+
+def without_secrets(text: str, home: Path) -> str:
+    """Text that can be shown to others: the home folder is ``~``, and addresses have no user and password."""
+    for folder in {str(home), str(home.resolve())} - {"/"}:
+        text = re.sub(re.escape(folder) + r"(?![\w.-])", "~", text)
+    return re.sub(r"(?<=://)[^/\s@\"'`]+@", "***@", text)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A block of code whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,142 @@
+"""NVIDIA's Triton container, started with Docker: which image, and with which rights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfer_deploy.console import step
+from dfer_deploy.doctor.plans import CONTAINERS, SECURITY_FLOOR, fitting_containers
+from dfer_deploy.engines import EngineSet
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.installation import engine_options, server_options
+from dfer_deploy.triton.ports import Endpoints
+
+MODELS = Path("/models")
+"""Where the container sees the model repository, read-only."""
+
+UNPRIVILEGED = 1000
+"""The user and group triton-server in NVIDIA's images (server/build.py)."""
+
+_PORTS = (8000, 8001, 8002)
+"""HTTP, gRPC and metrics inside the container."""
+
+
+@dataclass(frozen=True)
+class TritonContainer:
+    """A Triton that ``docker run`` starts in the foreground (an ``Installation``).
+
+    It sees the model repository and nothing else of this machine, can write to /tmp in memory only, and runs as the
+    calling user, who can read the repository; as an unprivileged one where that is root.
+
+    Attributes:
+        docker: the client.
+        image: with its tag or digest; it must be on this machine (``ensure_image``).
+        has_gpu: give it all GPUs.
+        version_compatible: let its TensorRT backend execute the code in version-compatible engines.
+    """
+
+    docker: Path
+    image: str
+    has_gpu: bool
+    version_compatible: bool = False
+
+    @property
+    def description(self) -> str:
+        return self.image
+
+    @property
+    def python(self) -> Path:
+        return Path(sys.executable)
+
+    def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
+        user = [number or UNPRIVILEGED for number in (os.getuid(), os.getgid())]
+        published = zip((endpoints.http_port, endpoints.grpc_port, endpoints.metrics_port), _PORTS, strict=True)
+        return [
+            str(self.docker),
+            "run",
+            "--rm",
+            "--pull=never",
+            f"--name={mark}",
+            f"--user={user[0]}:{user[1]}",
+            "--read-only",
+            "--tmpfs=/tmp",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
+            "--shm-size=1g",
+            f"--stop-timeout={exit_timeout_s + 10}",
+            f"--mount={_mount(repository)}",
+            *(f"--publish={endpoints.host}:{outside}:{inside}" for outside, inside in published),
+            *(["--gpus=all"] if self.has_gpu else []),
+            self.image,
+            "tritonserver",
+            *engine_options(version_compatible=self.version_compatible),
+            *server_options(MODELS, exit_timeout_s),
+        ]
+
+    def end_command(self, mark: str) -> list[str]:
+        """The container runs on where its client was killed."""
+        return [str(self.docker), "rm", "--force", mark]
+
+    def process_environment(self) -> dict[str, str]:
+        """The client's own: it finds the daemon and its credentials by them."""
+        return dict(os.environ)
+
+
+def image_for(built: EngineSet | None) -> str:
+    """The image whose TensorRT runs the engines; without engines, the oldest without known critical vulnerabilities.
+
+    Raises:
+        DferDeployError: no such image is known.
+    """
+    if built is None:
+        return next(container.image for container in CONTAINERS if container.tag == SECURITY_FLOOR)
+    fitting = fitting_containers(built.builder)
+    if not fitting:
+        raise DferDeployError(
+            f"no container since {SECURITY_FLOOR} is known to have TensorRT {built.builder.version}, with which the "
+            "engines were built; build them inside the image that serves them (docker compose run --rm build, in the "
+            "bundle's folder), or name the image with: dfer-deploy serve --image"
+        )
+    return fitting[0].image
+
+
+def is_outdated(image: str) -> bool:
+    """Whether an image is one of NVIDIA's with known critical vulnerabilities; False of any that it cannot tell."""
+    release = re.search(r"/tritonserver:(\d\d\.\d\d)-", image)
+    return release is not None and release.group(1) < SECURITY_FLOOR
+
+
+def ensure_image(docker: Path, image: str) -> None:
+    """Pulls an image that is not on this machine, with Docker's own progress on standard error.
+
+    Raises:
+        DferDeployError: it cannot be pulled.
+    """
+    known = subprocess.run(
+        [str(docker), "image", "inspect", image], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if known.returncode == 0:
+        return
+    with step(f"pull {image} (once, several GB)"):
+        # A file descriptor, so that Docker sees the terminal.
+        pulled = subprocess.run([str(docker), "pull", image], stdin=subprocess.DEVNULL, stdout=2, check=False)
+        if pulled.returncode != 0:
+            raise DferDeployError(
+                f"docker could not pull {image} (exit code {pulled.returncode}, its message is above); "
+                "check the name and the network"
+            )
+
+
+def _mount(repository: Path) -> str:
+    """Docker reads the option as one line of CSV, so that a path may hold commas and quotes."""
+    line = io.StringIO()
+    fields = ("type=bind", f"source={repository}", f"target={MODELS}", "readonly")
+    csv.writer(line, lineterminator="").writerow(fields)
+    return line.getvalue()

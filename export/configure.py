@@ -1,0 +1,87 @@
+"""Changes how a bundle is served after its export: configurations and manifest are written anew, the graphs stay."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dfer_deploy.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving, open_bundle
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.repository import config_text, model_configs
+from dfer_deploy.files import atomic_file, link_or_copy, write_json
+
+
+def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:
+    """Writes the three ``config.pbtxt`` of a bundle, and its manifest, for other serving options.
+
+    Everything is written beside its place first and renamed at the end, the manifest before the rest. Whoever is killed
+    between two renames leaves configurations that ``Bundle.check_files`` refuses; the same call mends them.
+
+    Args:
+        path: the bundle; its configurations may be missing or damaged.
+        serving: the new options; the manifest's own mend the configurations.
+
+    Returns:
+        The bundle, and whether anything was written.
+
+    Raises:
+        DferDeployError: it is no bundle, its target has no such options, or it cannot be written.
+    """
+    bundle = open_bundle(path, check_files=False)
+    manifest = bundle.manifest
+    check_serving(manifest.target, serving)
+    texts = {
+        f"{bundle.model_repository.name}/{config.name}/config.pbtxt": config_text(config)
+        for config in model_configs(bundle.contract, bundle.spec, target=manifest.target, serving=serving)
+    }
+    for name in texts:
+        folder = (path / name).parent
+        if folder.resolve() != path.resolve() / folder.relative_to(path) or not folder.is_dir():
+            raise DferDeployError(f"{folder} is no folder of the bundle; export it again")
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    new = dataclasses.replace(manifest, serving=serving, files=manifest.files | hashes)
+    changed = {name: text for name, text in texts.items() if not _holds(path / name, text)}
+    with contextlib.ExitStack() as stack:
+        # Left in the opposite order, so that the manifest is the first to be renamed.
+        for name, text in changed.items():
+            stack.enter_context(atomic_file(path / name)).write_text(text, encoding="utf-8")
+        if new != manifest:
+            write_json(stack.enter_context(atomic_file(path / MANIFEST_NAME)), dataclasses.asdict(new))
+    return Bundle(path, new), bool(changed) or new != manifest
+
+
+@contextlib.contextmanager
+def temporary_bundle(bundle: Bundle) -> Iterator[Path]:
+    """A copy of a bundle to try configurations on; it vanishes with the context.
+
+    The files are hard links where the file system allows it: ``configure_bundle`` replaces files, it never changes one.
+
+    Raises:
+        DferDeployError: there is no room for it.
+    """
+    try:
+        # Only there can the files be links.
+        temporary = tempfile.mkdtemp(prefix=f".{bundle.path.name}.", suffix=".trial", dir=bundle.path.resolve().parent)
+    except OSError:
+        temporary = tempfile.mkdtemp(prefix="dfer-deploy-", suffix=".trial")
+    copy = Path(temporary)
+    try:
+        # A server in a container is another user.
+        shutil.copymode(bundle.path, copy)
+        for source in sorted(bundle.path.rglob("*")):
+            if source.is_file() and not source.is_symlink():
+                destination = copy / source.relative_to(bundle.path)
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(source, destination)
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode()

@@ -1,0 +1,222 @@
+"""Other serving options for a bundle that exists."""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.configure import configure_bundle, temporary_bundle
+from dfer_deploy.export.repository import check_model_repository, write_model_repository
+from dfer_deploy.files import write_json
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.path, tmp_path / "b"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_only_what_is_given_changes(cli: Any, copy: Path) -> None:
+    before = contents(copy)
+    result = cli("configure", copy, "--instances", 3, "--queue-delay-us", 200)
+    assert result.exit_code == 0, result.output
+    assert "restart it" in result.output
+    after = contents(copy)
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    models = [f"model_repository/dfer_{part}/config.pbtxt" for part in ("image_encoder", "temporal_head")]
+    assert changed == {"manifest.json", *models}
+    opened = open_bundle(copy)
+    check_model_repository(opened)
+    assert opened.manifest.serving == ServingOptions(16, instances=3, queue_delay_us=200)
+    for model in models:
+        config = text_format.Parse(after[model].decode(), model_config_pb2.ModelConfig())
+        assert config.instance_group[0].count == 3
+        assert config.dynamic_batching.max_queue_delay_microseconds == 200
+        assert config.max_batch_size == 16
+    again = cli("configure", copy, "--instances", 3)
+    assert "nothing to change" in again.output
+    assert contents(copy) == after
+    assert cli("configure", copy, "--instances", 1, "--queue-delay-us", 0).exit_code == 0
+    assert contents(copy) == before, "back to the very same bytes"
+
+
+def test_the_largest_batch_changes_all_three_configurations(cli: Any, copy: Path) -> None:
+    assert cli("configure", copy, "--max-batch-size", 5).exit_code == 0
+    configs = list(copy.glob("model_repository/*/config.pbtxt"))
+    assert len(configs) == 3
+    for path in configs:
+        assert text_format.Parse(path.read_text(), model_config_pb2.ModelConfig()).max_batch_size == 5
+    open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--instances", 0), "the number of instances is 0"),
+        (("--queue-delay-us", -1), "the queue delay is -1"),
+        (("--max-batch-size", 5000), "the maximal batch is 5000"),
+        (("--cuda-graph-batches", "1,2"), "only 'tensorrt' has them"),
+        (("--cuda-graph-batches", "none"), "only 'tensorrt' has them"),
+        (("--cuda-graph-batches", "1;2"), "no list of batches"),
+        (("--execution-provider", "tensorrt"), "only 'onnxruntime' has them"),
+    ],
+)
+def test_what_is_impossible_changes_nothing(cli: Any, copy: Path, options: tuple[Any, ...], message: str) -> None:
+    before = contents(copy)
+    result = cli("configure", copy, *options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert contents(copy) == before
+
+
+def test_a_full_disk_changes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(copy)
+    write, written = Path.write_text, []
+
+    def fill(path: Path, *args: Any, **kwargs: Any) -> int:
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", fill)
+    with pytest.raises(DferDeployError, match="free some space"):
+        configure_bundle(copy, ServingOptions(8))
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_whoever_is_killed_between_two_renames_is_told_what_to_type(
+    cli: Any, copy: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, wanted = open_bundle(copy).manifest.serving, ServingOptions(8, instances=2)
+
+    class Killed(BaseException):
+        """Nothing handles it, as nothing handles SIGKILL."""
+
+    replace, done = os.replace, 0
+
+    def killed_later(source: Any, destination: Any, **kwargs: Any) -> None:
+        nonlocal done
+        if Path(destination).name in ("manifest.json", "config.pbtxt"):
+            if done == renames:
+                raise Killed
+            done += 1
+        replace(source, destination, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", killed_later)
+        configure_bundle(copy, wanted)
+    if renames:
+        with pytest.raises(DferDeployError, match=f"write it again with: dfer-deploy configure {copy}"):
+            open_bundle(copy)
+    else:
+        assert open_bundle(copy).manifest.serving == old
+    assert cli("configure", copy).exit_code == 0
+    assert open_bundle(copy).manifest.serving == (wanted if renames else old)
+
+
+def test_a_damaged_configuration_is_mended_and_other_damage_is_not_hidden(cli: Any, copy: Path) -> None:
+    before = contents(copy)
+    config = copy / "model_repository" / "dfer" / "config.pbtxt"
+    config.write_text("name: 'x'")
+    graph = copy / "model_repository" / "dfer_image_encoder" / "1" / "model.onnx"
+    graph.write_bytes(b"x")
+    assert cli("configure", copy, "--instances", 2).exit_code == 0
+    with pytest.raises(DferDeployError, match=r"model\.onnx is damaged"):
+        open_bundle(copy)
+    graph.write_bytes(before[graph.relative_to(copy).as_posix()])
+    open_bundle(copy)
+    config.unlink()
+    assert cli("configure", copy).exit_code == 0
+    open_bundle(copy)
+
+
+def test_nothing_is_written_through_a_link(copy: Path, tmp_path: Path) -> None:
+    folder, outside = copy / "model_repository" / "dfer", tmp_path / "outside"
+    folder.rename(outside)
+    before = contents(outside)
+    folder.symlink_to(outside)
+    with pytest.raises(DferDeployError, match="is no folder of the bundle"):
+        configure_bundle(copy, ServingOptions(8))
+    assert contents(outside) == before
+
+
+def test_a_trial_leaves_the_bundle_as_it_is(copy: Path) -> None:
+    before, beside = contents(copy), sorted(copy.parent.iterdir())
+    with temporary_bundle(open_bundle(copy)) as trial:
+        assert contents(trial) == before
+        graph = "onnx/dfer_image_encoder.onnx"
+        assert (trial / graph).samefile(copy / graph)
+        configure_bundle(trial, ServingOptions(4, instances=2))
+        check_model_repository(open_bundle(trial))
+        assert contents(copy) == before
+    assert contents(copy) == before
+    assert sorted(copy.parent.iterdir()) == beside
+
+
+def test_engines_for_another_largest_batch_are_named(cli: Any, tensorrt_bundle: Path) -> None:
+    built = cli("configure", tensorrt_bundle, "--instances", 2, "--cuda-graph-batches", "1,4")
+    assert built.exit_code == 0
+    assert "build again" not in built.output
+    assert open_bundle(tensorrt_bundle).manifest.serving.cuda_graph_batches == (1, 4)
+    smaller = cli("configure", tensorrt_bundle, "--max-batch-size", 8)
+    assert smaller.exit_code == 0
+    assert "build again with: dfer-deploy build" in smaller.output
+    back = cli("configure", tensorrt_bundle, "--max-batch-size", 16)
+    assert "build again" not in back.output
+    open_bundle(tensorrt_bundle)
+    assert cli("configure", tensorrt_bundle, "--cuda-graph-batches", "none").exit_code == 0
+    assert open_bundle(tensorrt_bundle).manifest.serving.cuda_graph_batches == ()
+
+
+@pytest.fixture
+def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Path:
+    """The tiny bundle written for the target tensorrt, with files of random bytes as its plans."""
+    path, manifest = tmp_path / "t", bundle.manifest
+    serving = ServingOptions(16)
+    write_model_repository(
+        path / "model_repository",
+        contract=bundle.contract,
+        spec=bundle.spec,
+        target="tensorrt",
+        serving=serving,
+        version=1,
+        image_encoder_onnx=bundle.image_encoder_onnx,
+        temporal_head_onnx=bundle.temporal_head_onnx,
+    )
+    shutil.copytree(bundle.path / "onnx", path / "onnx")
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in contents(path).items()}
+    changed = dataclasses.replace(manifest, target="tensorrt", serving=serving, files=files)
+    write_json(path / "manifest.json", dataclasses.asdict(changed))
+    engines = {}
+    for graph, tensor in (("dfer_image_encoder", "frames"), ("dfer_temporal_head", "frame_features")):
+        plan = f"model_repository/{graph}/1/model.plan"
+        content = graph.encode()
+        (path / plan).write_bytes(content)
+        engines[graph] = {
+            "plan": plan, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+            "onnx": f"onnx/{graph}.onnx", "onnx_sha256": files[f"onnx/{graph}.onnx"],
+            "profile": {tensor: {"min": [1, 1], "opt": [8, 16], "max": [16, 16]}},
+            "precision": "fp32", "matrix_products": {"FLOAT": 9}, "seconds": 1.0,
+        }  # fmt: skip
+    builder = {
+        "module": "tensorrt", "version": "11.1.0", "optimization_level": 3, "workspace_bytes": None,
+        "hardware_compatibility": "none", "version_compatible": False,
+    }  # fmt: skip
+    (path / "engines").mkdir()
+    sidecar = {"format": "dfer-deploy-engines/1", "builder": builder, "device": None, "engines": engines}
+    write_json(path / "engines" / "engines.json", sidecar)
+    return path

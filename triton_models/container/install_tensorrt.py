@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Gives a Triton image the Python module of the TensorRT that is in it, to build engines that this image can serve.
+
+Runs inside the image, with its Python and the standard library only. The module must be of exactly the version of the
+image's libnvinfer, because a plan runs with the TensorRT that built it. Only the bindings are installed; the libraries
+stay the image's own.
+
+Sources: TensorRT's NvInferRuntime.h, getInferLibMajorVersion and its like; NVIDIA's packages tensorrt-cu12-bindings and
+tensorrt-cu13-bindings, whose module takes the libraries that the loader finds where no package brings them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BACKEND = Path("/opt/tritonserver/backends/tensorrt/libtriton_tensorrt.so")
+PARTS = ("Major", "Minor", "Patch", "Build")
+SHOW_VERSION = "import tensorrt; print(tensorrt.__version__)"
+
+
+def main() -> int:
+    """Installs the module where it is missing; the exit code is 1 if that failed, with one sentence why."""
+    parser = argparse.ArgumentParser(description="Install the Python module of this image's TensorRT.")
+    parser.add_argument("--library", help="libnvinfer (default: the one that Triton's TensorRT backend loads)")
+    library = parser.parse_args().library
+    try:
+        version = library_version(library or backend_library(BACKEND))
+        found = module_version()
+        if found is None:
+            # The star admits a package of the same version that was only repacked, such as 10.14.1.48.post1.
+            package = f"tensorrt-cu{cuda_major(os.environ.get('CUDA_VERSION', ''))}-bindings=={version}.*"
+            print(f"the image has TensorRT {version} without its Python module; installing {package}", flush=True)
+            install(package)
+            found = module_version()
+        if found is None or not is_same(found, version):
+            raise LookupError(f"the image's TensorRT is {version}, its Python module is {found or 'not importable'}")
+    except (OSError, LookupError) as error:
+        print(f"{error}; use the image nvcr.io/nvidia/tensorrt of the same release to build instead", file=sys.stderr)
+        return 1
+    print(f"TensorRT {version} and its Python module {found}")
+    return 0
+
+
+def backend_library(backend: Path) -> str:
+    """The name of the libnvinfer that a backend asks the loader for, for example ``libnvinfer.so.11``.
+
+    Raises:
+        OSError: there is no such backend.
+        LookupError: it asks for none.
+    """
+    wanted = re.search(rb"libnvinfer\.so\.\d+", backend.read_bytes())
+    if wanted is None:
+        raise LookupError(f"{backend} asks for no libnvinfer")
+    return wanted.group().decode()
+
+
+def library_version(path: str) -> str:
+    """The full version of a libnvinfer, for example ``11.1.0.106``.
+
+    Raises:
+        OSError: it cannot be loaded.
+        LookupError: it does not tell its version.
+    """
+    library = ctypes.CDLL(path)
+    try:
+        return ".".join(str(getattr(library, f"getInferLib{part}Version")()) for part in PARTS)
+    except AttributeError as error:
+        raise LookupError(f"{path} does not tell its version ({error})") from error
+
+
+def module_version() -> str | None:
+    """The version of the module ``tensorrt``; None where it cannot be imported.
+
+    In a process of its own: a module that has failed once is not tried again, and one that does not fit may crash.
+    """
+    done = subprocess.run([sys.executable, "-c", SHOW_VERSION], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def cuda_major(version: str) -> str:
+    """The generation of CUDA that the package is for, from the image's variable CUDA_VERSION.
+
+    Raises:
+        LookupError: the variable holds no version.
+    """
+    major = version.partition(".")[0]
+    if not major.isdecimal():
+        raise LookupError(f"the variable CUDA_VERSION is {version!r}, expected for example 13.0.2")
+    return major
+
+
+def install(package: str) -> None:
+    """Installs one package without what it depends on.
+
+    Raises:
+        LookupError: pip failed.
+    """
+    # Ubuntu marks its Python as managed by apt; in an image that nobody else uses that does not matter.
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-cache-dir", "--break-system-packages"]
+    if subprocess.run([*command, package], check=False).returncode != 0:
+        raise LookupError(f"pip could not install {package}, its message is above")
+
+
+def is_same(module: str, library: str) -> bool:
+    """Whether a module belongs to a library."""
+    return module.split(".post")[0] == library
+
+
+if __name__ == "__main__":
+    sys.exit(main())

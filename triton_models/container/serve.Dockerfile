@@ -1,0 +1,37 @@
+# What compose.yaml runs: Triton without root. Change a copy: the manifest of the bundle has this file's hash.
+# Its authors had no Docker: nothing here was ever built. Tried without it: the lines of CMD and the health check's
+# address, with a real Triton 2.51.
+
+# The release of Triton's container; engines run only with the TensorRT of the release that built them. Releases before
+# 26.07 have known critical vulnerabilities.
+ARG TRITON_TAG=26.07
+
+FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-py3 AS serve
+
+RUN printf '%s\n' 26.07 "${NVIDIA_TRITON_SERVER_VERSION}" | sort --check --version-sort || \
+    { echo "Triton ${NVIDIA_TRITON_SERVER_VERSION} has critical vulnerabilities, expected 26.07 or later" >&2; exit 1; }
+
+# triton-server, which the image has; a number, so that Kubernetes sees that it is not root.
+USER 1000:1000
+
+# The model repository of the bundle is mounted on /models, read-only. Nothing is copied: this image fits every bundle.
+EXPOSE 8000 8001 8002
+
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["curl", "--fail", "--silent", "--noproxy", "*", "http://127.0.0.1:8000/v2/health/ready"]
+
+# Interfaces that change what the server does ask for a header "dfer-deploy" (gRPC: "triton-grpc-protocol-dfer-deploy")
+# with the value of DFER_DEPLOY_KEY. Without that variable the value is drawn at each start, so that nobody has it.
+# TRITON_OPTIONS is for options of your own, for example --backend-config=tensorrt,version-compatible=true for engines
+# that carry code. The image's own entry point runs this line.
+CMD key="${DFER_DEPLOY_KEY:-$(od -A n -N 16 -t x1 /dev/urandom | tr -d ' \n')}" && \
+    restricted="shared-memory,model-repository,trace,logging:dfer-deploy=${key:?no random number for the key}" && \
+    exec tritonserver \
+        --model-repository=/models \
+        --model-control-mode=none \
+        --disable-auto-complete-config \
+        --strict-readiness=true \
+        --http-restricted-api="${restricted}" \
+        --grpc-restricted-protocol="${restricted}" \
+        --exit-timeout-secs=30 \
+        ${TRITON_OPTIONS}
