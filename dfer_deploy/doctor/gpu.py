@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dfer_deploy.doctor.child import PROGRAM_TIMEOUT_S, ProbeError, answer_of_python, output_of, shortened
 from dfer_deploy.doctor.finding import Finding
+from dfer_deploy.plans import Gpu
 
 OLDEST_CAPABILITY = (7, 5)
 """Of the GPUs that TensorRT 10.12 to 11.4 supports (support matrix): Turing."""
@@ -54,15 +55,6 @@ _ADVICE = {
     804: "a CUDA compatibility package does not fit this GPU; take its folder off LD_LIBRARY_PATH",
 }
 """What to do about a CUresult (CUDA driver API, "Data types used by CUDA driver")."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU that CUDA can use; ``compute_capability`` is for example ``9.0``."""
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from dfer_deploy.doctor.finding import Finding, first_command
 from dfer_deploy.doctor.gpu import gpu_findings
 from dfer_deploy.doctor.machine import Machine
 from dfer_deploy.doctor.packages import usable_tensorrt
-from dfer_deploy.doctor.plans import fitting_containers, gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.doctor.resources import FREE_PORTS, gigabytes
 from dfer_deploy.doctor.servers import docker_findings
 from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.plans import fitting_containers, gpu_mismatch, tensorrt_mismatch
 
 _BYTES = {"fp32": 4, "fp16": 2}
 _INSTALL = "pip install 'dfer-deploy[gpu]'"

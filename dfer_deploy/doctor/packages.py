@@ -10,6 +10,7 @@ from typing import Any
 from dfer_deploy import __version__
 from dfer_deploy.doctor.child import ProbeError, answer_of_python
 from dfer_deploy.doctor.finding import Finding
+from dfer_deploy.plans import version_numbers
 
 OLDEST_TENSORRT = (10, 12)
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
@@ -96,19 +97,6 @@ def probe_package(name: str) -> Package:
     except ProbeError as error:
         return Package(problem=str(error))
     return Package(answer["version"], answer["details"])
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (10, 16, 0, 72) of ``10.16.0.72``, (11, 4) of ``11.4rc1``."""
-    numbers = []
-    for part in version.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)
 
 
 def usable_tensorrt(packages: dict[str, Package]) -> str | None:

@@ -8,10 +8,9 @@ from typing import Literal
 
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.console import warn
-from dfer_deploy.doctor.gpu import Gpu
-from dfer_deploy.doctor.plans import gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.plans import Gpu, gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider, open_session
 from dfer_deploy.runtimes.predictor import Predictor
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_deploy.console import step
-from dfer_deploy.doctor.plans import CONTAINERS, SECURITY_FLOOR, fitting_containers
 from dfer_deploy.engines import EngineSet
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR, fitting_containers
 from dfer_deploy.triton.installation import engine_options, server_options
 from dfer_deploy.triton.ports import Endpoints
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from dfer_deploy.doctor.plans import SECURITY_FLOOR
+from dfer_deploy.plans import SECURITY_FLOOR
 from dfer_deploy.triton_models import container_files
 from dfer_deploy.triton_models.container import install_tensorrt
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfer_deploy.doctor.gpu import Gpu
-from dfer_deploy.doctor.packages import version_numbers
 from dfer_deploy.engines import Builder, Device
 
 SECURITY_FLOOR = "26.07"
 """The first release of Triton's container with the fixes of two critical vulnerabilities."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that CUDA can use; ``compute_capability`` is for example ``9.0``."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -81,3 +88,16 @@ def fitting_containers(builder: Builder) -> list[Container]:
         if container.tag >= SECURITY_FLOOR and not tensorrt_mismatch(builder, container.tensorrt)
     ]
     return sorted(fitting, key=lambda container: not container.certain)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (10, 16, 0, 72) of ``10.16.0.72``, (11, 4) of ``11.4rc1``."""
+    numbers = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)
