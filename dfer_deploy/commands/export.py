@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dfer_deploy.bundle import TARGETS, ServingOptions, Target
+from dfer_deploy.bundle import TARGETS, ServingOptions, Target, is_bundle, open_bundle
 from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
@@ -60,8 +61,11 @@ def export(
         raise click.UsageError("--force replaces a bundle and --add-version extends it; choose one")
     output = output or Path(f"{checkpoint.stem}.bundle")
     target = target or ("tensorrt" if cuda_device() else "embedded")
-    largest = {"max_batch_size": 64 if target == "tensorrt" else 16}
-    options = ExportOptions(target, ServingOptions(**largest | serving), precision, name, prompt_position, class_names)
+    if add_version and is_bundle(output):
+        usual = open_bundle(output, check_files=False).manifest.serving
+    else:
+        usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
+    options = ExportOptions(target, replace(usual, **serving), precision, name, prompt_position, class_names)
     bundle, written = export_bundle(checkpoint, output, options, force=force, add_version=add_version)
     if not written:
         stdout.print(f"{output} is up to date: same checkpoint, options and tools; nothing was done", markup=False)
