@@ -153,6 +153,19 @@ def test_wrong_options(changes: dict[str, Any], message: str) -> None:
         BuildOptions(**changes)
 
 
+def test_the_options_reach_the_builder() -> None:
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    assert config.get_flag(trt.BuilderFlag.TF32)  # NVIDIA's default, which would round the products of an fp32 engine
+    options = BuildOptions(5, 1 << 28, "same_compute_capability", version_compatible=True)
+    engine_module._configure(trt, config, options)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert config.builder_optimization_level == 5
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 28
+    assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+
+
 def test_progress_rises_to_the_end_and_can_stop_the_build(head: Path) -> None:
     seen: list[tuple[str, str, float]] = []
     engine_from_onnx(trt, head, {"frame_features": HEAD_PROFILE}, OPTIONS, report=lambda *report: seen.append(report))
