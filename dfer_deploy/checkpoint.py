@@ -16,6 +16,7 @@ from dfer_deploy import __version__
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.model.weight_file import is_torch_file
 from dfer_deploy.reference_checkpoint import is_reference_state, state_from_reference
 from dfer_deploy.safe_pickle import load_tensors
 from dfer_deploy.specs import ModelSpec, PromptPosition, spec_from_dict
@@ -104,6 +105,22 @@ def load_checkpoint(
             return replace(checkpoint, spec=replace(checkpoint.spec, prompts=prompts))
         return checkpoint
     return _reference(path, content, prompt_position or "end", class_names)
+
+
+def holds_dfer_clip(path: Path) -> bool:
+    """Whether a file of weights is a DFER-CLIP checkpoint, ours or the reference implementation's, or something else.
+
+    Raises:
+        DferDeployError: it would be one by its format, but is refused or damaged.
+    """
+    if not is_torch_file(path):
+        return False
+    content = load_tensors(path)
+    if not isinstance(content, dict):
+        return False
+    state = content.get("state_dict", content)
+    names = {str(name).removeprefix("module.") for name in state} if isinstance(state, dict) else set()
+    return isinstance(content.get("format"), str) or "prompt_learner.ctx" in names
 
 
 def save_checkpoint(path: Path, model: DferClip, provenance: Mapping[str, Any]) -> None:

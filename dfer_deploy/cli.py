@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),
     "synthetic": ("dfer_deploy.commands.synthetic:synthetic", "Draw a data set of animated faces to try things on."),
     "train": ("dfer_deploy.commands.train:train", "Train a model by a recipe."),
+    "evaluate": ("dfer_deploy.commands.evaluate:evaluate", "Score a checkpoint on labelled clips."),
+    "describe": ("dfer_deploy.commands.describe:describe", "Ask a language model for descriptors of expressions."),
     "export": ("dfer_deploy.commands.export:export", "Turn a checkpoint into a bundle: ONNX graphs and a repository."),
     "build": ("dfer_deploy.commands.build:build", "Build a bundle's TensorRT engines on the serving machine."),
     "configure": ("dfer_deploy.commands.configure:configure", "Change how a bundle is served."),
@@ -29,7 +31,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("dfer_deploy.commands.demo:demo", "Walk the whole way on drawn faces."),
 }
 
-_EXTRAS = {"onnxruntime": "runtime", "torch": "cpu", "open_clip": "cpu", "onnx": "cpu"}
+_EXTRAS = {
+    "onnxruntime": "runtime",
+    "torch": "cpu",
+    "open_clip": "cpu",
+    "onnx": "cpu",
+    "matplotlib": "cpu",
+    "openai": "describe",
+}
 """The extra that brings each optional package."""
 
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""UAR, WAR and the confusion matrix. NumPy only."""
+"""UAR, WAR, the confusion matrix and the calibration error. NumPy only."""
 
 from __future__ import annotations
 
@@ -61,6 +61,35 @@ def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequen
         confusion=confusion,
         absent=tuple(name for name, n in zip(class_names, clips, strict=True) if not n),
     )
+
+
+CALIBRATION_BINS = 15
+"""As in Guo et al., section 2."""
+
+
+def calibration_error(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -> float:
+    """Expected calibration error in percent: by how much confidence and accuracy differ.
+
+    The confidence of a clip is the largest probability. With 15 bins (0, 1/15], …, (14/15, 1] of confidence, it is the
+    mean over all clips of |share of hits in the clip's bin - mean confidence in it|: Guo et al., "On Calibration of
+    Modern Neural Networks", ICML 2017, equation 3. It is 0 where answers of which 80 % are right say 0.8.
+
+    Args:
+        labels: int [N].
+        probabilities: float [N, C], in [0, 1].
+
+    Raises:
+        DferDeployError: there are no clips.
+    """
+    truth = np.asarray(labels, dtype=np.int64)
+    if truth.size == 0:
+        raise DferDeployError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
+    confidences = probabilities.max(axis=1).astype(np.float64)
+    hits = probabilities.argmax(axis=1) == truth
+    bins = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    # |sum of hits - sum of confidences| of a bin is its size times the difference of the two means.
+    gaps = np.bincount(bins, weights=hits - confidences, minlength=CALIBRATION_BINS)
+    return float(100.0 * np.abs(gaps).sum() / truth.size)
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -23,6 +23,7 @@ MAX_FRAMES = 16
 Precision = Literal["fp32", "fp16"]
 PromptPosition = Literal["front", "middle", "end"]
 PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
+Classifier = Literal["text", "image_conditioned_text", "linear"]
 
 S = TypeVar("S")
 
@@ -132,19 +133,22 @@ class PromptSpec:
 
     Attributes:
         class_names: labels, in the order of the logits.
-        class_texts: the text of every class, as it was given to CLIP's tokenizer (without the contexts).
+        class_texts: the text of every class, as it was given to CLIP's tokenizer (without the contexts); by default the
+            class names.
         contexts: M, the number of learnable context vectors; 0 for none.
         class_specific: every class has contexts of its own ([C, M, D]); otherwise all share them ([M, D]).
         position: where the contexts' text stands: ``end`` puts the class text after the contexts.
     """
 
     class_names: tuple[str, ...]
-    class_texts: tuple[str, ...]
+    class_texts: tuple[str, ...] = ()
     contexts: int = 8
     class_specific: bool = True
     position: PromptPosition = "end"
 
     def __post_init__(self) -> None:
+        if not self.class_texts:
+            object.__setattr__(self, "class_texts", self.class_names)
         require(len(self.class_names) >= 2, f"{len(self.class_names)} class(es) given, expected at least 2")
         require(
             len(set(self.class_names)) == len(self.class_names),
@@ -172,15 +176,30 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole DFER-CLIP model. The defaults are the paper's: ViT-B/32, one temporal layer, τ = 0.01."""
+    """A whole DFER-CLIP model. The defaults are the paper's: ViT-B/32, one temporal layer, τ = 0.01.
+
+    Attributes:
+        prompts: class names, texts and contexts.
+        clip: the backbone.
+        temporal: from frame features to the video feature.
+        temperature: τ, by which cosines are divided.
+        classifier: ``text`` compares the video feature with the texts' features. ``image_conditioned_text`` is
+            Co-CoOp's: a small network shifts the contexts by the clip, so that every clip has texts of its own.
+            ``linear`` is a layer W v + b on the video feature, which is not normalised for it; texts play no part.
+    """
 
     prompts: PromptSpec
     clip: ClipSpec = ClipSpec()
     temporal: TemporalSpec = TemporalSpec()
     temperature: float = 0.01
+    classifier: Classifier = "text"
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature is {self.temperature}, expected a positive number")
+        require(
+            self.classifier != "image_conditioned_text" or self.prompts.contexts > 0,
+            "contexts is 0, expected at least 1 where the clip shifts the contexts (Co-CoOp)",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers: what JSON, TOML and ``weights_only`` can hold."""

@@ -163,7 +163,8 @@ class TemporalHeadGraph(nn.Module):
     """Frame features, fp32 [B, T, L], 1 ≤ T ≤ 16, to logits and probabilities, fp32 [B, C].
 
     The text features, divided by τ, are the weight of the last matrix product, which stays in fp32: it multiplies an
-    error of the cosine by 100.
+    error of the cosine by 100. A linear head's product, with its bias, stays in fp32 as well; it takes the video
+    feature as it is, not normalised.
     """
 
     def __init__(self, model: DferClip, precision: Precision) -> None:
@@ -176,8 +177,10 @@ class TemporalHeadGraph(nn.Module):
             self.class_token = _constant(temporal.cls_token + positions[:, :1], torch.float32)
             self.positions = _constant(positions[:, 1:], torch.float32)
             self.blocks = nn.ModuleList(_TemporalBlock(cast(TemporalBlock, b), dtype) for b in temporal.blocks)
-        classifier = model.encode_text().T / model.spec.temperature  # [L, C]
+        head = model.head
+        classifier = model.encode_text().T / model.spec.temperature if head is None else head.weight.T  # [L, C]
         self.classifier = _constant(classifier, torch.float32)
+        self.bias = None if head is None else _constant(head.bias, torch.float32)
 
     def forward(self, frame_features: Tensor) -> tuple[Tensor, Tensor]:
         if self.has_transformer:
@@ -189,7 +192,10 @@ class TemporalHeadGraph(nn.Module):
             video_features = x[:, 0]
         else:
             video_features = frame_features.mean(dim=1)
-        logits = F.normalize(video_features, dim=-1) @ self.classifier
+        if self.bias is None:
+            logits = F.normalize(video_features, dim=-1) @ self.classifier
+        else:
+            logits = video_features @ self.classifier + self.bias
         return logits, torch.softmax(logits, dim=-1)
 
 

@@ -85,6 +85,7 @@ def export_bundle(
         checkpoint = load_checkpoint(
             checkpoint_path, prompt_position=options.prompt_position, class_names=options.class_names
         )
+        _check_exportable(checkpoint)
         plan = _manifest(checkpoint, options)
     previous = _previous(output) if output.exists() else None
     if previous is not None and _same_content(previous.manifest, plan) and previous.is_intact():
@@ -101,6 +102,15 @@ def export_bundle(
     with atomic_folder(output, force=output.exists()) as folder:
         _write(folder, checkpoint, plan, kept)
     return open_bundle(output), True
+
+
+def _check_exportable(checkpoint: Checkpoint) -> None:
+    if checkpoint.spec.classifier == "image_conditioned_text":
+        raise DferDeployError(
+            f"{checkpoint.path} was trained with Co-CoOp, whose class texts depend on the clip: every answer would "
+            "need the text encoder, which the two served graphs do not have; export a checkpoint of another strategy, "
+            "such as coop"
+        )
 
 
 def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundle | None) -> None:

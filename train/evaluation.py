@@ -54,11 +54,9 @@ def evaluate(model: DferClip, clips: Iterable[tuple[Annotation, Clip]], batch_si
     logits: list[torch.Tensor] = []
     try:
         with torch.inference_mode():
-            text_features = model.encode_text()
             for batch in in_batches(clips, batch_size):
                 frames = torch.from_numpy(np.stack([clip for _, clip in batch])).to(device)
-                video_features = model.encode_video(model.encode_frames(images_from_frames(frames)))
-                logits.append(model.logits(video_features, text_features).float().cpu())
+                logits.append(model(images_from_frames(frames)).cpu())
                 annotations += [annotation for annotation, _ in batch]
     finally:
         model.train(training)

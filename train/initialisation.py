@@ -1,23 +1,32 @@
-"""Starting weights of a model without pretrained ones, so that a few minutes of training are enough.
+"""The model before its first step: sizes and texts of the recipe, starting weights, and what is frozen.
 
-A vision transformer with random weights spends most of its first epochs on finding out that pixels are correlated and
-that places matter. Both can be told to it: the patch embedding starts as a whitening of the data's own patches (as the
-first layer in Coates and Ng, "Learning Feature Representations with K-means", 2012, and in Jordan, "94 % on CIFAR-10 in
+Without pretrained weights, ``fast_start`` chooses some so that a few minutes of training are enough. A vision
+transformer with random weights spends most of its first epochs on finding out that pixels are correlated and that
+places matter. Both can be told to it: the patch embedding starts as a whitening of the data's own patches (as the first
+layer in Coates and Ng, "Learning Feature Representations with K-means", 2012, and in Jordan, "94 % on CIFAR-10 in
 3.29 Seconds on a Single GPU", 2024), and positions start as different as patches are.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from dfer_deploy.checkpoint import holds_dfer_clip, load_checkpoint
+from dfer_deploy.console import step
+from dfer_deploy.descriptors import descriptors_for, read_descriptors
 from dfer_deploy.model.clip import clip_spec_from_open_clip, pretrained_clip
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.model.temporal import TemporalTransformer
+from dfer_deploy.model.weight_file import clip_from_file
 from dfer_deploy.specs import ClipSpec, ModelSpec
 from dfer_deploy.train.data import TrainingClips
-from dfer_deploy.train.model_recipe import ModelRecipe
+from dfer_deploy.train.model_recipe import STRATEGIES, ModelRecipe, Part, Strategy
+from dfer_deploy.train.starting_weights import take_weights
 
 _VARIANCE_FLOOR = 0.05
 """Share of the mean variance that is added to every principal component, so that noise is not amplified."""
@@ -33,28 +42,83 @@ _EXAMPLE_FRAMES = 1024
 
 
 def model_spec(recipe: ModelRecipe) -> ModelSpec:
-    """The sizes and texts of a recipe's model.
+    """The sizes and texts of a recipe's model, as its strategy uses them.
 
     Raises:
-        DferDeployError: open_clip does not know the name, or it is not a plain CLIP.
+        DferDeployError: open_clip does not know the name, it is not a plain CLIP, or the prompts file cannot be used.
     """
     clip = recipe.clip or (ClipSpec() if recipe.open_clip is None else clip_spec_from_open_clip(recipe.open_clip))
-    return ModelSpec(prompts=recipe.prompts, clip=clip, temporal=recipe.temporal)
+    parts = STRATEGIES[recipe.strategy]
+    prompts = replace(recipe.prompts, class_texts=_class_texts(recipe))
+    return ModelSpec(
+        prompts=prompts if parts.contexts else replace(prompts, contexts=0),
+        clip=clip,
+        temporal=recipe.temporal if parts.temporal else replace(recipe.temporal, depth=0),
+        classifier=parts.classifier,
+    )
+
+
+def trainable_parts(model: DferClip, strategy: Strategy) -> dict[str, list[nn.Parameter]]:
+    """The parameters that learn, by the part that they belong to; all others are frozen.
+
+    The keys are among ``temporal``, ``image_encoder``, ``prompts`` (contexts, and the network that shifts them) and
+    ``head``; a part without parameters is left out, and for ``zero_shot`` there is none.
+    """
+    model.requires_grad_(False)
+    modules: dict[Part, nn.Module | None] = {
+        "temporal": model.temporal_net,
+        "image_encoder": model.image_encoder,
+        "prompts": model.prompt_learner,
+        "head": model.head,
+    }
+    parts = {}
+    for name in STRATEGIES[strategy].trained:
+        module = modules[name]
+        parameters = [] if module is None else [p for p in module.parameters() if p.numel()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        if parameters:
+            parts[str(name)] = parameters
+    return parts
 
 
 def starting_model(recipe: ModelRecipe, spec: ModelSpec, clips: TrainingClips) -> DferClip:
-    """The model before its first step; uses torch's global random generator.
+    """The model before its first step.
+
+    Uses torch's global random generator.
 
     Raises:
-        DferDeployError: the pretrained weights cannot be had.
+        DferDeployError: the pretrained weights cannot be had or do not fit.
     """
-    if recipe.open_clip is not None and recipe.pretrained:
-        return DferClip(spec, pretrained_clip(recipe.open_clip, recipe.pretrained))
-    model = DferClip(spec)
+    if recipe.pretrained_is_file:
+        model = _model_from_file(spec, Path(recipe.pretrained))
+    elif recipe.open_clip is not None and recipe.pretrained:
+        model = DferClip(spec, pretrained_clip(recipe.open_clip, recipe.pretrained))
+    else:
+        model = DferClip(spec)
     if recipe.fast_start:
         frames = torch.from_numpy(clips.example_frames(_EXAMPLE_FRAMES))
         fast_start(model, images_from_frames(frames.unsqueeze(0))[0])
     return model
+
+
+def _class_texts(recipe: ModelRecipe) -> tuple[str, ...]:
+    names = recipe.prompts.class_names
+    if recipe.template:
+        return tuple(recipe.template.replace("{name}", name) for name in names)
+    if recipe.prompts_file:
+        path = Path(recipe.prompts_file)
+        return descriptors_for(names, read_descriptors(path), path)
+    return recipe.prompts.class_texts
+
+
+def _model_from_file(spec: ModelSpec, path: Path) -> DferClip:
+    with step(f"read {path}") as notes:
+        if not holds_dfer_clip(path):
+            return DferClip(spec, clip_from_file(spec.clip, path))
+        model = DferClip(spec)
+        notes += take_weights(model, load_checkpoint(path))
+        return model
 
 
 @torch.no_grad()

@@ -1,186 +1,276 @@
-"""The training loop: clips in, checkpoints out, and a seed that decides everything in between."""
+"""A training run: clips in, checkpoints out, and a seed that decides everything in between."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
+import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from dfer_deploy.checkpoint import save_checkpoint
-from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
+from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.console import progress_bar
+from dfer_deploy.console import progress_bar, stderr
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import write_json
 from dfer_deploy.metrics import Score
-from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
-from dfer_deploy.specs import MAX_FRAMES
+from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.pictures import write_confusion_picture
+from dfer_deploy.specs import ModelSpec
+from dfer_deploy.train.curves import Scalars, write_curves
 from dfer_deploy.train.data import TrainingClips
+from dfer_deploy.train.distributed import Processes, training_processes
 from dfer_deploy.train.evaluation import evaluate
-from dfer_deploy.train.initialisation import model_spec, starting_model
-from dfer_deploy.train.optimisation import build_optimizer, build_scheduler
+from dfer_deploy.train.initialisation import model_spec, starting_model, trainable_parts
+from dfer_deploy.train.layouts import test_annotations, training_annotations
 from dfer_deploy.train.recipe import Recipe
+from dfer_deploy.train.result import TrainingResult, score_from_confusion
+from dfer_deploy.train.state import RESULT, STATE, Progress, load_result, load_state, run_identity, save_state
+from dfer_deploy.train.trainer import Trainer
+from dfer_deploy.train.validation import split_validation
+
+LAST, BEST = "last.pt", "best.pt"
+CURVES, CONFUSION, TENSORBOARD = "curves.png", "confusion.png", "tensorboard"
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run gave.
+def train(recipe: Recipe, output: Path, *, fresh: bool = False) -> TrainingResult:
+    """Trains a model, or goes on with a training that was interrupted, and scores it on the test list.
 
-    Attributes:
-        checkpoint: the file to use: ``best.pt`` where the recipe selects by the test list, else ``last.pt``.
-        score: of that checkpoint on the test list.
-        class_names: in the order of the score's recalls.
-        epoch: the epoch that it is from, counted from 1.
-        selected_on: what the epoch was chosen by: ``last``, or ``test``, which makes the score optimistic.
-        test_clips: number of clips behind the score.
-        seconds: wall time of the whole run.
-        losses: mean training loss of every epoch.
-    """
-
-    checkpoint: Path
-    score: Score
-    class_names: tuple[str, ...]
-    epoch: int
-    selected_on: str
-    test_clips: int
-    seconds: float
-    losses: tuple[float, ...]
-
-
-def train(recipe: Recipe, output: Path) -> TrainingResult:
-    """Trains a model and writes ``last.pt`` (and ``best.pt`` when the recipe selects by the test list).
-
-    On a CPU, two runs of one recipe with the same number of threads give the same weights, bit for bit.
+    On a CPU, two runs of one recipe with the same numbers of threads and processes give the same weights, bit for bit,
+    however often they were interrupted. Under ``torchrun`` the processes share every step, the first one writes.
 
     Args:
         recipe: everything about the run.
-        output: folder of the checkpoints, created if need be; older checkpoints in it are replaced.
+        output: folder, created if need be, of ``last.pt`` (after every epoch), ``best.pt`` (unless the recipe takes the
+            last epoch), ``curves.png``, ``confusion.png``, ``result.json`` and TensorBoard's scalars. While the run
+            goes on, it also has ``state.pt``.
+        fresh: remove what an earlier run left in the folder. Without it, an interrupted run of the same recipe on the
+            same clips is continued, and of a finished one the result is given again.
 
     Raises:
-        DferDeployError: a list or clip cannot be read, the pretrained weights cannot be had, the device is absent, or
-            the loss is not finite any more.
+        DferDeployError: a list or too many clips cannot be read, the pretrained weights cannot be had, the device is
+            absent, the loss is not finite any more, a file cannot be written, another process has ended, or the folder
+            holds another run.
     """
-    start = time.perf_counter()
+    with training_processes(recipe.run.device) as processes:
+        training, tests, spec = training_annotations(recipe), test_annotations(recipe), model_spec(recipe.model)
+        identity = run_identity(recipe, spec, [*training, *tests])
+        finished, state = processes.from_first(lambda: _earlier_run(output, identity, fresh))
+        if finished is not None:
+            stderr.print(f"{output} holds this run, finished; --fresh would train again", markup=False)
+            return finished
+        run = _Run(recipe, output, processes, identity, spec, (training, tests), state)
+        run.all_epochs()
+        return processes.from_first(run.finish)
+
+
+def _earlier_run(
+    output: Path, identity: dict[str, Any], fresh: bool
+) -> tuple[TrainingResult | None, tuple[Progress, dict[str, Any]] | None]:
+    """The result of a finished run in the folder, or the state of an interrupted one."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        for name in (STATE, RESULT, LAST, BEST, CURVES, CONFUSION):
+            if fresh:
+                (output / name).unlink(missing_ok=True)
+            for half_written in output.glob(f".{name}.*.part"):  # by a process that was killed
+                half_written.unlink(missing_ok=True)
+        if fresh:
+            shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
     except OSError as error:
-        raise DferDeployError(f"cannot make the folder {output} ({error.strerror}); choose another -o") from error
-    device = _device(recipe.run.device)
-    spec = model_spec(recipe.model)
-    names, image_size = spec.prompts.class_names, spec.clip.vision.image_size
-    data, root = recipe.data, Path(recipe.data.root or ".")
-    annotations = read_annotations(root / data.train_list, len(names), data.data_root)
-    warn_about_frame_counts(annotations)
-    tests = LabelledClips.from_list(root / data.test_list, len(names), image_size, data.data_root)
-    clips = TrainingClips(annotations, image_size, recipe.augment, recipe.run.seed, data.decode_size, data.cache)
-    test_clips: Iterable[tuple[Annotation, Clip]] = list(tests) if data.cache else tests
-    torch.manual_seed(recipe.run.seed)
-    model = starting_model(recipe.model, spec, clips).to(device)
-
-    trainer = _Trainer(model, clips, recipe, device)
-    kept: TrainingResult | None = None
-    with progress_bar() as bar:
-        task = bar.add_task("training", total=recipe.optim.epochs * trainer.steps_per_epoch)
-        for epoch in range(1, recipe.optim.epochs + 1):
-
-            def show(loss: float, accuracy: float, epoch: int = epoch) -> None:
-                bar.update(task, advance=1, description=f"epoch {epoch} loss {loss:.2f} accuracy {accuracy:.0%}")
-
-            trainer.run_epoch(epoch, show)
-            last = epoch == recipe.optim.epochs
-            if not last and recipe.run.select == "last":
-                # What a crash later on does not lose.
-                save_checkpoint(output / "last.pt", model, _provenance(recipe, epoch, None, trainer.losses, root))
-                continue
-            evaluation = evaluate(model, test_clips)
-            score = evaluation.score(names)
-            chosen = recipe.run.select == "last" or kept is None or score.war > kept.score.war
-            kept_file = output / ("last.pt" if recipe.run.select == "last" else "best.pt")
-            files = {output / "last.pt"} if last else set()
-            for file in files | ({kept_file} if chosen else set()):
-                save_checkpoint(file, model, _provenance(recipe, epoch, score, trainer.losses, root))
-            if chosen:
-                kept = TrainingResult(
-                    checkpoint=kept_file,
-                    score=score,
-                    class_names=names,
-                    epoch=epoch,
-                    selected_on=recipe.run.select,
-                    test_clips=len(evaluation.labels),
-                    seconds=0.0,
-                    losses=(),
-                )
-    tests.warn_about_unreadable()
-    assert kept is not None  # noqa: S101 - a recipe has at least one epoch
-    return replace(kept, seconds=time.perf_counter() - start, losses=tuple(trainer.losses))
+        raise DferDeployError(f"cannot use the folder {output} ({error.strerror}); choose another -o") from error
+    described = load_result(output / RESULT, identity)
+    if described is not None and (result := TrainingResult.from_dict(described, output)).checkpoint.exists():
+        return result, None
+    return None, load_state(output / STATE, identity)
 
 
-class _Trainer:
-    """Model, optimiser and schedule of a run."""
+class _Run:
+    """One run in one process."""
 
-    def __init__(self, model: DferClip, clips: TrainingClips, recipe: Recipe, device: torch.device) -> None:
-        self.model, self.clips, self.recipe, self.device = model, clips, recipe, device
-        self.steps_per_epoch = -(-len(clips) // recipe.optim.batch_size)
-        self.optimizer = build_optimizer(model, recipe.optim)
-        self.scheduler = build_scheduler(self.optimizer, recipe.optim, self.steps_per_epoch)
-        self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.losses: list[float] = []
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        processes: Processes,
+        identity: dict[str, Any],
+        spec: ModelSpec,
+        lists: tuple[list[Annotation], list[Annotation]],
+        state: tuple[Progress, dict[str, Any]] | None,
+    ) -> None:
+        self.recipe, self.output, self.processes, self.identity, self.spec = recipe, output, processes, identity, spec
+        image_size = spec.clip.vision.image_size
+        data, seed = recipe.data, recipe.run.seed
+        training, tests = lists
+        self.tests = LabelledClips(tests, image_size)
+        self.compared: LabelledClips | None = self.tests if recipe.run.select == "test" else None
+        if recipe.run.select == "validation":
+            training, validation = split_validation(training, data.validation_share, seed)
+            self.compared = LabelledClips(validation, image_size)
+        clips = TrainingClips(
+            training, image_size, recipe.augment, seed, data.decode_size, data.cache, recipe.optim.balanced
+        )
+        torch.manual_seed(seed)
+        model = starting_model(recipe.model, spec, clips) if state is None else DferClip(spec)
+        self.model = model.to(processes.device)
+        parts = trainable_parts(self.model, recipe.model.strategy)
+        self.trainer = Trainer(self.model, parts, clips, recipe.optim, processes) if any(parts.values()) else None
+        self.progress = Progress()
+        if state is not None and self.trainer is not None:
+            self.progress, tensors = state
+            self.trainer.restore(tensors)
+            stderr.print(
+                f"continues {output} in epoch {self.progress.epoch} after step {self.progress.step}", markup=False
+            )
+        self.start = time.perf_counter() - self.progress.seconds
+        self.saved = time.perf_counter()
 
-    def run_epoch(self, epoch: int, show: Callable[[float, float], None]) -> None:
-        """One pass over the clips; ``show`` is given the running means of loss and accuracy after every step."""
-        optim = self.recipe.optim
-        frames_per_clip = optim.short_frames if epoch <= optim.short_epochs else MAX_FRAMES
-        self.model.train()
-        loss_sum, hits, seen = 0.0, 0, 0
-        for frames, labels in self.clips.batches(epoch, optim.batch_size, frames_per_clip):
-            logits = self.model(images_from_frames(frames.to(self.device)))
-            labels = labels.to(self.device)
-            loss = F.cross_entropy(logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if optim.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.trainable, optim.clip_norm)
-            self.optimizer.step()
-            self.scheduler.step()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DferDeployError(
-                    f"the loss became {value} in epoch {epoch}; lower the learning rates or set optim.clip_norm"
-                )
-            loss_sum += value * len(labels)
-            hits += int((logits.detach().argmax(dim=1) == labels).sum())
-            seen += len(labels)
-            show(loss_sum / seen, hits / seen)
-        self.losses.append(loss_sum / seen)
+    def all_epochs(self) -> None:
+        """What is left of the training."""
+        trainer, progress, epochs = self.trainer, self.progress, self.recipe.optim.epochs
+        if trainer is None:
+            return
+        compared = self._kept_in_memory()
+        with progress_bar() as bar, self._scalars() as scalars:
+            task = bar.add_task("training", total=epochs * trainer.steps_per_epoch, completed=self._steps())
+
+            def after_step(loss: float) -> None:
+                what = f"epoch {progress.epoch}/{epochs} loss {progress.loss:.2f} WAR {progress.war:.0f} %"
+                bar.update(task, completed=self._steps(), description=what)
+                if scalars is not None:
+                    scalars.add(self._steps(), {"train/loss": loss})
+                if time.perf_counter() - self.saved >= self.recipe.run.save_every_s:
+                    self._save()
+
+            while progress.epoch <= epochs:
+                trainer.run_epoch(progress, after_step)
+                entry = self._end_epoch(trainer, compared)
+                if scalars is not None:
+                    rates = {f"rate/{name}": rate for name, rate in entry["rates"].items()}
+                    measured = {name: value for name, value in entry.items() if name.endswith(("uar", "war"))}
+                    scalars.add(
+                        self._steps(), rates | {name.replace("_", "/"): value for name, value in measured.items()}
+                    )
+
+    def finish(self) -> TrainingResult:
+        """Scores the chosen checkpoint on the test list and writes what people look at. In the first process only."""
+        select, progress, names = self.recipe.run.select, self.progress, self.spec.prompts.class_names
+        if self.trainer is None:
+            select = "last"
+            save_checkpoint(self.output / LAST, self.model, self._provenance({"epoch": 0}))
+        file = self.output / (LAST if select == "last" else BEST)
+        checkpoint = load_checkpoint(file)
+        if select == "test" and progress.best is not None:
+            score = score_from_confusion(progress.best["confusion"], names)
+        else:
+            model = checkpoint.build_model().to(self.processes.device)
+            score = evaluate(model, self.tests).score(names)
+            save_checkpoint(file, model, {**checkpoint.provenance, **_measured("test", score)})
+        self.tests.warn_about_unreadable()
+        if self.compared is not None and self.compared is not self.tests:
+            self.compared.warn_about_unreadable()
+        result = TrainingResult(
+            checkpoint=file,
+            score=score,
+            class_names=names,
+            epoch=checkpoint.provenance["epoch"],
+            selected_on=select,
+            seconds=time.perf_counter() - self.start,
+            history=tuple(progress.history),
+        )
+        title = f"UAR {score.uar:.2f} %, WAR {score.war:.2f} % on {result.test_clips} test clips"
+        title += (
+            f" (epoch {result.epoch}, chosen by {'this very test list: optimistic' if select == 'test' else select})"
+        )
+        write_confusion_picture(self.output / CONFUSION, score.confusion, names, title)
+        if progress.history:
+            write_curves(self.output / CURVES, progress.history, title)
+        write_json(self.output / RESULT, {"identity": self.identity, **result.to_dict()})
+        (self.output / STATE).unlink(missing_ok=True)
+        return result
+
+    def _end_epoch(self, trainer: Trainer, compared: Iterable[tuple[Annotation, Clip]] | None) -> dict[str, Any]:
+        """Scores, writes and moves on to the next epoch; the first process does it for all."""
+        progress = self.progress
+        entry: dict[str, Any] = {
+            "epoch": progress.epoch,
+            "loss": progress.loss,
+            "train_war": progress.war,
+            "rates": trainer.rates(progress.epoch),
+        }
+        if self.processes.is_first:
+            chosen = False
+            if compared is not None:
+                score = evaluate(trainer.outcome, compared).score(self.spec.prompts.class_names)
+                entry |= _measured(self.recipe.run.select, score)
+                chosen = progress.best is None or score.war > progress.best["war"]
+                if chosen:
+                    progress.best = {
+                        "epoch": progress.epoch,
+                        "war": score.war,
+                        "confusion": score.confusion.tolist(),
+                    }
+            # A run that is killed here does the epoch's end again, and writes the same.
+            for name in (BEST, LAST) if chosen else (LAST,):
+                save_checkpoint(self.output / name, trainer.outcome, self._provenance(entry))
+        progress.history.append(entry)
+        progress.epoch += 1
+        progress.step = progress.hits = progress.seen = 0
+        progress.loss_sum = 0.0
+        self._save()
+        return entry
+
+    def _save(self) -> None:
+        if self.processes.is_first and self.trainer is not None:
+            self.progress.seconds = time.perf_counter() - self.start
+            save_state(self.output / STATE, self.identity, self.progress, self.trainer.tensors())
+            self.saved = time.perf_counter()
+
+    def _steps(self) -> int:
+        """Steps done since the start of the run."""
+        assert self.trainer is not None  # noqa: S101 - only what trains counts steps
+        return (self.progress.epoch - 1) * self.trainer.steps_per_epoch + self.progress.step
+
+    def _kept_in_memory(self) -> Iterable[tuple[Annotation, Clip]] | None:
+        if self.recipe.data.cache and self.compared is not None and self.processes.is_first:
+            return list(self.compared)
+        return self.compared
+
+    @contextlib.contextmanager
+    def _scalars(self) -> Iterator[Scalars | None]:
+        if not (self.recipe.run.tensorboard and self.processes.is_first):
+            yield None
+            return
+        scalars = Scalars(self.output / TENSORBOARD, self._steps() + 1)
+        try:
+            yield scalars
+        finally:
+            scalars.close()
+
+    def _provenance(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Where a checkpoint comes from; ``entry`` is of its epoch."""
+        recipe = self.recipe
+        return {
+            "epoch": entry["epoch"],
+            "seed": recipe.run.seed,
+            "selected_on": recipe.run.select,
+            "optimistic": recipe.run.select == "test",
+            **{name: entry.get(name) for name in ("validation_uar", "validation_war", "test_uar", "test_war")},
+            "train_loss": entry.get("loss"),
+            "frame_interval_s": recipe.data.frame_interval_s,
+            "recipe": recipe.to_dict(),
+            "dataset": _dataset_description(Path(recipe.data.root or ".")),
+        }
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DferDeployError('run.device is "cuda" and PyTorch finds no CUDA device; set it to "auto" or "cpu"')
-    return torch.device(name)
-
-
-def _provenance(recipe: Recipe, epoch: int, score: Score | None, losses: list[float], root: Path) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "seed": recipe.run.seed,
-        "selected_on": recipe.run.select,
-        "test_uar": None if score is None else score.uar,
-        "test_war": None if score is None else score.war,
-        "train_loss": losses[-1],
-        "frame_interval_s": recipe.data.frame_interval_s,
-        "recipe": recipe.to_dict(),
-        "dataset": _dataset_description(root),
-    }
+def _measured(split: str, score: Score) -> dict[str, float]:
+    return {f"{split}_uar": score.uar, f"{split}_war": score.war}
 
 
 def _dataset_description(root: Path) -> dict[str, Any]:

@@ -15,11 +15,15 @@ class OptimRecipe:
 
     Attributes:
         name: ``sgd`` with momentum, or ``adamw``.
-        lr_image_encoder, lr_temporal, lr_prompts: peak learning rates of the three parts.
+        lr_image_encoder, lr_temporal, lr_prompts, lr_head: peak learning rates of the parts; a part that the strategy
+            does not train ignores its own.
         momentum: of SGD.
         weight_decay: of either.
         epochs: passes over the training list.
-        batch_size: clips in a step.
+        batch_size: clips in a step, over all processes and accumulated parts together.
+        accumulate: so many parts, one after the other, make up a step: the same step to rounding in less memory.
+        balanced: clips are drawn so that every class comes equally often.
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al., CVPR 2016).
         schedule: ``multistep`` multiplies the rates by ``gamma`` at the ``milestones``; ``cosine`` lets them fall to 0.
         milestones: epochs, for ``multistep``.
         gamma: for ``multistep``.
@@ -28,16 +32,26 @@ class OptimRecipe:
         short_epochs: so many first epochs see clips of fewer frames. From scratch, seeing more clips teaches the image
             encoder faster than seeing more frames of each; the temporal model then needs the last epochs.
         short_frames: number of frames in these.
+        ema_decay: keeps an exponential moving average of the weights, which is then what is scored and written; a step
+            moves it by 1 − ``ema_decay`` of the way. None: no average.
+        precision: of the matrix products. ``bf16`` and ``fp16`` are autocast: weights, sums and the loss stay in fp32,
+            and fp16 scales the loss. A CPU knows only the first two.
+        checkpoint_activations: compute the activations of the image encoder's blocks again in the backward pass instead
+            of keeping them (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr_image_encoder: float = 1e-5
     lr_temporal: float = 1e-2
     lr_prompts: float = 1e-3
+    lr_head: float = 1e-2
     momentum: float = 0.9
     weight_decay: float = 1e-4
     epochs: int = 50
     batch_size: int = 48
+    accumulate: int = 1
+    balanced: bool = False
+    label_smoothing: float = 0.0
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: tuple[int, ...] = (30, 40)
     gamma: float = 0.1
@@ -45,12 +59,29 @@ class OptimRecipe:
     clip_norm: float | None = None
     short_epochs: int = 0
     short_frames: int = 4
+    ema_decay: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lr_image_encoder", "lr_temporal", "lr_prompts", "momentum", "weight_decay", "warmup_epochs"):
+        rates = ("lr_image_encoder", "lr_temporal", "lr_prompts", "lr_head")
+        for name in (*rates, "momentum", "weight_decay", "warmup_epochs"):
             require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}, expected at least 1")
+        require(
+            self.accumulate <= self.batch_size,
+            f"optim.accumulate is {self.accumulate} and optim.batch_size {self.batch_size}, expected at least a clip "
+            "in every part; batch_size counts the clips of all parts",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"optim.label_smoothing is {self.label_smoothing}, expected 0 or more and less than 1",
+        )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"optim.ema_decay is {self.ema_decay}, expected more than 0 and less than 1, such as 0.999",
+        )
         require(self.short_epochs >= 0, f"optim.short_epochs is {self.short_epochs}, expected 0 or more")
         require(
             1 <= self.short_frames <= MAX_FRAMES,

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.train.optim_recipe import OptimRecipe
 
 
-def build_optimizer(model: DferClip, recipe: OptimRecipe) -> torch.optim.Optimizer:
-    """One parameter group for each trainable part, with its own rate; the text encoder is frozen and has none."""
-    parts = (
-        (model.temporal_net, recipe.lr_temporal),
-        (model.image_encoder, recipe.lr_image_encoder),
-        (model.prompt_learner, recipe.lr_prompts),
-    )
+def build_optimizer(parts: Mapping[str, Sequence[nn.Parameter]], recipe: OptimRecipe) -> torch.optim.Optimizer:
+    """One parameter group for each trainable part, with its name and its own rate.
+
+    Args:
+        parts: trainable parameters by ``temporal``, ``image_encoder``, ``prompts`` and ``head``; at least one is.
+        recipe: optimiser and rates.
+    """
+    rates = {
+        "temporal": recipe.lr_temporal,
+        "image_encoder": recipe.lr_image_encoder,
+        "prompts": recipe.lr_prompts,
+        "head": recipe.lr_head,
+    }
     groups = [
-        {"params": list(part.parameters()), "lr": rate} for part, rate in parts if any(True for _ in part.parameters())
+        {"name": name, "params": list(parts[name]), "lr": rate} for name, rate in rates.items() if parts.get(name)
     ]
     if recipe.name == "adamw":
         return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)

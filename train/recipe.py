@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -26,23 +27,37 @@ RECIPES = "recipes"
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which clips.
+    """Which clips, and how their labels become the model's classes.
 
     Attributes:
-        train_list: annotation list of the training clips, relative to the root.
-        test_list: annotation list of the test clips, relative to the root.
+        layout: in which files the clips and labels come: ``lists`` are the reference implementation's annotation lists;
+            ``dfew``, ``ferv39k`` and ``mafw`` are those data sets as distributed (see ``train.layouts``).
+        train_list: list of the training clips, relative to the root; ``{fold}`` stands for the fold's number.
+        test_list: list of the test clips, likewise.
+        folds: number of folds; 1 for a data set with one fixed split.
+        fold: which fold is the test, 1 to ``folds``.
+        label_names: from the lists' own labels ("1", "Happy", "anger") to the model's class names. Empty only for
+            ``lists``, whose class indices then count the model's classes in their order.
         root: folder of the lists; ``--data`` replaces it.
-        data_root: where the listed clips are, as in ``clips.annotations.read_annotations``; None means beside the list.
+        data_root: where the listed clips are. For ``lists`` as in ``clips.annotations.read_annotations``, None meaning
+            beside the list; for the other layouts a folder, None meaning the data set's own below the root.
+        validation_share: share of every class's training clips that is kept for choosing the epoch where
+            ``run.select`` is ``validation``.
         decode_size: side in pixels at which decoded frames are kept, so that a random crop is not enlarged; None takes
             the model's image size.
         cache: keep decoded frames in memory (3 bytes a pixel of every frame of every training clip).
         frame_interval_s: seconds between two frames of a clip's folder, where known; it goes into the checkpoint.
     """
 
+    layout: Literal["lists", "dfew", "ferv39k", "mafw"] = "lists"
     train_list: str = "train.txt"
     test_list: str = "test.txt"
+    folds: int = 1
+    fold: int = 1
+    label_names: dict[str, str] = field(default_factory=dict)
     root: str | None = None
     data_root: str | None = None
+    validation_share: float = 0.1
     decode_size: int | None = None
     cache: bool = False
     frame_interval_s: float | None = None
@@ -52,21 +67,51 @@ class DataRecipe:
             self.decode_size is None or self.decode_size > 0,
             f"data.decode_size is {self.decode_size}, expected a positive number of pixels",
         )
+        require(self.folds >= 1, f"data.folds is {self.folds}, expected 1 or more")
+        require(
+            1 <= self.fold <= self.folds, f"data.fold is {self.fold}, expected 1 to {self.folds}, the number of folds"
+        )
+        for name in ("train_list", "test_list"):
+            require(
+                self.folds == 1 or "{fold}" in getattr(self, name),
+                f"data.{name} is {getattr(self, name)!r} for {self.folds} folds; write {{fold}} for the fold's number",
+            )
+        require(
+            0 < self.validation_share < 1,
+            f"data.validation_share is {self.validation_share}, expected a share between 0 and 1",
+        )
+        for label, name in self.label_names.items():
+            require(
+                isinstance(name, str), f"data.label_names.{label} is {name!r}, expected the name of one of the classes"
+            )
+        require(
+            self.layout == "lists" or bool(self.label_names),
+            f"data.label_names is empty; the layout {self.layout} needs the class name of each of its labels",
+        )
 
 
 @dataclass(frozen=True)
 class AugmentRecipe:
-    """How training clips are varied, all frames of a clip alike. The defaults are the paper's.
+    """How training clips are varied, all frames of a clip alike. The defaults are what the paper does everywhere.
 
     Attributes:
         crop_scale: smallest and largest share of the picture's area that a random crop keeps.
         crop_ratio: smallest and largest width / height of the crop.
         flip: probability of a horizontal flip.
+        rotation: largest angle in degrees, to either side; 0 for none.
+        brightness, contrast, saturation: largest change of the factor, which is drawn from [max(0, 1 − x), 1 + x];
+            0 for none.
+        hue: largest shift of the hue in turns of the colour circle, at most 0.5; 0 for none.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -74,6 +119,10 @@ class AugmentRecipe:
         low, high = self.crop_ratio
         require(0 < low <= high, f"augment.crop_ratio is [{low}, {high}], expected 0 < smallest ≤ largest")
         require(0 <= self.flip <= 1, f"augment.flip is {self.flip}, expected a probability")
+        require(0 <= self.rotation <= 180, f"augment.rotation is {self.rotation}, expected 0 to 180 degrees")
+        for name in ("brightness", "contrast", "saturation"):
+            require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}, expected 0 or more")
+        require(0 <= self.hue <= 0.5, f"augment.hue is {self.hue}, expected 0 to 0.5 turns")
 
 
 @dataclass(frozen=True)
@@ -83,16 +132,22 @@ class RunRecipe:
     Attributes:
         seed: of weights, order, sampling and augmentation.
         device: ``auto`` takes a CUDA device where there is one.
-        select: ``last`` keeps the last epoch; ``test`` also keeps the epoch with the best WAR on the test list, as the
-            paper does, which makes that number optimistic.
+        select: ``validation`` keeps the epoch with the best WAR on clips set aside from the training list; ``last``
+            keeps the last epoch and trains on the whole list; ``test`` keeps the epoch with the best WAR on the test
+            list, as the paper does, which makes that number optimistic.
+        save_every_s: seconds between two states that an interrupted run continues from; every epoch ends with one.
+        tensorboard: write scalars for TensorBoard into the output's folder ``tensorboard``.
     """
 
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    select: Literal["last", "test"] = "last"
+    select: Literal["validation", "last", "test"] = "validation"
+    save_every_s: float = 60.0
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"run.seed is {self.seed}, expected 0 or more")
+        require(self.save_every_s >= 0, f"run.save_every_s is {self.save_every_s}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -116,12 +171,15 @@ def builtin_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def recipe_from_toml(path_or_name: str) -> Recipe:
+def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
         path_or_name: a TOML file, or the name of a built-in recipe. What ends in ``.toml`` or has a folder in it is a
             file.
+        overrides: settings that replace the recipe's, one after the other, such as ``optim.lr_temporal=1e-3``. The
+            value is TOML; what is no TOML is taken as a string (``run.select=test``), and ``none`` takes the setting
+            out of the recipe, so that its default holds.
 
     Raises:
         DferDeployError: there is no such file or recipe, or a setting is unknown or has a wrong value.
@@ -138,7 +196,34 @@ def recipe_from_toml(path_or_name: str) -> Recipe:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DferDeployError(f"the recipe {path_or_name} is not valid TOML ({error}); correct it") from error
+    for override in overrides:
+        _override(values, override)
     return spec_from_dict(Recipe, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Puts one ``key=value`` into the tables of a recipe."""
+    path, separator, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not separator or not all(keys):
+        raise DferDeployError(f"the setting {override!r} is not understood; expected such as optim.lr_temporal=1e-3")
+    table = values
+    for depth, key in enumerate(keys[:-1], 1):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise DferDeployError(f"the setting {override!r} goes into {'.'.join(keys[:depth])}, which is no table")
+    if text.strip() == "none":
+        table.pop(keys[-1], None)
+    else:
+        table[keys[-1]] = _override_value(text.strip())
+
+
+def _override_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A bare word is what people type. Where it was meant to be a list or a number, its type is refused later on.
+        return text
 
 
 def _builtin_text(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The drawn data set: folders of frames and annotation lists in the format of DFEW and FERV39k.
+"""The drawn data set: folders of frames and lists, in the reference implementation's format or a real data set's.
 
 It exists so that training, export, serving and verification can be shown and tested where no real data set may be
 had. Drawn faces are no evidence about real ones.
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,10 @@ from PIL import Image, ImageDraw
 from dfer_deploy.console import progress, stderr
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_folder, write_json
+from dfer_deploy.train.drawn_layouts import FOLDS, LAYOUTS, SPLITS, DrawnClip, Layout, Split, clip_folder, lists_of
 from dfer_deploy.train.expressions import CLASS_NAMES, movement
 from dfer_deploy.train.faces import SUPERSAMPLING, Identity, draw_face, random_identity
 from dfer_deploy.train.pen import Pose
-
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 NOTE = (
     "These are drawn faces for demonstrations and tests; "
@@ -49,6 +47,8 @@ class SyntheticSpec:
         min_frames: length of the shortest clip that may occur; below 16 some clips must repeat their last frame.
         max_frames: length of the longest clip that may occur.
         seed: 0 or more.
+        layout: whose files: ``lists`` are the reference implementation's. DFEW's and MAFW's have five folds, made of
+            the persons of both splits together; of MAFW's eleven classes seven are drawn. The pixels are the same.
     """
 
     clips_per_class_train: int = 240
@@ -59,8 +59,11 @@ class SyntheticSpec:
     min_frames: int = 10
     max_frames: int = 24
     seed: int = 0
+    layout: Layout = "lists"
 
     def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise DferDeployError(f"layout is {self.layout!r}, expected one of {', '.join(LAYOUTS)}")
         for name, least in (
             ("clips_per_class_train", 1),
             ("clips_per_class_test", 1),
@@ -74,12 +77,21 @@ class SyntheticSpec:
             value = getattr(self, name)
             if value < least:
                 raise DferDeployError(f"{name} is {value}, expected at least {least}; choose a larger number")
+        persons = sum(self.persons(split) for split in SPLITS)
+        if self.layout in ("dfew", "mafw") and persons < FOLDS:
+            raise DferDeployError(
+                f"{persons} persons cannot be in {FOLDS} folds, as {self.layout} has; draw more clips of each class"
+            )
 
     def clips_per_class(self, split: Split) -> int:
         return self.clips_per_class_train if split == "train" else self.clips_per_class_test
 
     def identities(self, split: Split) -> int:
         return self.identities_train if split == "train" else self.identities_test
+
+    def persons(self, split: Split) -> int:
+        """How many of the identities have a clip."""
+        return min(self.identities(split), self.clips_per_class(split))
 
 
 @dataclass(frozen=True)
@@ -99,8 +111,24 @@ class _Clip:
         return self.index // len(CLASS_NAMES) % self.spec.identities(self.split)
 
     @property
+    def listed(self) -> DrawnClip:
+        """As the lists describe it."""
+        clips_before, persons_before = (
+            (0, 0) if self.split == "train" else (_size(self.spec, "train"), self.spec.persons("train"))
+        )
+        return DrawnClip(
+            split=self.split,
+            index=self.index,
+            number=clips_before + self.index + 1,
+            person=self.person,
+            identity=persons_before + self.person,
+            class_name=CLASS_NAMES[self.label],
+            label=self.label,
+        )
+
+    @property
     def folder(self) -> str:
-        return f"frames/{self.split}_{self.index:05d}_person{self.person:03d}_{CLASS_NAMES[self.label]}"
+        return clip_folder(self.spec.layout, self.listed)
 
     def generator(self) -> np.random.Generator:
         # A generator of its own for every clip: the bytes do not depend on which process draws it, and when.
@@ -112,10 +140,11 @@ class _Clip:
 
 
 def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None = None) -> None:
-    """Writes ``<root>/frames/<clip>/00001.jpg…``, ``<root>/train.txt``, ``<root>/test.txt``, ``<root>/dataset.json``.
+    """Writes frame folders, lists and ``<root>/dataset.json``.
 
-    A line of a list is ``<folder relative to the list's folder> <number of frames> <class index>``. The folder
-    appears complete or not at all; one that holds the same data set already is left alone, and this is said.
+    In the layout ``lists``: ``<root>/frames/<clip>/00001.jpg…``, ``<root>/train.txt`` and ``<root>/test.txt``, whose
+    lines are ``<folder relative to the list's folder> <number of frames> <class index>``. The folder appears complete
+    or not at all; one that holds the same data set already is left alone, and this is said.
 
     Args:
         root: the folder to create.
@@ -135,13 +164,11 @@ def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None
         return
     with atomic_folder(root) as folder:
         clips = [_Clip(spec, split, index) for split in SPLITS for index in range(_size(spec, split))]
-        lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        for clip, frames in zip(
-            clips, progress(_draw_all(folder, clips, workers), "drawing clips", len(clips)), strict=True
-        ):
-            lines[clip.split].append(f"{clip.folder} {frames} {clip.label}\n")
-        for split in SPLITS:
-            (folder / f"{split}.txt").write_text("".join(lines[split]), encoding="utf-8")
+        counts = list(progress(_draw_all(folder, clips, workers), "drawing clips", len(clips)))
+        listed = [(clip.listed, frames) for clip, frames in zip(clips, counts, strict=True)]
+        for name, text in lists_of(spec.layout, listed).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / "dataset.json", description)
 
 
@@ -159,16 +186,12 @@ def contact_sheet(root: Path, columns: int = 9, tile: int = 96) -> Image.Image:
     margin = 96
     sheet = Image.new("RGB", (margin + columns * tile, len(CLASS_NAMES) * tile), "white")
     pen = ImageDraw.Draw(sheet)
-    shown: set[int] = set()
-    # One person shows every class in consecutive clips; further rows should show further persons.
-    for position, line in enumerate((root / "test.txt").read_text(encoding="utf-8").splitlines()):
-        name, _, label = line.rsplit(" ", 2)
-        row = int(label)
-        if row in shown or position // len(CLASS_NAMES) < row:
-            continue
-        shown.add(row)
-        frames = sorted((root / name).iterdir())
-        pen.text((6, row * tile + tile // 2 - 6), CLASS_NAMES[row], fill="black")
+    spec = SyntheticSpec(**_description_of(root)["spec"])
+    for row, name in enumerate(CLASS_NAMES):
+        # One person shows every class in consecutive clips; further rows should show further persons.
+        person = row % spec.clips_per_class_test
+        frames = sorted((root / _Clip(spec, "test", person * len(CLASS_NAMES) + row).folder).iterdir())
+        pen.text((6, row * tile + tile // 2 - 6), name, fill="black")
         for column in range(columns):
             with Image.open(frames[column * (len(frames) - 1) // (columns - 1)]) as frame:
                 sheet.paste(frame.resize((tile, tile)), (margin + column * tile, row * tile))

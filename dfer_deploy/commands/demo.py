@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import click
@@ -53,10 +53,11 @@ def demo(ctx: click.Context, root: Path) -> None:
 
     triton_environment()  # a machine that cannot run the server is told so before the minutes of work
     run("synthetic", faces)
-    if _is_current(checkpoint, faces):
+    trained = _trained(checkpoint, faces)
+    if trained == "whole":
         stdout.print(f"\n{checkpoint} is by the present recipe: training is skipped", markup=False)
     else:
-        run("train", "synthetic", "--data", faces, "-o", model)
+        run("train", "synthetic", "--data", faces, "-o", model, *(["--fresh"] if trained == "otherwise" else []))
     run("export", checkpoint, "-o", bundle, *(["--force"] if is_bundle(bundle) else []))
     opened = open_bundle(bundle)
     if not video.exists():
@@ -82,17 +83,19 @@ def demo(ctx: click.Context, root: Path) -> None:
         stdout.print(f"  dfer-deploy {line}", markup=False)
 
 
-def _is_current(checkpoint: Path, faces: Path) -> bool:
-    """Whether a checkpoint is there that the present recipe would give again."""
+def _trained(checkpoint: Path, faces: Path) -> Literal["whole", "partly", "otherwise"]:
+    """Whether the present recipe would give the checkpoint again, can go on from it, or has changed since."""
     from dfer_deploy.checkpoint import load_checkpoint
     from dfer_deploy.train.recipe import recipe_from_toml
 
     if not checkpoint.exists():
-        return False
+        return "partly"
     recipe = recipe_from_toml("synthetic")
     wanted = replace(recipe, data=replace(recipe.data, root=str(faces))).to_dict()
     found = load_checkpoint(checkpoint).provenance
-    return found.get("recipe") == wanted and found.get("epoch") == recipe.optim.epochs
+    if found.get("recipe") != wanted:
+        return "otherwise"
+    return "whole" if found.get("epoch") == recipe.optim.epochs else "partly"
 
 
 def _summary(

@@ -10,7 +10,13 @@ from dfer_deploy.checkpoint import load_checkpoint
 from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
 from dfer_deploy.console import stdout, table
 from dfer_deploy.files import sha256_of_file, write_json
-from dfer_deploy.specs import PromptPosition
+from dfer_deploy.specs import Classifier, PromptPosition, PromptSpec
+
+_CLASSIFIERS: dict[Classifier, str] = {
+    "text": "text features of the prompts",
+    "image_conditioned_text": "text features of prompts that the clip shifts (Co-CoOp; cannot be exported)",
+    "linear": "linear head on the video feature",
+}
 
 
 @click.command()
@@ -52,21 +58,33 @@ def inspect(
             if temporal.depth
             else "mean over frames",
         ),
-        (
-            "contexts",
-            f"{prompts.contexts}, {'one set per class' if prompts.class_specific else 'shared by all classes'}",
-        ),
-        (
-            "position",
-            prompts.position
-            + (" (assumed, not in the file; --prompt-position)" if assumed and prompt_position is None else ""),
-        ),
-        ("temperature", f"{spec.temperature:g}"),
-        ("best_acc", "not stated" if found.best_acc is None else f"{found.best_acc:.2f} % WAR on its own test list"),
+        ("classifier", _CLASSIFIERS[spec.classifier]),
     ]
+    if spec.classifier != "linear":
+        unsure = " (assumed, not in the file; --prompt-position)" if assumed and prompt_position is None else ""
+        sets = "one set per class" if prompts.class_specific else "shared by all classes"
+        rows += [
+            ("contexts", f"{prompts.contexts}, {sets}"),
+            ("position", prompts.position + unsure),
+            ("temperature", f"{spec.temperature:g}"),
+        ]
+    stated = "not stated" if found.best_acc is None else f"{found.best_acc:.2f} % WAR on its own test list"
+    rows.append(("best_acc", stated))
     rows += [(name, str(value)) for name, value in found.provenance.items() if isinstance(value, int | float | str)]
     table(str(checkpoint), ("what", "value"), rows)
     names = "class (names assumed from the texts)" if assumed and class_names is None else "class"
+    if spec.classifier == "linear":
+        table("classes", ("index", names), list(enumerate(prompts.class_names)))
+    else:
+        _print_prompts(prompts, names)
+    if spec.classifier != "image_conditioned_text":
+        stdout.print(f"next: dfer-deploy export {checkpoint}", markup=False)
+    if json_file:
+        summary = {name.replace(" ", "_"): value for name, value in rows}
+        write_json(json_file, {"summary": summary, "spec": spec.to_dict(), "best_acc": found.best_acc})
+
+
+def _print_prompts(prompts: PromptSpec, names: str) -> None:
     pattern = {"end": "[{m}] {t}", "front": "{t} [{m}]", "middle": "[{a}] {t} [{b}]"}[prompts.position]
     m = prompts.contexts
     table(
@@ -77,7 +95,3 @@ def inspect(
             for k, (name, class_text) in enumerate(zip(prompts.class_names, prompts.class_texts, strict=True))
         ],
     )
-    stdout.print(f"next: dfer-deploy export {checkpoint}", markup=False)
-    if json_file:
-        summary = {name.replace(" ", "_"): value for name, value in rows}
-        write_json(json_file, {"summary": summary, "spec": spec.to_dict(), "best_acc": found.best_acc})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from typing import Any
 
 import open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
+from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import ClipSpec, TextSpec, VisionSpec
 
@@ -61,25 +64,39 @@ def clip_spec_from_open_clip(name: str) -> ClipSpec:
     )
 
 
-def pretrained_clip(name: str, pretrained: str) -> CLIP:
+def pretrained_clip(name: str, tag: str) -> CLIP:
     """An open_clip model with trained weights.
 
     Args:
         name: open_clip's model name.
-        pretrained: a tag that open_clip knows for it (``openai``), or the path of a weight file.
+        tag: what open_clip calls the weights, such as ``openai``.
 
     Raises:
-        DferDeployError: the weights cannot be downloaded or do not fit.
+        DferDeployError: open_clip knows no such weights of this model, they cannot be downloaded, or they were trained
+            with QuickGELU and the model computes GELU.
     """
-    try:
-        clip = open_clip.create_model(name, pretrained=pretrained, precision="fp32", device="cpu")
-    except Exception as error:  # open_clip lets urllib's, huggingface_hub's and its own RuntimeErrors through
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    spec = clip_spec_from_open_clip(name)
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in known:
+        near = difflib.get_close_matches(tag, known, n=1)
+        hint = f"did you mean {near[0]!r}" if near else f"it knows {', '.join(known) or 'none'}"
+        raise DferDeployError(f"open_clip knows no weights {tag!r} of {name!r} ({hint}); a file's name ends in .pt")
+    if open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False) and not spec.quick_gelu:
         raise DferDeployError(
-            f"the weights {pretrained!r} of {name!r} could not be loaded ({reason}); "
+            f"the weights {tag!r} were trained with QuickGELU, unlike {name!r}; expected open_clip = '{name}-quickgelu'"
+        )
+    logging.disable(logging.ERROR)  # without a network huggingface_hub logs two lines for each of its five attempts
+    try:
+        with step(f"load the weights {tag} of {name}"):
+            return open_clip.create_model(name, pretrained=tag, precision="fp32", device="cpu")
+    except Exception as error:  # open_clip lets urllib's, huggingface_hub's and its own RuntimeErrors through
+        reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
+        raise DferDeployError(
+            f"the weights {tag!r} of {name!r} could not be loaded ({reason}); "
             "they need an internet connection the first time, or give the path of a weight file"
         ) from error
-    return clip
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _defined(values: dict[str, Any]) -> dict[str, Any]:

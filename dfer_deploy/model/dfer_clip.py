@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.clip import build_clip
 from dfer_deploy.model.prompts import PromptLearner, TextEncoder
 from dfer_deploy.model.temporal import build_temporal_net
@@ -21,6 +22,9 @@ class DferClip(nn.Module):
     """The model of the paper. Trainable: image encoder f, temporal model g, contexts p; the text encoder h is frozen.
 
     p(class k | video) is proportional to exp(cos(v, t_k) / τ), with v = g(f(x_1) … f(x_T)) and t_k = h(prompt k).
+
+    The paper's comparisons are the same model with another classifier (``ModelSpec.classifier``): a linear layer
+    ``head`` on v, or texts t_k that also depend on v (Co-CoOp).
     """
 
     def __init__(self, spec: ModelSpec, clip: CLIP | None = None) -> None:
@@ -37,30 +41,75 @@ class DferClip(nn.Module):
         self.temporal_net = build_temporal_net(spec.clip.embed_dim, spec.temporal)
         self.text_encoder = TextEncoder(clip)
         self.prompt_learner = PromptLearner(
-            spec.prompts, self.text_encoder.token_embedding, spec.clip.text.context_length
+            spec.prompts,
+            self.text_encoder.token_embedding,
+            spec.clip.text.context_length,
+            image_features=spec.clip.embed_dim if spec.classifier == "image_conditioned_text" else None,
         )
+        self.head = nn.Linear(spec.clip.embed_dim, spec.prompts.num_classes) if spec.classifier == "linear" else None
+        self._kept_text: tuple[tuple[object, ...], Tensor] | None = None
 
     def encode_frames(self, images: Tensor) -> Tensor:
         """Images, float [B, T, 3, H, W] in [0, 1] (no CLIP mean and std), to frame features [B, T, L]."""
         batch, time = images.shape[:2]
         return self.image_encoder(images.flatten(0, 1)).unflatten(0, (batch, time))  # type: ignore[no-any-return]
 
-    def encode_video(self, frame_features: Tensor) -> Tensor:
-        """Frame features [B, T, L] to video features v [B, L] of unit length."""
-        return F.normalize(self.temporal_net(frame_features), dim=-1)
-
     def encode_text(self, position: PromptPosition | None = None) -> Tensor:
-        """Text features t [C, L] of unit length; ``position`` overrides where the contexts stand."""
-        prompts = self.prompt_learner(self.text_encoder.token_embedding, position)
-        return F.normalize(self.text_encoder(prompts, self.prompt_learner.end_of_text), dim=-1)
+        """Text features t [C, L] of unit length.
 
-    def logits(self, video_features: Tensor, text_features: Tensor) -> Tensor:
-        """cos(v, t) / τ: video features [B, L] and text features [C, L], both of unit length, to logits [B, C]."""
-        return video_features @ text_features.T / self.spec.temperature
+        Unless a gradient is asked for and there are contexts to train, they are computed once, in fp32, and kept until
+        a weight of the text side changes.
+
+        Args:
+            position: overrides where the contexts stand.
+
+        Raises:
+            DferDeployError: the texts depend on the clip (Co-CoOp), or there are none (linear head).
+        """
+        if self.spec.classifier != "text":
+            raise DferDeployError(
+                f"the classifier of this model is {self.spec.classifier!r}, which has no text features of its own; "
+                "expected 'text'"
+            )
+        if torch.is_grad_enabled() and self.prompt_learner.ctx.requires_grad and self.spec.prompts.contexts:
+            return self._text_features(position)
+        weights = (*self.text_encoder.parameters(), self.prompt_learner.ctx)
+        state = (position, *((w.data_ptr(), None if w.is_inference() else w._version) for w in weights))
+        if self._kept_text is None or self._kept_text[0] != state:
+            # An ordinary fp32 tensor, wherever it is asked for first: training goes on with it after an evaluation.
+            device = self.prompt_learner.ctx.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                self._kept_text = state, self._text_features(position)
+        return self._kept_text[1]
+
+    def classify(self, frame_features: Tensor, position: PromptPosition | None = None) -> Tensor:
+        """Frame features [B, T, L] to logits [B, C], in fp32 also within ``torch.autocast``.
+
+        Args:
+            frame_features: of the image encoder.
+            position: overrides where the prompts' contexts stand; a linear head has none.
+        """
+        video = self.temporal_net(frame_features)
+        if self.head is not None:
+            with torch.autocast(video.device.type, enabled=False):
+                return self.head(video.float())  # type: ignore[no-any-return]
+        video = F.normalize(video, dim=-1)
+        if self.spec.classifier == "image_conditioned_text":
+            text = self._text_features(position, video)  # [B, C, L]
+        else:
+            text = self.encode_text(position)
+        with torch.autocast(video.device.type, enabled=False):
+            cosines: Tensor = (text.float() @ video.float().unsqueeze(-1)).squeeze(-1)
+            return cosines / self.spec.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, float [B, T, 3, H, W] in [0, 1], to logits [B, C]."""
-        return self.logits(self.encode_video(self.encode_frames(images)), self.encode_text())
+        return self.classify(self.encode_frames(images))
+
+    def _text_features(self, position: PromptPosition | None, video: Tensor | None = None) -> Tensor:
+        """Unit length, [C, L], or [B, C, L] with the contexts shifted by ``video`` [B, L]."""
+        prompts = self.prompt_learner(self.text_encoder.token_embedding, position, video)
+        return F.normalize(self.text_encoder(prompts, self.prompt_learner.end_of_text), dim=-1)
 
 
 def images_from_frames(frames: Tensor) -> Tensor:

@@ -53,7 +53,10 @@ def text_from_tokens(tokens: Sequence[int]) -> str:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer, reading the feature where the tokenised prompt ends. Always frozen."""
+    """CLIP's text transformer, reading the feature where the tokenised prompt ends. Always frozen.
+
+    Its attention is causal, so nothing behind the end of a prompt is computed (the reference computes all 77 tokens).
+    """
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
@@ -67,11 +70,21 @@ class TextEncoder(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, prompts: Tensor, end_of_text: Tensor) -> Tensor:
-        """Prompt embeddings [C, 77, D] and the index of each one's end of text [C] to text features [C, L]."""
-        x = prompts + self.positional_embedding
-        x = self.ln_final(self.transformer(x, attn_mask=self.causal_mask))
-        features: Tensor = x[torch.arange(len(x), device=x.device), end_of_text] @ self.text_projection
-        return features
+        """Prompt embeddings to text features, not normalised.
+
+        Args:
+            prompts: [..., C, N, D], N ≤ 77 tokens, behind the longest prompt's end of text or later.
+            end_of_text: index of each prompt's end [C].
+
+        Returns:
+            [..., C, L].
+        """
+        *batch, classes, tokens, _ = prompts.shape
+        x = prompts.flatten(0, -3) + self.positional_embedding[:tokens]
+        x = self.ln_final(self.transformer(x, attn_mask=self.causal_mask[:tokens, :tokens]))
+        x = x.view(-1, classes, tokens, x.shape[-1])[:, torch.arange(classes, device=x.device), end_of_text]
+        features: Tensor = x @ self.text_projection
+        return features.view(*batch, classes, -1)
 
 
 def _causal_mask(length: int) -> Tensor:
@@ -83,9 +96,29 @@ class PromptLearner(nn.Module):
     """Learnable contexts: class-specific [C, M, D] or shared [M, D], inserted into the embedded class texts.
 
     The token ids are those of ``"X " * M + text``; the M placeholders are replaced by the contexts.
+
+    With ``image_features`` a network of two layers (``meta_net``) adds a shift, computed from a clip's features, to all
+    contexts: Co-CoOp, Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, equation 3.
     """
 
-    def __init__(self, spec: PromptSpec, token_embedding: nn.Embedding, context_length: int) -> None:
+    def __init__(
+        self,
+        spec: PromptSpec,
+        token_embedding: nn.Embedding,
+        context_length: int,
+        image_features: int | None = None,
+    ) -> None:
+        """Builds the contexts.
+
+        Args:
+            spec: class texts and contexts.
+            token_embedding: CLIP's, for its width D.
+            context_length: the most tokens of a prompt, 77.
+            image_features: L, the size of what shifts the contexts; None for contexts that stay.
+
+        Raises:
+            DferDeployError: a prompt is too long.
+        """
         super().__init__()
         self.spec = spec
         width = token_embedding.embedding_dim
@@ -94,11 +127,11 @@ class PromptLearner(nn.Module):
 
         texts = [class_tokens(text) for text in spec.class_texts]
         self.text_lengths = [len(tokens) for tokens in texts]
-        longest = 2 + spec.contexts + max(self.text_lengths)
-        if longest > context_length:
+        self.longest = 2 + spec.contexts + max(self.text_lengths)
+        if self.longest > context_length:
             text = spec.class_texts[self.text_lengths.index(max(self.text_lengths))]
             raise DferDeployError(
-                f"the prompt of {text!r} with {spec.contexts} contexts has {longest} tokens, CLIP reads at most "
+                f"the prompt of {text!r} with {spec.contexts} contexts has {self.longest} tokens, CLIP reads at most "
                 f"{context_length}; shorten the text or use fewer contexts"
             )
         padding = context_length - 1 - spec.contexts
@@ -112,20 +145,33 @@ class PromptLearner(nn.Module):
         self.register_buffer("suffix_ids", torch.tensor(rows, device="cpu"), persistent=False)
         ends = [1 + spec.contexts + length for length in self.text_lengths]
         self.register_buffer("end_of_text", torch.tensor(ends, device="cpu"), persistent=False)
+        self.meta_net: nn.Sequential | None = None
+        if image_features is not None:
+            hidden = max(1, image_features // 16)
+            self.meta_net = nn.Sequential(nn.Linear(image_features, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
-    def forward(self, token_embedding: nn.Embedding, position: PromptPosition | None = None) -> Tensor:
-        """Prompt embeddings [C, 77, D].
+    def forward(
+        self, token_embedding: nn.Embedding, position: PromptPosition | None = None, video: Tensor | None = None
+    ) -> Tensor:
+        """Prompt embeddings [C, N, D], N the length of the longest prompt with its end; with ``video`` [B, C, N, D].
 
         Args:
             token_embedding: CLIP's.
             position: where the contexts stand; by default where the spec says.
+            video: video features of unit length [B, L], which shift the contexts by ``meta_net``.
         """
-        prefix, suffix = token_embedding(self.prefix_ids), token_embedding(self.suffix_ids)
+        tokens = torch.cat([self.prefix_ids, self.suffix_ids[:, : self.longest - 1 - self.spec.contexts]], dim=1)
+        embedded = token_embedding(tokens)  # [C, N - M, D]
         ctx = self.ctx if self.spec.class_specific else self.ctx.expand(self.spec.num_classes, -1, -1)
+        if video is not None:
+            assert self.meta_net is not None  # noqa: S101 - whoever has a video feature to give built it
+            ctx = ctx + self.meta_net(video)[:, None, None]
+            embedded = embedded.expand(len(video), -1, -1, -1)
         position = position or self.spec.position
         before = {"end": self.spec.contexts, "middle": self.spec.contexts // 2, "front": 0}[position]
-        prompts = [
-            torch.cat([prefix[k], ctx[k, :before], suffix[k, :length], ctx[k, before:], suffix[k, length:]])
-            for k, length in enumerate(self.text_lengths)
-        ]
-        return torch.stack(prompts)
+        prompts = []
+        for k, length in enumerate(self.text_lengths):
+            words, own = embedded[..., k, :, :], ctx[..., k, :, :]
+            start, text, rest = words[..., :1, :], words[..., 1 : 1 + length, :], words[..., 1 + length :, :]
+            prompts.append(torch.cat([start, own[..., :before, :], text, own[..., before:, :], rest], dim=-2))
+        return torch.stack(prompts, dim=-3)

@@ -12,14 +12,12 @@ from dfer_deploy.specs import PromptPosition
 
 
 class TorchPredictor:
-    """Runs ``DferClip`` in fp32, on CUDA where there is one (a ``Predictor``). The text features are computed once."""
+    """Runs ``DferClip`` in fp32, on CUDA where there is one (a ``Predictor``)."""
 
     def __init__(self, model: DferClip) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.name = f"PyTorch fp32 {self.device}"
         self._model = model.eval().to(self.device)
-        with torch.inference_mode():
-            self._text_features = self._model.encode_text()
 
     def encode(self, frames: Frames) -> Float32:
         # On a GPU PyTorch would round the operands of convolutions to the 11 bits of TF32; this is the truth.
@@ -30,9 +28,7 @@ class TorchPredictor:
     def classify(self, frame_features: Float32, position: PromptPosition | None = None) -> Prediction:
         """Frame features [B, T, L] to a prediction; ``position`` overrides where the prompt's contexts stand."""
         with torch.inference_mode():
-            text = self._text_features if position is None else self._model.encode_text(position)
-            video = self._model.encode_video(torch.from_numpy(frame_features).to(self.device))
-            logits = self._model.logits(video, text)
+            logits = self._model.classify(torch.from_numpy(frame_features).to(self.device), position)
             return Prediction(logits.cpu().numpy(), torch.softmax(logits, dim=-1).cpu().numpy())
 
     def predict(self, frames: Frames) -> Prediction:

@@ -34,6 +34,25 @@ def test_our_own_format_comes_back_whole(tmp_path: Path) -> None:
     assert isinstance(torch.load(tmp_path / "a.pt", weights_only=True), dict)
 
 
+@pytest.mark.parametrize("classifier", ["linear", "image_conditioned_text"])
+def test_other_classifiers_come_back_whole(tmp_path: Path, classifier: str) -> None:
+    model = tiny_model(classifier=classifier, depth=0)
+    save_checkpoint(tmp_path / "a.pt", model, {})
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.spec.classifier == classifier
+    assert torch.equal(_answers(checkpoint.build_model()), _answers(model))
+
+
+def test_a_file_from_before_there_were_other_classifiers_loads(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(), {})
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    del content["spec"]["classifier"]
+    torch.save(content, tmp_path / "a.pt")
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.spec.classifier == "text"
+    assert torch.equal(_answers(checkpoint.build_model()), _answers(tiny_model()))
+
+
 @pytest.mark.parametrize("class_specific", [True, False])
 @pytest.mark.parametrize("position", ["front", "middle", "end"])
 @pytest.mark.parametrize(("depth", "contexts"), [(1, 4), (3, 5), (6, 0)])

@@ -8,6 +8,7 @@ import pytest
 from tiny import save_reference, tiny_model
 
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.cli import COMMANDS
 
 
@@ -73,6 +74,26 @@ def test_inspect_prints_all_of_it(cli: Any, tmp_path: Path) -> None:
         assert text in result.output
     assert json.loads((tmp_path / "a.json").read_text())["spec"] == tiny_model(depth=3, contexts=5).spec.to_dict()
     assert "[2] an expression of anger. [3]" in cli("inspect", path, "--prompt-position", "middle").output
+
+
+@pytest.mark.parametrize(
+    ("classifier", "shown", "absent"),
+    [
+        (
+            "linear",
+            ["linear head on the video feature", "happiness", "next: dfer-deploy export"],
+            ["contexts", "tears"],
+        ),
+        ("image_conditioned_text", ["Co-CoOp; cannot be exported", "[4] tears"], ["next: dfer-deploy export"]),
+    ],
+)
+def test_inspect_tells_the_classifier(
+    cli: Any, tmp_path: Path, classifier: str, shown: list[str], absent: list[str]
+) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(classifier=classifier, depth=0), {})
+    output = cli("inspect", tmp_path / "a.pt").output
+    assert all(text in output for text in shown)
+    assert not any(text in output for text in absent)
 
 
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(cli: Any, tmp_path: Path, bundle: Bundle) -> None:

@@ -45,8 +45,18 @@ def test_wrong_values_are_named(path: tuple[str, ...], value: object, message: s
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(DferDeployError, match=r"class_texts is missing"):
-        spec_from_dict(PromptSpec, {"class_names": ["a", "b"]})
+    with pytest.raises(DferDeployError, match=r"class_names is missing"):
+        spec_from_dict(PromptSpec, {"class_texts": ["a", "b"]})
+
+
+def test_without_texts_the_names_are_the_texts() -> None:
+    assert spec_from_dict(PromptSpec, {"class_names": ["a", "b"]}).class_texts == ("a", "b")
+
+
+def test_a_spec_from_before_there_were_other_classifiers_is_a_text_classifier() -> None:
+    values = tiny_spec().to_dict()
+    del values["classifier"]
+    assert spec_from_dict(ModelSpec, values).classifier == "text"
 
 
 def test_the_contract_follows_the_spec() -> None:

@@ -40,6 +40,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"class_specific": False, "position": "front"},
     {"contexts": 0, "position": "middle"},
     {"quick_gelu": False, "temperature": 0.05},
+    {"classifier": "linear", "depth": 0},
+    {"classifier": "linear", "depth": 2},
 ]
 
 
@@ -55,6 +57,18 @@ def test_the_graph_modules_compute_what_the_model_computes(changes: dict[str, An
         expected = model(images_from_frames(frames))
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(probabilities, expected.softmax(dim=-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_linear_head_is_exported_too(precision: Precision, tmp_path: Path) -> None:
+    model = tiny_model(classifier="linear", depth=0)
+    parity = measure_parity(model, *_export(model, precision, tmp_path), precision)
+    assert 0 < parity["logit_error"] <= {"fp32": 1e-4, "fp16": 0.05}[precision]
+    assert model.head is not None
+    with torch.no_grad():
+        model.head.bias += 5
+    with pytest.raises(DferDeployError, match="temporal head, logit error"):
+        measure_parity(model, tmp_path / "encoder.onnx", tmp_path / "head.onnx", precision)
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])

@@ -39,6 +39,14 @@ def test_an_unchanged_export_is_skipped_and_another_needs_force(own_checkpoint: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
 
 
+def test_co_coop_is_refused_and_nothing_is_written(tmp_path: Path, cli: Any) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(classifier="image_conditioned_text", depth=0), {})
+    result = cli("export", tmp_path / "a.pt", "-o", tmp_path / "b")
+    assert result.exit_code == 2
+    assert "whose class texts depend on the clip" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
 def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions("embedded")
     first, _ = export_bundle(own_checkpoint, tmp_path / "b", options)

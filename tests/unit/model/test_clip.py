@@ -44,3 +44,11 @@ def test_weights_that_cannot_be_had_are_one_sentence(monkeypatch: pytest.MonkeyP
         DferDeployError, match=r"could not be loaded \(Name or service not known\); they need an internet"
     ):
         pretrained_clip("ViT-B-32-quickgelu", "openai")
+
+
+def test_weights_that_are_unknown_or_of_the_other_activation_are_named() -> None:
+    with pytest.raises(DferDeployError, match=r"no weights 'opnai' of 'ViT-B-32-quickgelu' \(did you mean 'openai'\)"):
+        pretrained_clip("ViT-B-32-quickgelu", "opnai")
+    # They would be computed with the wrong activation, silently.
+    with pytest.raises(DferDeployError, match=r"'openai' were trained with QuickGELU, .* = 'ViT-B-32-quickgelu'"):
+        pretrained_clip("ViT-B-32", "openai")

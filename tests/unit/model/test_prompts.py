@@ -49,7 +49,8 @@ def test_contexts_stand_where_the_position_says(position: str, layout: str, clas
         rows.append(embedding(torch.tensor([END_OF_TEXT])))
         expected = torch.cat(rows)
         assert torch.equal(prompts[k, : len(expected)], expected)
-        assert torch.equal(prompts[k, len(expected) :], embedding(torch.zeros(77 - len(expected), dtype=torch.long)))
+        padding = torch.zeros(prompts.shape[1] - len(expected), dtype=torch.long)
+        assert torch.equal(prompts[k, len(expected) :], embedding(padding))
         assert model.prompt_learner.end_of_text[k] == len(expected) - 1
 
 

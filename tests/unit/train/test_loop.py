@@ -3,81 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import MODEL, OPTIM, weights_of
 
 from dfer_deploy.checkpoint import load_checkpoint
-from dfer_deploy.clips.annotations import read_annotations
+from dfer_deploy.clips.annotations import Annotation, read_annotations
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.commands.train import train as train_command
+from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
-from dfer_deploy.specs import ClipSpec, PromptSpec, TemporalSpec, TextSpec, VisionSpec
 from dfer_deploy.train.data import TrainingClips
 from dfer_deploy.train.evaluation import Evaluation, evaluate
 from dfer_deploy.train.expressions import CLASS_NAMES
-from dfer_deploy.train.initialisation import model_spec, starting_model
+from dfer_deploy.train.initialisation import model_spec, starting_model, trainable_parts
 from dfer_deploy.train.loop import train
-from dfer_deploy.train.model_recipe import ModelRecipe
 from dfer_deploy.train.optim_recipe import OptimRecipe
 from dfer_deploy.train.optimisation import build_optimizer, rate_factor
-from dfer_deploy.train.recipe import AugmentRecipe, DataRecipe, Recipe, RunRecipe
-from dfer_deploy.train.synthetic import SyntheticSpec, write_synthetic_dataset
-
-MODEL = ModelRecipe(
-    PromptSpec(CLASS_NAMES, CLASS_NAMES, contexts=2),
-    clip=ClipSpec(VisionSpec(32, 8, 32, 1, 16), TextSpec(width=16, layers=1, heads=1), embed_dim=32),
-    temporal=TemporalSpec(heads=2, head_width=8, mlp_width=32),
-    fast_start=True,
-)
-OPTIM = OptimRecipe(
-    name="adamw",
-    lr_image_encoder=3e-3,
-    lr_temporal=1e-3,
-    lr_prompts=1e-3,
-    epochs=25,
-    batch_size=7,
-    schedule="cosine",
-    clip_norm=1.0,
-    short_epochs=12,
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums do not depend on the number of cores, and threads of a tiny model do not wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "set"
-    write_synthetic_dataset(folder, SyntheticSpec(4, 1, 1, 1, image_size=32), workers=1)
-    return folder
-
-
-@pytest.fixture
-def recipe(root: Path) -> Recipe:
-    still = AugmentRecipe(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-    return Recipe(MODEL, DataRecipe(root=str(root), cache=True), OPTIM, still, RunRecipe(device="cpu"))
+from dfer_deploy.train.recipe import AugmentRecipe, Recipe
 
 
 def clips_of(recipe: Recipe, **changes: object) -> TrainingClips:
     annotations = read_annotations(Path(recipe.data.root or "") / "train.txt", 7)
     return TrainingClips(annotations, 32, AugmentRecipe(), **{"seed": 0, **changes})  # type: ignore[arg-type]
-
-
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return dict(load_checkpoint(path).state)
 
 
 def test_the_training_clips_are_learned_and_the_checkpoint_is_the_scored_model(recipe: Recipe, tmp_path: Path) -> None:
@@ -138,17 +93,69 @@ def test_selecting_by_the_test_list_keeps_the_best_epoch_too(
     assert result.score.war == max(wars)
     assert result.epoch == 1 + wars.index(max(wars))
     assert (result.checkpoint, result.selected_on) == (tmp_path / "best.pt", "test")
+    assert result.is_optimistic
+    assert "optimistic" in json.loads((tmp_path / "result.json").read_text())["selection"]
     best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
     assert (best.provenance["epoch"], best.provenance["test_war"]) == (result.epoch, max(wars))
+    assert best.provenance["optimistic"] is True
     assert (last.provenance["epoch"], last.provenance["test_war"]) == (OPTIM.epochs, wars[-1])
+
+
+def test_selecting_by_validation_looks_at_the_test_list_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[set[str], float]] = []
+
+    def watched(model: DferClip, clips: Iterable[tuple[Annotation, Clip]]) -> Evaluation:
+        evaluation = evaluate(model, clips)
+        names = {annotation.name for annotation in evaluation.annotations}
+        seen.append((names, evaluation.score(CLASS_NAMES).war))
+        return evaluation
+
+    trained: set[str] = set()
+    batches = TrainingClips.batches
+
+    def recorded(self: TrainingClips, *arguments: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        trained.update(annotation.name for annotation in self.annotations)
+        return batches(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("dfer_deploy.train.loop.evaluate", watched)
+    monkeypatch.setattr(TrainingClips, "batches", recorded)
+    optim = replace(recipe.optim, schedule="multistep", milestones=(), epochs=25, batch_size=4)
+    data = replace(recipe.data, validation_share=0.5)
+    result = train(replace(recipe, data=data, optim=optim, run=replace(recipe.run, select="validation")), tmp_path)
+    tests = {annotation.name for annotation in read_annotations(Path(data.root or "") / "test.txt", 7)}
+    *validations, final = seen
+    assert final == (tests, result.score.war)
+    (validation,) = {frozenset(names) for names, _ in validations}
+    assert len(validation) == 14
+    assert not validation & (trained | tests)
+    assert len(validation | trained) == 28
+    wars = [war for _, war in validations]
+    assert [entry["validation_war"] for entry in result.history] == wars
+    assert len(set(wars)) > 1, "choose another seed: here every epoch is as good"
+    assert result.epoch == 1 + wars.index(max(wars))
+    assert (result.checkpoint, result.selected_on) == (tmp_path / "best.pt", "validation")
+    best = load_checkpoint(tmp_path / "best.pt").provenance
+    assert (best["validation_war"], best["test_war"], best["optimistic"]) == (max(wars), result.score.war, False)
+    assert load_checkpoint(tmp_path / "last.pt").provenance["epoch"] == 25
+
+
+def test_zero_shot_scores_and_writes_without_an_epoch(recipe: Recipe, tmp_path: Path) -> None:
+    model = replace(recipe.model, strategy="zero_shot")
+    result = train(replace(recipe, model=model, run=replace(recipe.run, select="validation")), tmp_path)
+    assert (result.epoch, result.selected_on, result.losses) == (0, "last", ())
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.provenance["test_war"] == result.score.war
+    assert not (tmp_path / "curves.png").exists()
 
 
 def test_only_the_first_epochs_see_short_clips(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     batches = TrainingClips.batches
 
-    def watched(self: TrainingClips, *arguments: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for frames, labels in batches(self, *arguments):
+    def watched(self: TrainingClips, *arguments: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for frames, labels in batches(self, *arguments):  # type: ignore[arg-type]
             seen.append(tuple(frames.shape))
             yield frames, labels
 
@@ -201,12 +208,30 @@ def test_schedules() -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_each_part_has_its_own_rate(name: str) -> None:
     model = DferClip(model_spec(MODEL))
-    optimizer = build_optimizer(model, replace(OPTIM, name=name, lr_prompts=7e-3))  # type: ignore[arg-type]
+    parts = trainable_parts(model, "dfer_clip")
+    optimizer = build_optimizer(parts, replace(OPTIM, name=name, lr_prompts=7e-3))  # type: ignore[arg-type]
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(model.image_encoder.conv1.weight)] == 3e-3
     assert rates[id(model.temporal_net.cls_token)] == 1e-3
     assert rates[id(model.prompt_learner.ctx)] == 7e-3
     assert not any(id(parameter) in rates for parameter in model.text_encoder.parameters())
+
+
+def test_what_people_look_at_is_there(recipe: Recipe, tmp_path: Path) -> None:
+    optim, run = replace(recipe.optim, epochs=2, short_epochs=0), replace(recipe.run, tensorboard=True)
+    result = train(replace(recipe, optim=optim, run=run), tmp_path)
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+            assert picture.width >= 600
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
+    assert [event.value for event in events.Scalars("train/war")] == pytest.approx(
+        [entry["train_war"] for entry in result.history]
+    )
+    assert {"rate/temporal", "rate/image_encoder", "rate/prompts"} <= set(events.Tags()["scalars"])
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_a_diverged_loss_is_an_error_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> None:
@@ -220,32 +245,3 @@ def test_a_diverged_loss_is_an_error_and_writes_nothing(recipe: Recipe, tmp_path
 def test_an_absent_device_is_named(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DferDeployError, match="no CUDA device"):
         train(replace(recipe, run=replace(recipe.run, device="cuda")), tmp_path)
-
-
-def test_command_prints_the_table_and_what_comes_next(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(
-        """
-        [data]
-        cache = true
-        [model.clip]
-        embed_dim = 32
-        vision = { image_size = 32, patch_size = 16, width = 32, layers = 1, head_width = 16 }
-        text = { width = 16, layers = 1, heads = 1 }
-        [model.prompts]
-        class_names = ["a", "b", "c", "d", "e", "f", "g"]
-        class_texts = ["a", "b", "c", "d", "e", "f", "g"]
-        [run]
-        device = "cpu"
-        """
-    )
-    run, out = tmp_path / "run", tmp_path / "result.json"
-    arguments = [str(tmp_path / "tiny.toml"), "-o", str(run), "--data", str(root), "--seed", "5", "--epochs", "1"]
-    done = CliRunner().invoke(train_command, [*arguments, "--json", str(out)], catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "UAR" in done.output
-    assert "recall g" in done.output
-    assert f"dfer-deploy export {run / 'last.pt'}" in done.output
-    result = json.loads(out.read_text())
-    assert result["seed"] == 5
-    assert result["test_clips"] == 7
-    assert len(result["losses"]) == 1

@@ -1,0 +1,217 @@
+"""A training step of DFER-CLIP (ViT-B/32, random weights) against plain implementations of it.
+
+    python benchmarks/training.py [--quick] [--rounds N] [--batch-size N] [--json FILE] [--plot PNG]
+
+Three contestants take turns, each in a process of its own, so that each has its own peak memory:
+
+- ``dfer-deploy``: text computed up to the end of the longest prompt, gradients only where they lead to what learns;
+  bfloat16 autocast on CUDA, fp32 on a CPU.
+- ``reference``: as upstream's ``main.py`` has it: all 77 tokens, text weights frozen, fp32.
+- ``all gradients``: the same, with gradients for the text weights too, which are computed and thrown away.
+
+A step is forward, backward and SGD on clips that are in memory already. All three must agree in the first loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfer_deploy.bench import machine
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.files import atomic_file, write_json
+from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
+from dfer_deploy.specs import ClipSpec, ModelSpec, PromptSpec, TextSpec, VisionSpec
+from dfer_deploy.train.initialisation import trainable_parts
+from dfer_deploy.train.optim_recipe import OptimRecipe
+from dfer_deploy.train.optimisation import build_optimizer
+
+CONTESTANTS = ("dfer-deploy", "reference", "all gradients")
+TEXTS = {
+    "happiness": "a smiling mouth, raised cheeks, wrinkled eyes, and arched eyebrows.",
+    "sadness": "tears, a downward turned mouth, drooping upper eyelids, and a wrinkled forehead.",
+    "neutral": "relaxed facial muscles, a straight mouth, a smooth forehead, and unremarkable eyebrows.",
+    "anger": "furrowed eyebrows, narrow eyes, tightened lips, and flared nostrils.",
+    "surprise": "widened eyes, an open mouth, raised eyebrows, and a frozen expression.",
+    "disgust": "a wrinkled nose, lowered eyebrows, a tightened mouth, and narrow eyes.",
+    "fear": "raised eyebrows, parted lips, a furrowed brow, and a retracted chin.",
+}
+TINY = ClipSpec(VisionSpec(32, 16, 64, 2), TextSpec(width=64, layers=2, heads=1), embed_dim=64)
+AGREEMENT = 0.02
+"""Largest relative difference of two first losses; in fp32 it is about 1e-6, bfloat16 needs the room."""
+
+
+class PlainDferClip(nn.Module):
+    """The forward pass of upstream's ``models/Generate_Model.py``: every prompt has all 77 tokens."""
+
+    def __init__(self, model: DferClip) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        model = self.model
+        video = F.normalize(model.temporal_net(model.encode_frames(images)), dim=-1)
+        embedding = model.text_encoder.token_embedding
+        prompts = model.prompt_learner(embedding)
+        padding = torch.zeros(len(prompts), 77 - prompts.shape[1], dtype=torch.long, device=prompts.device)
+        prompts = torch.cat([prompts, embedding(padding)], dim=1)
+        text = F.normalize(model.text_encoder(prompts, model.prompt_learner.end_of_text), dim=-1)
+        return video @ text.T / model.spec.temperature
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of every contestant (default: 3)")
+    parser.add_argument("--batch-size", type=int, default=2, help="clips in a step (default: 2)")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--plot", type=Path, help="draw the result into this PNG")
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contestant:
+        contestant(arguments.contestant, quick=arguments.quick, batch_size=arguments.batch_size)
+        return
+    result = measure(arguments.rounds, arguments.batch_size, quick=arguments.quick)
+    for name, row in result["contestants"].items():
+        print(
+            f"{name}: {row['clips_per_s']:.3f} clips/s, peak {row['peak_gb']:.2f} GB"
+            + (f", dfer-deploy is {_spread(row['speedup'])} times as fast" if "speedup" in row else "")
+        )
+    print(result["machine"])
+    if arguments.json:
+        write_json(arguments.json, result)
+    if arguments.plot:
+        write_plot(arguments.plot, result)
+
+
+def measure(rounds: int, batch_size: int, *, quick: bool) -> dict[str, Any]:
+    """Lets the contestants alternate; a speed-up is that of two steps of the same round."""
+    options = ["--batch-size", str(batch_size), *(["--quick"] if quick else [])]
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, "--contestant", name, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},  # as the command line has it
+        )
+        for name in CONTESTANTS
+    }
+    first = {name: _answer(child) for name, child in children.items()}
+    losses = [answer["loss"] for answer in first.values()]
+    if max(losses) - min(losses) > AGREEMENT * max(losses):
+        raise RuntimeError(f"the contestants do not compute the same: their first losses are {losses}")
+    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    peaks: dict[str, float] = {}
+    for turn in range(rounds):
+        for name in CONTESTANTS[turn % 3 :] + CONTESTANTS[: turn % 3]:
+            answer = _answer(children[name], "step")
+            seconds[name].append(answer["seconds"])
+            peaks[name] = answer["peak_gb"]
+    for child in children.values():
+        child.communicate("")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in CONTESTANTS:
+        rows[name] = {
+            "seconds": seconds[name],
+            "clips_per_s": batch_size / statistics.median(seconds[name]),
+            "peak_gb": peaks[name],
+            "first_loss": first[name]["loss"],
+        }
+        if name != CONTESTANTS[0]:
+            pairs = zip(seconds[name], seconds[CONTESTANTS[0]], strict=True)
+            rows[name]["speedup"] = [theirs / ours for theirs, ours in pairs]
+            rows[name]["memory_ratio"] = peaks[CONTESTANTS[0]] / peaks[name]
+    return {"machine": machine(), "batch_size": batch_size, "quick": quick, "contestants": rows}
+
+
+def contestant(name: str, *, quick: bool, batch_size: int) -> None:
+    """Takes one step to warm up and one for every line on stdin; answers with JSON on stdout."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    spec = ModelSpec(PromptSpec(tuple(TEXTS), tuple(TEXTS.values())), TINY if quick else ClipSpec())
+    model = DferClip(spec).to(device)
+    optimizer = build_optimizer(trainable_parts(model, "dfer_clip"), OptimRecipe())
+    model.text_encoder.requires_grad_(name == "all gradients")
+    forward: nn.Module = model if name == "dfer-deploy" else PlainDferClip(model)
+    frames = torch.from_numpy(drawn_clips(batch_size, spec.clip.vision.image_size)).to(device)
+    labels = torch.arange(batch_size, device=device) % len(TEXTS)
+
+    def step() -> dict[str, float]:
+        start = time.perf_counter()
+        model.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and name == "dfer-deploy"):
+            loss = F.cross_entropy(forward(images_from_frames(frames)), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        value = float(loss.detach())  # waits for the device
+        seconds = time.perf_counter() - start
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_memory()
+        return {"seconds": seconds, "loss": value, "peak_gb": peak / 1e9}
+
+    print(json.dumps(step()), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(step()), flush=True)
+
+
+def write_plot(path: Path, result: dict[str, Any]) -> None:
+    """Two rows of bars: clips per second, every round a dot, and peak memory."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = result["contestants"]
+    figure = Figure(figsize=(8, 3.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    speed, memory = figure.subplots(1, 2, sharey=True)
+    colours = ["#0072B2", "#999999", "#CCCCCC"]
+    names = list(rows)
+    speed.barh(names, [row["clips_per_s"] for row in rows.values()], color=colours)
+    for place, row in enumerate(rows.values()):
+        speeds = [result["batch_size"] / seconds for seconds in row["seconds"]]
+        speed.plot(speeds, [place] * len(speeds), "o", color="black", markersize=4)
+    speed.set_xlabel("clips per second (bar: median, dots: rounds)")
+    memory.barh(names, [row["peak_gb"] for row in rows.values()], color=colours)
+    memory.set_xlabel("peak memory (GB)")
+    speed.invert_yaxis()
+    for axes in (speed, memory):
+        axes.spines[["top", "right"]].set_visible(False)
+    size = "a tiny model" if result["quick"] else "ViT-B/32"
+    figure.suptitle(f"A training step of {size}, {result['batch_size']} clips")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _answer(child: subprocess.Popen[str], question: str | None = None) -> dict[str, float]:
+    assert child.stdin is not None  # noqa: S101 - both are pipes
+    assert child.stdout is not None  # noqa: S101
+    if question is not None:
+        child.stdin.write(f"{question}\n")
+        child.stdin.flush()
+    line = child.stdout.readline()
+    if not line:
+        raise RuntimeError(f"a contestant ended with exit code {child.wait()}")
+    return json.loads(line)  # type: ignore[no-any-return]
+
+
+def _peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""``dfer-deploy evaluate``"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import click
+
+from dfer_deploy.commands.options import class_names_option, data_root_option, json_option, prompt_position_option
+from dfer_deploy.console import stdout, step, table, warn
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file, sha256_of_file, write_json
+from dfer_deploy.metrics import CALIBRATION_BINS, Score, calibration_error, softmax
+from dfer_deploy.specs import PromptPosition
+
+MOST_UNREADABLE = 0.05
+"""Largest share of clips that may be unreadable, as in ``verify``."""
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Annotation list with labelled clips.")
+@data_root_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the confusion matrix, csv and png.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips in one pass.")
+@prompt_position_option
+@class_names_option
+@json_option
+def evaluate(
+    checkpoint: Path,
+    data: Path,
+    data_root: str | None,
+    output: Path | None,
+    batch_size: int,
+    prompt_position: PromptPosition | None,
+    class_names: tuple[str, ...] | None,
+    json_file: Path | None,
+) -> None:
+    """Score CHECKPOINT on labelled clips: UAR, WAR, recall of every class, confusion matrix, calibration error."""
+    import torch
+
+    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.clips.dataset import LabelledClips
+    from dfer_deploy.console import progress
+    from dfer_deploy.train.evaluation import evaluate as run_evaluation
+
+    with step(f"read {checkpoint}"):
+        loaded = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
+        model = loaded.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    names = loaded.spec.prompts.class_names
+    clips = LabelledClips.from_list(data, len(names), loaded.spec.clip.vision.image_size, data_root)
+    if output is not None:
+        _make_folder(output)
+    evaluation = run_evaluation(model, progress(clips, "evaluating", len(clips)), batch_size)
+    clips.warn_about_unreadable()
+    if len(clips.unreadable) > MOST_UNREADABLE * len(clips):
+        raise DferDeployError(
+            f"{len(clips.unreadable)} of {len(clips)} clips could not be read, at most {MOST_UNREADABLE:.0%} is "
+            "accepted; look at the list and --data-root"
+        )
+    score = evaluation.score(names)
+    calibration = calibration_error(evaluation.labels, softmax(evaluation.logits))
+    recalls = dict(zip(names, score.recalls, strict=True))
+    rows: list[tuple[object, ...]] = [
+        ("UAR", f"{score.uar:.2f} %"),
+        ("WAR", f"{score.war:.2f} %"),
+        (f"calibration error ({CALIBRATION_BINS} bins)", f"{calibration:.2f} %"),
+        *((f"recall {name}", "no clip" if value is None else f"{value:.1f} %") for name, value in recalls.items()),
+        ("unreadable clips", len(clips.unreadable)),
+    ]
+    table(f"{checkpoint} on {len(evaluation.labels)} of {len(clips)} clips", ("what", "value"), rows)
+    if score.absent:
+        warn(f"no clip of {', '.join(score.absent)}: the UAR is the mean over the other classes")
+    if output is not None:
+        _write_confusion(output, score, names, len(evaluation.labels))
+        stdout.print(f"wrote {output / 'confusion.csv'} and {output / 'confusion.png'}", markup=False)
+    if json_file:
+        write_json(
+            json_file,
+            {
+                "checkpoint": str(checkpoint),
+                "checkpoint_sha256": sha256_of_file(checkpoint),
+                "data": str(data),
+                "clips": len(evaluation.labels),
+                "uar": score.uar,
+                "war": score.war,
+                "calibration_error": calibration,
+                "recalls": recalls,
+                "confusion": score.confusion.tolist(),
+                "unreadable": dict(clips.unreadable),
+            },
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DferDeployError(f"cannot make the folder {folder} ({error.strerror}); choose another -o") from error
+
+
+def _write_confusion(folder: Path, score: Score, names: tuple[str, ...], clips: int) -> None:
+    """Counts as csv (rows are labels, columns predictions) and the picture of them."""
+    from dfer_deploy.pictures import write_confusion_picture
+
+    with atomic_file(folder / "confusion.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["labelled \\ predicted", *names])
+        writer.writerows([name, *map(int, row)] for name, row in zip(names, score.confusion, strict=True))
+    title = f"{clips} clips, UAR {score.uar:.2f} %, WAR {score.war:.2f} %"
+    write_confusion_picture(folder / "confusion.png", score.confusion, names, title)

@@ -1,0 +1,134 @@
+"""The processes of one training: one by default, several when ``torchrun`` started them.
+
+``torchrun --nproc-per-node N -m dfer_deploy train …`` says in the environment who is who (PyTorch's documentation,
+"torchrun (Elastic Launch)"): ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and where they meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dfer_deploy.console import stderr, stdout
+from dfer_deploy.errors import DferDeployError
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(hours=2)
+"""The first process evaluates while the others wait for it. One that has died is noticed at once."""
+
+_LOST = ("Connection closed", "Connection reset", "Broken pipe", "Socket Timeout", "Timed out", "gloo", "NCCL")
+"""What the messages of a broken connection have in them; gloo raises plain RuntimeErrors."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who takes part in a training.
+
+    Attributes:
+        rank: number of this process, 0 ≤ rank < world. The first one, 0, is the only one that writes and speaks.
+        world: number of processes.
+        device: where this process computes; for the sums of all processes too.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the processes, in float64."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives in the first process, in all of them; it is called in no other.
+
+        Raises:
+            DferDeployError: what ``make`` raised, in every process.
+        """
+        if self.world == 1:
+            return make()
+        box: list[T | DferDeployError | None] = [None]
+        if self.is_first:
+            try:
+                box = [make()]
+            except DferDeployError as error:
+                box = [error]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        if isinstance(box[0], DferDeployError):
+            raise box[0]
+        return box[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def training_processes(device: str) -> Iterator[Processes]:
+    """Joins the processes that ``torchrun`` started (gloo on a CPU, NCCL on CUDA); without it there is just this one.
+
+    Within another such context it gives the same processes again.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        DferDeployError: the device is absent, the others do not come, or one of them ended before its time.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    own = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else None)
+    if world == 1 or dist.is_initialized():
+        yield Processes(rank, world, own)
+        return
+    quiet = stdout.quiet, stderr.quiet
+    stdout.quiet = stderr.quiet = rank != 0
+    try:
+        with _lost_processes():
+            if own.type == "cuda":
+                torch.cuda.set_device(own)
+            dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=_TIMEOUT)
+            yield Processes(rank, world, own)
+            # Not after an error: leaving a group can wait for a process that is gone.
+            dist.destroy_process_group()
+    finally:
+        stdout.quiet, stderr.quiet = quiet
+
+
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistError is one
+        if not isinstance(error, dist.DistError) and not any(text in str(error) for text in _LOST):
+            raise
+        raise DferDeployError(
+            f"another process of this training ended or cannot be reached ({str(error).splitlines()[0][:200]}); look "
+            "at its message, then give the same command again: the run continues from its last state"
+        ) from error
+
+
+def _device(name: str, local_rank: int | None) -> torch.device:
+    devices = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not devices):
+        return torch.device("cpu")
+    if not devices:
+        raise DferDeployError('run.device is "cuda" and PyTorch finds no CUDA device; set it to "auto" or "cpu"')
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= devices:
+        raise DferDeployError(
+            f"torchrun started process {local_rank + 1} on a machine with {devices} CUDA device(s), expected one "
+            "process for each; lower --nproc-per-node"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,101 @@
+"""What a finished run gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfer_deploy.metrics import Int64, Score
+from dfer_deploy.metrics import score as score_of
+
+SELECTIONS = {
+    "validation": "the epoch with the best WAR on clips set aside from the training list",
+    "last": "the last epoch",
+    "test": "the epoch with the best WAR on this very test list, as in the paper: the numbers are optimistic",
+}
+"""How the epoch was chosen, for people, by ``run.select``."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run gave.
+
+    Attributes:
+        checkpoint: the file to use: ``last.pt`` where the recipe selects the last epoch, else ``best.pt``.
+        score: of that checkpoint on the test list.
+        class_names: in the order of the score's recalls.
+        epoch: the epoch that it is from, counted from 1; 0 where nothing is trained (zero-shot).
+        selected_on: what the epoch was chosen by: ``validation``, ``last``, or ``test``, which makes the score
+            optimistic.
+        seconds: wall time of the whole run, all its parts together.
+        history: of every epoch: number (``epoch``), mean training loss (``loss``), WAR on the training clips as they
+            were shown (``train_war``), learning rates of its last step (``rates``), and where the epoch was scored
+            ``validation_uar`` and ``validation_war``, or ``test_uar`` and ``test_war``.
+    """
+
+    checkpoint: Path
+    score: Score
+    class_names: tuple[str, ...]
+    epoch: int
+    selected_on: str
+    seconds: float
+    history: tuple[dict[str, Any], ...]
+
+    @property
+    def test_clips(self) -> int:
+        """Number of clips behind the score."""
+        return int(self.score.confusion.sum())
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Mean training loss of every epoch."""
+        return tuple(entry["loss"] for entry in self.history)
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether the test list also chose the epoch."""
+        return self.selected_on == "test"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers, as JSON holds them."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "uar": self.score.uar,
+            "war": self.score.war,
+            "class_names": list(self.class_names),
+            "recalls": dict(zip(self.class_names, self.score.recalls, strict=True)),
+            "confusion": self.score.confusion.tolist(),
+            "epoch": self.epoch,
+            "selected_on": self.selected_on,
+            "selection": SELECTIONS[self.selected_on],
+            "optimistic": self.is_optimistic,
+            "test_clips": self.test_clips,
+            "seconds": self.seconds,
+            "losses": list(self.losses),
+            "history": list(self.history),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], folder: Path) -> TrainingResult:
+        """The result that ``to_dict`` described, with the checkpoint in ``folder``, wherever it was then."""
+        names = tuple(values["class_names"])
+        return cls(
+            checkpoint=folder / Path(values["checkpoint"]).name,
+            score=score_from_confusion(values["confusion"], names),
+            class_names=names,
+            epoch=values["epoch"],
+            selected_on=values["selected_on"],
+            seconds=values["seconds"],
+            history=tuple(values["history"]),
+        )
+
+
+def score_from_confusion(confusion: Sequence[Sequence[int]] | Int64, class_names: Sequence[str]) -> Score:
+    """The score behind a confusion matrix of counts [C, C]; rows are labels, columns predictions."""
+    counts = np.asarray(confusion, dtype=np.int64)
+    labels, predictions = np.indices(counts.shape).reshape(2, -1)
+    return score_of(np.repeat(labels, counts.ravel()), np.repeat(predictions, counts.ravel()), class_names)

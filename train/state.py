@@ -1,0 +1,169 @@
+"""What an interrupted run continues from, and what a finished one is recognised by.
+
+``state.pt`` is replaced as a whole, so a process that is killed while it writes, or a full disk, leaves the previous
+one. It holds tensors, numbers and strings only and is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file
+from dfer_deploy.safe_pickle import load_tensors
+from dfer_deploy.specs import ModelSpec
+from dfer_deploy.train.recipe import Recipe
+
+STATE, RESULT = "state.pt", "result.json"
+
+_FORMAT = "dfer-deploy-training-state/1"
+
+_IRRELEVANT = {"run": ("device", "save_every_s", "tensorboard"), "data": ("root", "data_root", "cache")}
+"""Settings that may differ between a run and its continuation: none of them changes what is computed."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the epoch of the next step, from 1; one more than the recipe has when all are done.
+        step: steps that were done in it.
+        loss_sum, hits, seen: of the epoch's steps: summed loss, right answers, and clips.
+        history: of every finished epoch: number, loss, training WAR, learning rates, and scores where measured.
+        best: epoch, WAR and confusion matrix of the best epoch so far, where epochs are compared.
+        seconds: wall time so far, of all parts of the run together.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    loss_sum: float = 0.0
+    hits: int = 0
+    seen: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the epoch's clips so far."""
+        return self.loss_sum / max(1, self.seen)
+
+    @property
+    def war(self) -> float:
+        """Share of right answers among them, in percent."""
+        return 100.0 * self.hits / max(1, self.seen)
+
+
+def run_identity(recipe: Recipe, spec: ModelSpec, annotations: Sequence[Annotation]) -> dict[str, Any]:
+    """What two parts of one run must have in common: the settings that matter, and the listed clips with their labels.
+
+    Args:
+        recipe: of the run.
+        spec: of its model; the recipe can name files for it.
+        annotations: training clips and test clips, in their order.
+    """
+    settings = recipe.to_dict()
+    for table, names in _IRRELEVANT.items():
+        for name in names:
+            settings[table].pop(name)
+    lines = "".join(f"{annotation.name}\t{annotation.label}\n" for annotation in annotations)
+    return {"recipe": settings, "spec": spec.to_dict(), "clips": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def save_state(path: Path, identity: dict[str, Any], progress: Progress, tensors: dict[str, Any]) -> None:
+    """Writes a state, atomically.
+
+    Args:
+        path: the file; an existing one is replaced.
+        identity: of the run.
+        progress: how far it is.
+        tensors: state dictionaries of what changes from step to step.
+
+    Raises:
+        DferDeployError: it cannot be written; the previous state stays.
+    """
+    content = {"format": _FORMAT, "identity": identity, "progress": dataclasses.asdict(progress), **tensors}
+    with atomic_file(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk as one about its position in the file
+            raise DferDeployError(
+                f"cannot write {path} ({error}); the previous state stays: free some space and give the same command "
+                "again"
+            ) from error
+
+
+def load_state(path: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str, Any]] | None:
+    """The state of a run and its tensors on the CPU; None where there is none.
+
+    Raises:
+        DferDeployError: the file is damaged, or it is of a run that differs in recipe or clips.
+    """
+    if not path.exists():
+        return None
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise DferDeployError(f"{path} is no training state of this version; begin anew with --fresh")
+    _check_identity(path, content["identity"], identity)
+    # Out of the mapped file: an optimiser keeps what it is given.
+    tensors = {name: _own_memory(content[name]) for name in content.keys() - {"format", "identity", "progress"}}
+    return Progress(**content["progress"]), tensors
+
+
+def load_result(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What a finished run wrote about itself; None where none has finished.
+
+    Raises:
+        DferDeployError: the file is damaged, or it is of a run that differs in recipe or clips.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["identity"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DferDeployError(f"{path} is not the result of a training; begin anew with --fresh") from error
+    _check_identity(path, found, identity)
+    return content  # type: ignore[no-any-return]
+
+
+def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if found == wanted:
+        return
+    known, asked = (_flat(identity["recipe"]) | _flat(identity["spec"]) for identity in (found, wanted))
+    different = [name for name in sorted(known.keys() | asked.keys()) if known.get(name) != asked.get(name)]
+    if different:
+        name, others = different[0], f" and {len(different) - 1} more" if len(different) > 1 else ""
+        what = f"{name}{others}: {known.get(name)!r} there, {asked.get(name)!r} here"
+    else:
+        what = "the lists name other clips or labels now"
+    raise DferDeployError(
+        f"{path} is of another run ({what}); choose another -o, or add --fresh to replace that run's files"
+    )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _own_memory(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _own_memory(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_own_memory(item) for item in value)
+    return value

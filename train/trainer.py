@@ -1,0 +1,188 @@
+"""Model, optimiser and schedule, and how a step is done: in parts, on several processes, in lower precision."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
+from dfer_deploy.specs import MAX_FRAMES, require
+from dfer_deploy.train.data import TrainingClips
+from dfer_deploy.train.distributed import Processes
+from dfer_deploy.train.optim_recipe import OptimRecipe
+from dfer_deploy.train.optimisation import build_optimizer, build_scheduler, rate_factor
+from dfer_deploy.train.state import Progress
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """What moves the weights. On a CPU all of it is determined by the recipe, bit for bit."""
+
+    def __init__(
+        self,
+        model: DferClip,
+        parts: Mapping[str, list[nn.Parameter]],
+        clips: TrainingClips,
+        recipe: OptimRecipe,
+        processes: Processes,
+    ) -> None:
+        """Prepares a training that has not begun.
+
+        Args:
+            model: with its starting weights, on the processes' device.
+            parts: its parameters that learn, by part; all others are frozen.
+            clips: what it learns from.
+            recipe: how.
+            processes: with whom; each computes its share of every step.
+
+        Raises:
+            DferDeployError: the device does not know the precision.
+        """
+        require(
+            recipe.precision != "fp16" or processes.device.type == "cuda",
+            'optim.precision is "fp16" and the device a CPU, expected "fp32" or "bf16" there; change it',
+        )
+        self.model, self.clips, self.recipe, self.processes = model, clips, recipe, processes
+        self.steps_per_epoch = -(-len(clips) // recipe.batch_size)
+        self.optimizer = build_optimizer(parts, recipe)
+        self.scheduler = build_scheduler(self.optimizer, recipe, self.steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
+        self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        model.requires_grad_(False)
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+        self.average = (
+            None
+            if recipe.ema_decay is None
+            else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))  # type: ignore[no-untyped-call]
+        )
+        if recipe.checkpoint_activations and parts.get("image_encoder"):
+            model.image_encoder.set_grad_checkpointing()
+        self.parallel: nn.Module = model
+        if processes.world > 1:
+            # Of gradients with dimensions of size 1, whose strides mean nothing.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            self.parallel = DistributedDataParallel(
+                model, [processes.device] if processes.device.type == "cuda" else None, broadcast_buffers=False
+            )
+
+    @property
+    def outcome(self) -> DferClip:
+        """The model to score and to write: the average of the weights where the recipe asks for one."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def rates(self, epoch: int) -> dict[str, float]:
+        """Learning rate of every part in the last step of an epoch."""
+        factor = rate_factor(epoch - 1 / self.steps_per_epoch, self.recipe)
+        return {group["name"]: group["initial_lr"] * factor for group in self.optimizer.param_groups}
+
+    def run_epoch(self, progress: Progress, after_step: Callable[[float], None]) -> None:
+        """The rest of the present epoch.
+
+        Args:
+            progress: where the epoch stands; kept up to date.
+            after_step: called after every step, when model and progress agree, with the step's mean loss.
+
+        Raises:
+            DferDeployError: the loss is not finite any more, or too many clips cannot be read.
+        """
+        self.model.train()
+        batches = self.clips.batches(
+            progress.epoch,
+            self.recipe.batch_size,
+            self.recipe.short_frames if progress.epoch <= self.recipe.short_epochs else MAX_FRAMES,
+            progress.step,
+            (self.processes.rank, self.processes.world),
+        )
+        for frames, labels in batches:
+            loss_sum, hits, seen = self.processes.sums(self._step(frames, labels))
+            if not math.isfinite(loss_sum):
+                raise DferDeployError(
+                    f"the loss became {loss_sum} in epoch {progress.epoch}; lower the learning rates or set "
+                    "optim.clip_norm"
+                )
+            progress.step += 1
+            progress.loss_sum += loss_sum
+            progress.hits += int(hits)
+            progress.seen += int(seen)
+            after_step(loss_sum / max(1.0, seen))
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything that a step depends on, besides the clips; see ``restore``."""
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.processes.device.type == "cuda" else [],
+        }
+
+    def restore(self, tensors: Mapping[str, Any]) -> None:
+        """Goes back to where ``tensors`` were taken."""
+        self.model.load_state_dict(tensors["model"])
+        if self.average is not None:
+            self.average.load_state_dict(tensors["average"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.scheduler.load_state_dict(tensors["scheduler"])
+        self.scaler.load_state_dict(tensors["scaler"])
+        torch.set_rng_state(tensors["random"])
+        if len(tensors["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(tensors["random_cuda"])
+
+    def _step(self, frames: Tensor, labels: Tensor) -> tuple[float, float, float]:
+        """One step of all processes on this one's share; gives its summed loss, right answers and clips."""
+        (clips,) = self.processes.sums([len(labels)])
+        own = len(labels)
+        if not own:
+            # The last batch may have fewer clips than there are processes; all of them must take part in the sums.
+            frames, labels = frames.new_zeros(1, *frames.shape[1:]), labels.new_zeros(1)
+        # The processes' gradients are averaged, but the loss is the mean over all clips of the joint batch.
+        scale = self.processes.world / clips if own else 0.0
+        parts = min(self.recipe.accumulate, len(labels))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.processes.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.processes.device)
+        self.optimizer.zero_grad()
+        for part, (images, truth) in enumerate(
+            zip(frames.tensor_split(parts), labels.tensor_split(parts), strict=True), 1
+        ):
+            with self._without_sums() if part < parts else contextlib.nullcontext():
+                loss, right = self._loss(images.to(self.processes.device), truth.to(self.processes.device))
+                self.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+            hits += right
+        if self.recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trainable, self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return (float(loss_sum), float(hits), float(own)) if own else (0.0, 0.0, 0.0)
+
+    def _loss(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss summed over the clips, and how many answers are right."""
+        dtype = _AUTOCAST.get(self.recipe.precision)
+        with torch.autocast(frames.device.type, dtype, enabled=dtype is not None):
+            logits = self.parallel(images_from_frames(frames)).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
+        return loss, (logits.detach().argmax(dim=1) == labels).sum()
+
+    def _without_sums(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients stay in this process for now."""
+        if isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()  # type: ignore[no-any-return,unused-ignore]
+        return contextlib.nullcontext()
