@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.limits import Limits
 from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.predictor import Float32, Predictor
-from dfer_deploy.verify import Limits
 
 
 @dataclass(frozen=True)

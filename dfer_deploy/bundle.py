@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from dfer_deploy.blocks import checked_blocks
 from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
@@ -115,6 +116,7 @@ class Manifest:
         parity: bounds measured at export, PyTorch against onnxruntime, rounded up to 1, 2 or 5 × 10ⁿ.
         tools: versions of what wrote the bundle.
         files: SHA-256 of every other file, by its path in the bundle.
+        keep_fp32: blocks whose matrix products are fp32 though the precision is fp16; see ``dfer_deploy.blocks``.
     """
 
     format: str
@@ -130,6 +132,20 @@ class Manifest:
     parity: dict[str, Any]
     tools: dict[str, Any]
     files: dict[str, Any]
+    keep_fp32: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            not self.keep_fp32 or self.precision == "fp16",
+            f"the blocks {', '.join(self.keep_fp32)} stay fp32 with the precision {self.precision}, expected fp16",
+        )
+        in_order = checked_blocks(self.keep_fp32, self.spec)
+        require(in_order == self.keep_fp32, f"keep_fp32 is {list(self.keep_fp32)}, expected {list(in_order)}")
+
+    @property
+    def precision_name(self) -> str:
+        """What to call it: ``fp32``, ``fp16``, or ``mixed`` where some blocks of an fp16 export are fp32."""
+        return "mixed" if self.keep_fp32 else self.precision
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("dfer_deploy.commands.serve:serve", "Serve a bundle with Triton on this machine."),
     "predict": ("dfer_deploy.commands.predict:predict", "Ask a bundle or a server about videos."),
     "verify": ("dfer_deploy.commands.verify:verify", "Prove that what is served is what was trained."),
+    "report": ("dfer_deploy.commands.report:report", "Show what verify found as one HTML file."),
     "bench": ("dfer_deploy.commands.bench:bench", "Measure throughput and latency with perf_analyzer."),
     "doctor": ("dfer_deploy.commands.doctor:doctor", "Say what this machine can do, and what a bundle needs."),
     "selftest": ("dfer_deploy.commands.selftest:selftest", "Let all runtimes answer alike; try a whole GPU machine."),
@@ -33,10 +34,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _EXTRAS = {
     "onnxruntime": "runtime",
+    "scipy": "runtime",
     "torch": "cpu",
     "open_clip": "cpu",
     "onnx": "cpu",
-    "matplotlib": "cpu",
+    "matplotlib": "report",
+    "jinja2": "report",
     "openai": "describe",
 }
 """The extra that brings each optional package."""

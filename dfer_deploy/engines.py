@@ -68,7 +68,7 @@ class EngineRecord:
         onnx: path of the graph in the bundle.
         onnx_sha256: of the graph that was built.
         profile: the smallest, the usual and the largest shape of each input.
-        precision: ``fp16`` or ``fp32``, read from the network.
+        precision: ``fp16``, ``fp32`` or, where the bundle keeps blocks in fp32, ``mixed``; read from the network.
         matrix_products: how many matrix products of the network have which type.
         seconds: that the build took.
     """

@@ -11,6 +11,8 @@ class ExitCode(IntEnum):
     DONE = 0
     GATE_FAILED = 1
     WRONG_INPUT = 2
+    UNDECIDED = 3
+    """Too few clips to tell; nothing failed."""
 
 
 class DferDeployError(Exception):

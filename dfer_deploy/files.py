@@ -92,9 +92,12 @@ def link_or_copy(source: Path, destination: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with sorted keys and a final newline, atomically. Every number must be finite."""
     with atomic_file(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """What ``write_json`` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,9 @@ SIDECAR_FORMAT = "dfer-deploy-engines/1"
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 MAX_FRAMES = 16
 DEFAULT_OPT_BATCH = 8
+
+_PRODUCTS_OF_A_LAYER = 8
+"""In a transformer layer: queries, keys, values, two of the attention, its output, two of the MLP."""
 
 _MATRIX_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
 
@@ -95,7 +98,7 @@ class Engine:
     Attributes:
         plan: the bytes of the plan file.
         precision: ``fp16`` if all matrix products but the one that gives the logits are HALF, ``fp32`` if all are
-            FLOAT.
+            FLOAT, ``mixed`` if they have the types that the bundle says for each block, and not all the same.
         matrix_products: how many of the network's matrix products have which type.
         layers: what the engine inspector says about the built layers (JSON), None without a GPU to load the plan.
         timing_cache: measured kernel times, for the next build on the same GPU, CUDA and TensorRT; None where the
@@ -116,6 +119,7 @@ def engine_from_onnx(
     options: BuildOptions,
     *,
     precision: str | None = None,
+    products: Sequence[str] | None = None,
     timing_cache: bytes | None = None,
     report: Report = lambda graph, phase, share: None,
 ) -> Engine:
@@ -128,6 +132,8 @@ def engine_from_onnx(
         options: for the builder.
         precision: what the graph is said to have, ``fp16`` or ``fp32``; held against the network before anything is
             built.
+        products: for a graph with blocks that stay fp32, in place of the precision: the type of every matrix product,
+            ``HALF`` or ``FLOAT``, in the network's order, which is that of the computation.
         timing_cache: of an earlier build on the same GPU, CUDA and TensorRT (empty bytes start one); None for no cache.
         report: is told how far the builder is.
 
@@ -150,7 +156,7 @@ def engine_from_onnx(
     if network.num_outputs == 0:
         # The parser takes bytes that are no model for an empty one.
         raise EngineError(f"{onnx} holds no graph; export the bundle again")
-    found, matrix_products = _precision(network, onnx, precision)
+    found, matrix_products = _precision(network, onnx, precision, products)
     config = _not_none(builder.create_builder_config(), "no configuration could be made", log)
     _configure(trt, config, options)
     _add_profile(builder, network, config, profiles, log)
@@ -245,20 +251,32 @@ def _parser_errors(parser: tensorrt.OnnxParser) -> str:
     )
 
 
-def _precision(network: tensorrt.INetworkDefinition, onnx: Path, expected: str | None) -> tuple[str, dict[str, int]]:
+def _precision(
+    network: tensorrt.INetworkDefinition, onnx: Path, expected: str | None, products: Sequence[str] | None
+) -> tuple[str, dict[str, int]]:
     """Reads the types of the network's matrix products; a graph with none but that of the logits fits any claim."""
     outputs = {network.get_output(index).name for index in range(network.num_outputs)}
-    inner, all_types = set(), Counter[str]()
+    inner, found = set[str](), list[str]()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name not in _MATRIX_PRODUCTS:
             continue
         dtype = layer.get_input(0).dtype.name
-        all_types[dtype] += 1
+        found.append(dtype)
         # The product with the class texts gives the logits; it is fp32 in either precision.
         if layer.get_output(0).name not in outputs:
             inner.add(dtype)
+    all_types = Counter(found)
     precision = {("HALF",): "fp16", ("FLOAT",): "fp32", (): "fp32"}.get(tuple(sorted(inner)))
+    if products is not None:
+        if found != list(products):
+            place = next((i for i, (a, b) in enumerate(zip(found, products, strict=False)) if a != b), len(found))
+            raise EngineError(
+                f"the matrix products of {onnx} have the types {dict(sorted(all_types.items()))}, the manifest's "
+                f"blocks in fp32 mean {dict(sorted(Counter(products).items()))}, and product {place + 1} is the first "
+                "that differs; export the bundle again"
+            )
+        return precision or "mixed", dict(sorted(all_types.items()))
     if precision is None or (inner and expected not in (None, precision)):
         raise EngineError(
             f"the matrix products of {onnx} have the types {dict(sorted(all_types.items()))}, expected "
@@ -425,6 +443,7 @@ def build_bundle(
             profiles,
             options,
             precision=manifest["precision"],
+            products=_products(manifest, graph),
             timing_cache=None if cache is None else cache.read_bytes() if cache.exists() else b"",
             report=report,
         )
@@ -474,6 +493,21 @@ def _profiles(manifest: Mapping[str, Any], opt_batch: int | None) -> dict[str, d
             ("temporal_head", "frame_features", (clip["embed_dim"],)),
         )
     }
+
+
+def _products(manifest: Mapping[str, Any], graph: str) -> list[str] | None:
+    """The types of a graph's matrix products where the bundle says that some blocks stay fp32, else None."""
+    kept = manifest.get("keep_fp32", [])
+    if not kept:
+        return None
+    if graph == f"{manifest['name']}_image_encoder":
+        layers = range(manifest["spec"]["clip"]["vision"]["layers"])
+        blocks = [("patch_embedding", 1), *((f"encoder.{i}", _PRODUCTS_OF_A_LAYER) for i in layers), ("projection", 1)]
+        logits = []
+    else:
+        blocks = [(f"head.{i}", _PRODUCTS_OF_A_LAYER) for i in range(manifest["spec"]["temporal"]["depth"])]
+        logits = ["FLOAT"]
+    return ["FLOAT" if block in kept else "HALF" for block, count in blocks for _ in range(count)] + logits
 
 
 def _recorded(sidecar: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:

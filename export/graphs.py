@@ -2,12 +2,14 @@
 
 Each graph is a module of its own that computes what ``DferClip`` computes, written with the fewest operators that the
 mathematics needs, and with its precision in the open: matrix products, their weights and CLIP's activation in fp32 or
-fp16; the residual streams, LayerNorm, the temporal GELU, normalisation and logits always in fp32. TensorRT 11 takes
-precision from the graph alone.
+fp16, chosen for each block (``dfer_deploy.blocks``); the residual streams, LayerNorm, the temporal GELU, normalisation
+and logits always in fp32. TensorRT 11 takes precision from the graph alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,13 +24,21 @@ from dfer_deploy.specs import Precision
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A part of a graph whose matrix products have one type; see ``dfer_deploy.blocks`` for the names."""
+
+    name: str
+    dtype: torch.dtype
+
+
 class _Linear(nn.Module):
     """x @ W + b in the graph's precision; the weight is stored as [in, out], so that no transpose is left."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, place: _Place) -> None:
         super().__init__()
-        self.weight = _constant(weight.T, dtype)
-        self.bias = None if bias is None else _constant(bias, dtype)
+        self.weight = _constant(weight.T, place.dtype, place.name)
+        self.bias = None if bias is None else _constant(bias, place.dtype, place.name)
 
     def forward(self, x: Tensor) -> Tensor:
         product = x.to(self.weight.dtype) @ self.weight
@@ -51,19 +61,17 @@ class _LayerNorm(nn.Module):
 class _Attention(nn.Module):
     """Self-attention over [N, S, W] with the scale folded into the query projection."""
 
-    def __init__(
-        self, qkv_weight: Tensor, qkv_bias: Tensor | None, out: nn.Linear, heads: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, qkv_weight: Tensor, qkv_bias: Tensor | None, out: nn.Linear, heads: int, place: _Place) -> None:
         super().__init__()
         self.heads = heads
         self.head_width = qkv_weight.shape[0] // (3 * heads)
         scale = self.head_width**-0.5
         weights = qkv_weight.chunk(3)
         biases = (None, None, None) if qkv_bias is None else qkv_bias.chunk(3)
-        self.query = _Linear(weights[0] * scale, None if biases[0] is None else biases[0] * scale, dtype)
-        self.key = _Linear(weights[1], biases[1], dtype)
-        self.value = _Linear(weights[2], biases[2], dtype)
-        self.out = _Linear(out.weight, out.bias, dtype)
+        self.query = _Linear(weights[0] * scale, None if biases[0] is None else biases[0] * scale, place)
+        self.key = _Linear(weights[1], biases[1], place)
+        self.value = _Linear(weights[2], biases[2], place)
+        self.out = _Linear(out.weight, out.bias, place)
 
     def forward(self, x: Tensor) -> Tensor:
         # x is cast once for the three products.
@@ -81,18 +89,18 @@ class _Attention(nn.Module):
 class _VisionBlock(nn.Module):
     """A residual attention block of CLIP's vision transformer; the residual stream is fp32."""
 
-    def __init__(self, block: nn.Module, heads: int, quick_gelu: bool, dtype: torch.dtype) -> None:
+    def __init__(self, block: nn.Module, heads: int, quick_gelu: bool, place: _Place) -> None:
         super().__init__()
         self.quick_gelu = quick_gelu
         self.ln_1 = _LayerNorm(block.ln_1)  # type: ignore[arg-type]
         attention = cast(nn.MultiheadAttention, block.attn)
-        self.attention = _Attention(attention.in_proj_weight, attention.in_proj_bias, attention.out_proj, heads, dtype)
+        self.attention = _Attention(attention.in_proj_weight, attention.in_proj_bias, attention.out_proj, heads, place)
         self.ln_2 = _LayerNorm(block.ln_2)  # type: ignore[arg-type]
         fully_connected, projection = (
             cast(nn.Linear, block.get_submodule(f"mlp.{name}")) for name in ("c_fc", "c_proj")
         )
-        self.mlp_in = _Linear(fully_connected.weight, fully_connected.bias, dtype)
-        self.mlp_out = _Linear(projection.weight, projection.bias, dtype)
+        self.mlp_in = _Linear(fully_connected.weight, fully_connected.bias, place)
+        self.mlp_out = _Linear(projection.weight, projection.bias, place)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.ln_1(x)).float()
@@ -108,24 +116,27 @@ class ImageEncoderGraph(nn.Module):
     the frames in the layout in which they come.
     """
 
-    def __init__(self, model: DferClip, precision: Precision) -> None:
+    def __init__(self, model: DferClip, precision: Precision, keep_fp32: Collection[str] = ()) -> None:
         super().__init__()
-        dtype = _DTYPES[precision]
         vision, encoder = model.spec.clip.vision, model.image_encoder
         self.patch_size = vision.patch_size
         self.grid = vision.image_size // vision.patch_size
         conv1 = encoder.conv1.weight  # [width, 3, patch, patch]
-        self.patch_embedding = _Linear(conv1.permute(0, 2, 3, 1).flatten(1), None, dtype)
+        self.patch_embedding = _Linear(
+            conv1.permute(0, 2, 3, 1).flatten(1), None, _place("patch_embedding", precision, keep_fp32)
+        )
         positions = encoder.positional_embedding
         self.class_token = _constant((encoder.class_embedding + positions[0])[None, None], torch.float32)
         self.positions = _constant(positions[1:], torch.float32)
         self.ln_pre = _LayerNorm(encoder.ln_pre)
         self.blocks = nn.ModuleList(
-            _VisionBlock(block, vision.heads, model.spec.clip.quick_gelu, dtype)
-            for block in encoder.transformer.resblocks
+            _VisionBlock(
+                block, vision.heads, model.spec.clip.quick_gelu, _place(f"encoder.{index}", precision, keep_fp32)
+            )
+            for index, block in enumerate(encoder.transformer.resblocks)
         )
         self.ln_post = _LayerNorm(encoder.ln_post)
-        self.projection = _Linear(encoder.proj.T, None, dtype)
+        self.projection = _Linear(encoder.proj.T, None, _place("projection", precision, keep_fp32))
 
     def forward(self, frames: Tensor) -> Tensor:
         batch, time = frames.shape[:2]
@@ -143,14 +154,14 @@ class ImageEncoderGraph(nn.Module):
 class _TemporalBlock(nn.Module):
     """A block of the temporal transformer; the residual stream is fp32."""
 
-    def __init__(self, block: TemporalBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: TemporalBlock, place: _Place) -> None:
         super().__init__()
         attention = block.attention
         self.norm_attention = _LayerNorm(block.norm_attention)
-        self.attention = _Attention(attention.to_qkv.weight, None, attention.to_out, attention.heads, dtype)
+        self.attention = _Attention(attention.to_qkv.weight, None, attention.to_out, attention.heads, place)
         self.norm_mlp = _LayerNorm(block.norm_mlp)
-        self.mlp_in = _Linear(block.mlp_in.weight, block.mlp_in.bias, dtype)
-        self.mlp_out = _Linear(block.mlp_out.weight, block.mlp_out.bias, dtype)
+        self.mlp_in = _Linear(block.mlp_in.weight, block.mlp_in.bias, place)
+        self.mlp_out = _Linear(block.mlp_out.weight, block.mlp_out.bias, place)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_attention(x)).float()
@@ -167,16 +178,18 @@ class TemporalHeadGraph(nn.Module):
     feature as it is, not normalised.
     """
 
-    def __init__(self, model: DferClip, precision: Precision) -> None:
+    def __init__(self, model: DferClip, precision: Precision, keep_fp32: Collection[str] = ()) -> None:
         super().__init__()
-        dtype = _DTYPES[precision]
         temporal = model.temporal_net
         self.has_transformer = isinstance(temporal, TemporalTransformer)
         if isinstance(temporal, TemporalTransformer):
             positions = temporal.pos_embedding
             self.class_token = _constant(temporal.cls_token + positions[:, :1], torch.float32)
             self.positions = _constant(positions[:, 1:], torch.float32)
-            self.blocks = nn.ModuleList(_TemporalBlock(cast(TemporalBlock, b), dtype) for b in temporal.blocks)
+            self.blocks = nn.ModuleList(
+                _TemporalBlock(cast(TemporalBlock, block), _place(f"head.{index}", precision, keep_fp32))
+                for index, block in enumerate(temporal.blocks)
+            )
         head = model.head
         classifier = model.encode_text().T / model.spec.temperature if head is None else head.weight.T  # [L, C]
         self.classifier = _constant(classifier, torch.float32)
@@ -199,10 +212,37 @@ class TemporalHeadGraph(nn.Module):
         return logits, torch.softmax(logits, dim=-1)
 
 
-def _constant(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+def blocks_beyond_fp16(model: DferClip) -> tuple[str, ...]:
+    """The blocks with a weight that fp16 cannot hold, so that they are fp32 or nothing."""
+    encoder, head = ImageEncoderGraph(model, "fp32"), TemporalHeadGraph(model, "fp32")
+    blocks: dict[str, nn.Module] = {"patch_embedding": encoder.patch_embedding}
+    blocks |= {f"encoder.{index}": block for index, block in enumerate(encoder.blocks)}
+    blocks |= {"projection": encoder.projection}
+    if head.has_transformer:
+        blocks |= {f"head.{index}": block for index, block in enumerate(head.blocks)}
+    return tuple(
+        name
+        for name, block in blocks.items()
+        if not all(
+            torch.isfinite(weight.to(torch.float16)).all()
+            for linear in block.modules()
+            if isinstance(linear, _Linear)
+            for weight in linear.parameters()
+        )
+    )
+
+
+def _place(name: str, precision: Precision, keep_fp32: Collection[str]) -> _Place:
+    return _Place(name, torch.float32 if name in keep_fp32 else _DTYPES[precision])
+
+
+def _constant(tensor: Tensor, dtype: torch.dtype, block: str = "") -> nn.Parameter:
     value = tensor.detach().to(dtype).contiguous()
+    if not torch.isfinite(tensor).all():
+        raise DferDeployError(f"a weight of shape {list(tensor.shape)} is NaN or infinite; train it again")
     if not torch.isfinite(value).all():
-        kind = "NaN or infinite" if not torch.isfinite(tensor).all() else f"too large for {dtype}"
-        advice = "train it again" if not torch.isfinite(tensor).all() else "export with --precision fp32"
-        raise DferDeployError(f"a weight of shape {list(tensor.shape)} is {kind}; {advice}")
+        raise DferDeployError(
+            f"a weight of {block}, of shape {list(tensor.shape)}, is too large for {dtype}; export with "
+            f"--keep-fp32 {block} or --precision fp32"
+        )
     return nn.Parameter(value, requires_grad=False)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dfer_deploy import __version__
+from dfer_deploy.blocks import checked_blocks
 from dfer_deploy.bundle import (
     MANIFEST_FORMAT,
     MANIFEST_NAME,
@@ -32,7 +33,7 @@ from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
-from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision, PromptPosition, contract_for
+from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision, PromptPosition, contract_for, require
 from dfer_deploy.triton_models import container_files
 
 _TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -45,10 +46,12 @@ class ExportOptions:
     Attributes:
         target: which server the model repository is for.
         serving: how the server runs the models.
-        precision: of the matrix products; None for fp16 on the target tensorrt, fp32 elsewhere.
+        precision: of the matrix products; None for fp16 on the target tensorrt and where blocks are kept in fp32, fp32
+            elsewhere.
         name: prefix of the Triton model names.
         prompt_position: where the contexts stand, for reference checkpoints; None for the released default.
         class_names: for reference checkpoints; None for the released names.
+        keep_fp32: blocks whose matrix products stay fp32 in an fp16 export; see ``dfer_deploy.blocks``.
     """
 
     target: Target
@@ -57,9 +60,14 @@ class ExportOptions:
     name: str = "dfer"
     prompt_position: PromptPosition | None = None
     class_names: tuple[str, ...] | None = None
+    keep_fp32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
+        require(
+            not self.keep_fp32 or self.precision != "fp32",
+            f"{', '.join(self.keep_fp32)} shall stay fp32, but in the precision fp32 all blocks do; leave one away",
+        )
 
 
 def export_bundle(
@@ -125,11 +133,13 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
     ):
         with step(f"export {spec.name}.onnx") as notes:
             with torch.inference_mode():
-                module = graph(model, plan.precision)
+                module = graph(model, plan.precision, plan.keep_fp32)
             onnx_from_graph(module, spec, path)
             notes.append(f"{path.stat().st_size / 1e6:.1f} MB")
     with step("compare onnxruntime with PyTorch") as notes:
-        parity = measure_parity(model, bundle.image_encoder_onnx, bundle.temporal_head_onnx, plan.precision)
+        parity = measure_parity(
+            model, bundle.image_encoder_onnx, bundle.temporal_head_onnx, plan.precision, plan.keep_fp32
+        )
         notes.append(f"logits within {parity['logit_error']:g}")
     with step(f"write the Triton model repository for the target {plan.target}"):
         write_model_repository(
@@ -169,7 +179,8 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
         version=1,
         spec=checkpoint.spec,
         target=options.target,
-        precision=options.precision or ("fp16" if options.target == "tensorrt" else "fp32"),
+        precision=options.precision or ("fp16" if options.target == "tensorrt" or options.keep_fp32 else "fp32"),
+        keep_fp32=checked_blocks(options.keep_fp32, checkpoint.spec),
         serving=options.serving,
         checkpoint=CheckpointRecord(sha256_of_file(checkpoint.path), checkpoint.format, checkpoint.best_acc),
         frame_interval_s=checkpoint.frame_interval_s,

@@ -48,6 +48,24 @@ def tiny_model(seed: int = 0, **changes: Any) -> DferClip:
     return DferClip(tiny_spec(**changes)).eval()
 
 
+def overflow_in_fp16(model: DferClip, *blocks: str) -> DferClip:
+    """Scales the values of blocks' attention up and their output down: the same function, but not in fp16."""
+    with torch.no_grad():
+        for name in blocks:
+            part, index = name.split(".")
+            if part == "encoder":
+                attention = model.image_encoder.transformer.resblocks[int(index)].attn
+                width = attention.in_proj_weight.shape[1]
+                attention.in_proj_weight[2 * width :] *= 1e5
+                attention.in_proj_bias[2 * width :] *= 1e5
+                attention.out_proj.weight /= 1e5
+            else:
+                attention = model.temporal_net.blocks[int(index)].attention
+                attention.to_qkv.weight[2 * attention.to_qkv.weight.shape[0] // 3 :] *= 1e5
+                attention.to_out.weight /= 1e5
+    return model
+
+
 def clips_of(count: int, size: int = 32, frames: int = 16, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Clips of coloured squares that move: uint8 [count, frames, size, size, 3]."""
     rng = np.random.default_rng(seed)

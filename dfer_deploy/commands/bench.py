@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import BenchResult, LoadTarget, ratio, spread
+from dfer_deploy.bench import BenchResult, LoadTarget, machine, ratio, spread
 from dfer_deploy.bench import bench as run_bench
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
@@ -19,8 +19,11 @@ from dfer_deploy.commands.proposal import propose_serving
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, step, table
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
+from dfer_deploy.policy import BenchPolicy, policy_from_toml
+from dfer_deploy.regression import Comparison, check_comparable, compare, read_bench
+from dfer_deploy.resources import measured_resources, memory_is_measured
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import triton_environment
 
@@ -70,8 +73,23 @@ def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tu
     type=click.FloatRange(0, min_open=True),
     help="With --propose: the largest 99th percentile of the latency that is allowed.",
 )
+@click.option(
+    "--compare",
+    "older_file",
+    metavar="OLD.json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Exit with 1 if a contestant is slower than in this older --json FILE, by more than both runs wavered.",
+)
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="Exit with 1 beyond the limits of [bench] in this file.",
+)
 @json_option
+@click.pass_context
 def bench(
+    ctx: click.Context,
     bundle: Path,
     url: str | None,
     checkpoint: Path | None,
@@ -83,6 +101,8 @@ def bench(
     clip_path: Path | None,
     propose: bool,
     p99_ms: float | None,
+    older_file: Path | None,
+    policy_file: Path | None,
     json_file: Path | None,
 ) -> None:
     """Measure throughput and latency of BUNDLE served, with the real perf_analyzer.
@@ -95,8 +115,10 @@ def bench(
     size = opened.spec.clip.vision.image_size
     clips = clip_from_path(clip_path, size)[np.newaxis] if clip_path else drawn_clips(2, size)
     if propose:
-        if url or checkpoint or chosen:
-            raise click.UsageError("--propose starts servers of its own; leave away --url, --checkpoint and --runtime")
+        if url or checkpoint or chosen or older_file or policy_file:
+            raise click.UsageError(
+                "--propose starts servers of its own; leave away --url, --checkpoint, --runtime, --compare and --policy"
+            )
         propose_serving(
             opened,
             clips,
@@ -110,7 +132,14 @@ def bench(
         return
     if p99_ms is not None:
         raise click.UsageError("--p99-ms is the budget of a proposal; add --propose")
+    older = read_bench(older_file) if older_file else None
+    if older:
+        check_comparable(older, machine=machine(), rounds=rounds)
     contestants = choose_contestants(opened, chosen, url=url)
+    limits: BenchPolicy | None = policy_from_toml(policy_file).bench if policy_file else None
+    if limits:
+        limits.check_measurable(served=contestants.served, memory=memory_is_measured(opened, url))
+        concurrencies = tuple(sorted({*concurrencies, limits.concurrency}))
     if not contestants.runtimes and checkpoint is None:
         raise DferDeployError("bench compares with what runs in this process; add --runtime onnxruntime-cpu")
     with ExitStack() as stack:
@@ -128,11 +157,24 @@ def bench(
             stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
             server = LoadTarget(triton_environment(), address, opened.manifest.name)
         result = run_bench(server, predictors, clips, concurrencies, rounds=rounds, requests=requests)
+        resources = measured_resources(opened, served_here=server is not None and memory_is_measured(opened, url))
     _print(result)
     for what, reason in contestants.left_out.items():
         stdout.print(f"not measured: {what}, since {reason}", markup=False)
+    comparison = compare(older, result) if older else None
+    failures = limits.failures(result, size_mb=resources.size_mb, memory_mb=resources.memory_mb) if limits else []
     if json_file:
-        write_json(json_file, dataclasses.asdict(result) | {"left_out": contestants.left_out})
+        compared = {"comparison": dataclasses.asdict(comparison)} if comparison else {}
+        content = dataclasses.asdict(result) | dataclasses.asdict(resources) | {"left_out": contestants.left_out}
+        write_json(json_file, content | compared | {"policy_failures": failures})
+    if comparison:
+        _print_comparison(comparison, str(older_file))
+    for failure in failures:
+        stdout.print(f"failed: {failure}", markup=False)
+    if limits and not failures:
+        stdout.print(f"within the limits of {policy_file}", markup=False)
+    if failures or (comparison and comparison.regressed):
+        ctx.exit(ExitCode.GATE_FAILED)
 
 
 def _print(result: BenchResult) -> None:
@@ -156,3 +198,18 @@ def _print(result: BenchResult) -> None:
     )
     measured = f"; {result.requests} requests in each of perf_analyzer's measurements" if result.served else ""
     stdout.print(f"{result.machine}{measured}", markup=False)
+
+
+def _print_comparison(comparison: Comparison, older: str) -> None:
+    rows = [
+        (change.name, change.throughput, change.against_first or "", "slower" if change.has_regressed else "no slower")
+        for change in comparison.contestants
+    ]
+    first = comparison.contestants[0]
+    table(f"against {older}", ("", "clips/s", f"ratio to {first.name}", "verdict"), rows)
+    if comparison.not_compared:
+        stdout.print(f"in one of the runs only: {', '.join(comparison.not_compared)}", markup=False)
+    if first.has_regressed:
+        stdout.print(
+            f"{first.name} itself is slower, or the machine is: measure again before you believe it", markup=False
+        )

@@ -41,14 +41,14 @@ def demo(ctx: click.Context, root: Path) -> None:
     checkpoint, video = model / "last.pt", root / "video.mp4"
     seconds: dict[str, float] = {}
 
-    def run(*words: object) -> None:
+    def run(*words: object, accepted: Sequence[int] = (ExitCode.DONE,)) -> None:
         command = [str(word) for word in words]
         stdout.print(f"\n[bold]$ dfer-deploy {escape(shlex.join(command))}[/]")
         start = time.perf_counter()
         group: Any = ctx.find_root().command
         status = group.main(command, prog_name="dfer-deploy", standalone_mode=False)
         seconds[command[0]] = time.perf_counter() - start
-        if isinstance(status, int) and status != ExitCode.DONE:
+        if isinstance(status, int) and status not in accepted:
             ctx.exit(status)
 
     triton_environment()  # a machine that cannot run the server is told so before the minutes of work
@@ -68,7 +68,8 @@ def demo(ctx: click.Context, root: Path) -> None:
         url = ("--url", endpoints.grpc_url)
         verification, measurement, answer = root / "verify.json", root / "bench.json", root / "predict.json"
         data = ("--checkpoint", checkpoint, "--data", faces / "test.txt")
-        run("verify", bundle, *url, *data, "--json", verification)
+        # 420 drawn clips show that nothing is broken; they are too few to prove half a point.
+        run("verify", bundle, *url, *data, "--json", verification, accepted=(ExitCode.DONE, ExitCode.UNDECIDED))
         run("bench", bundle, *url, "--checkpoint", checkpoint, "--rounds", 3, "--json", measurement)
         run("predict", *url, video, "--json", answer)
     _summary(seconds, *(json.loads(path.read_text(encoding="utf-8")) for path in (verification, measurement, answer)))
@@ -113,7 +114,8 @@ def _summary(
         "train": f"UAR {truth['uar']:.1f} %, WAR {truth['war']:.1f} % on unseen drawn identities",
         "export": "two ONNX graphs and a Triton repository",
         "verify": f"{verification['clips']} clips served: {len(served['flips'])} flips, "
-        f"UAR {served['uar']:.1f} %, largest logit difference {served['max_logit_difference']:.1g}",
+        f"UAR {served['uar']:.1f} %, largest logit difference {served['max_logit_difference']:.1g}, "
+        f"±{served['equivalence']['margin']:g} points {served['equivalence']['verdict']}",
         "bench": f"{throughput(best)} served ({best['concurrency']} in flight), "
         + ", ".join(f"{throughput(c)} {c['name']}" for c in measurement["in_process"]),
         "predict": f"{Path(result['input']).name}: {result['expression']} "

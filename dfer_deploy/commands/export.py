@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dfer_deploy.bundle import TARGETS, ServingOptions, Target, is_bundle, open_bundle
-from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
+from dfer_deploy.blocks import encoder_blocks, head_blocks
+from dfer_deploy.bundle import TARGETS, Manifest, ServingOptions, Target, is_bundle, open_bundle
+from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
 from dfer_deploy.files import write_json
-from dfer_deploy.specs import Precision, PromptPosition
+from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 
 
 @click.command()
@@ -33,6 +35,12 @@ from dfer_deploy.specs import Precision, PromptPosition
     type=click.Choice(typing.get_args(Precision)),
     help="Of weights and matrix products.  [default: fp16 for the target tensorrt, else fp32]",
 )
+@click.option(
+    "--keep-fp32",
+    callback=names_of,
+    metavar="BLOCK,…",
+    help="Blocks of an fp16 export that stay fp32, such as encoder.0,projection; verify --bisect finds them.",
+)
 @prompt_position_option
 @class_names_option
 @click.option("--name", default="dfer", show_default=True, help="Prefix of the Triton model names.")
@@ -45,6 +53,7 @@ def export(
     output: Path | None,
     target: Target | None,
     precision: Precision | None,
+    keep_fp32: tuple[str, ...] | None,
     prompt_position: PromptPosition | None,
     class_names: tuple[str, ...] | None,
     name: str,
@@ -65,7 +74,9 @@ def export(
         usual = open_bundle(output, check_files=False).manifest.serving
     else:
         usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
-    options = ExportOptions(target, replace(usual, **serving), precision, name, prompt_position, class_names)
+    options = ExportOptions(
+        target, replace(usual, **serving), precision, name, prompt_position, class_names, keep_fp32 or ()
+    )
     bundle, written = export_bundle(checkpoint, output, options, force=force, add_version=add_version)
     if not written:
         stdout.print(f"{output} is up to date: same checkpoint, options and tools; nothing was done", markup=False)
@@ -74,8 +85,8 @@ def export(
     sizes = {path: path.stat().st_size / 1e6 for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)}
     errors = (f"{parity['relative_feature_error']:g} of a feature", f"{parity['head_logit_error']:g} logit")
     rows: list[tuple[str, ...]] = [
-        (str(path.relative_to(output)), manifest.precision, f"{size:.1f} MB", f"≤ {error}")
-        for (path, size), error in zip(sizes.items(), errors, strict=True)
+        (str(path.relative_to(output)), _precision(manifest, blocks), f"{size:.1f} MB", f"≤ {error}")
+        for (path, size), error, blocks in zip(sizes.items(), errors, (encoder_blocks, head_blocks), strict=True)
     ]
     rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
     table(str(output), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
@@ -87,3 +98,9 @@ def export(
     stdout.print(f"  dfer-deploy verify {output} --checkpoint {checkpoint} --data LIST", markup=False)
     if json_file:
         write_json(json_file, {"bundle": str(output), "written": written, "parity": manifest.parity})
+
+
+def _precision(manifest: Manifest, blocks: Callable[[ModelSpec], tuple[str, ...]]) -> str:
+    """Of one graph, with its blocks that stay fp32."""
+    kept = [name for name in blocks(manifest.spec) if name in manifest.keep_fp32]
+    return f"{manifest.precision}, in fp32: {', '.join(kept)}" if kept else manifest.precision

@@ -9,7 +9,8 @@ import click
 from dfer_deploy.specs import PROMPT_POSITIONS
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+def names_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Click's callback for a list of names with commas between them."""
     return tuple(name.strip() for name in value.split(",")) if value else None
 
 
@@ -25,7 +26,7 @@ prompt_position_option = click.option(
 
 class_names_option = click.option(
     "--class-names",
-    callback=_names,
+    callback=names_of,
     metavar="A,B,…",
     help="Class names in the order of the logits, which a reference checkpoint does not say.",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,24 @@ import click
 
 from dfer_deploy.baseline import PredictorTruth, Truth, load_baseline
 from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
+from dfer_deploy.commands.localisation import bisected, localised
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
-from dfer_deploy.console import stdout, step, table, warn
+from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
+from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
+from dfer_deploy.limits import LIMITS
+from dfer_deploy.policy import Policy, policy_from_toml
+from dfer_deploy.pool import answers_from_json
+from dfer_deploy.provenance import provenance
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
-from dfer_deploy.specs import PROMPT_POSITIONS
+from dfer_deploy.specs import PROMPT_POSITIONS, ModelSpec
 from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.verify import LIMITS, Verification
+from dfer_deploy.verify import Verification
 from dfer_deploy.verify import verify as run_verification
 
 if TYPE_CHECKING:
@@ -34,20 +42,63 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with this checkpoint in PyTorch.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Compare with answers that PyTorch gave elsewhere.")
 @click.option("--save-baseline", type=click.Path(path_type=Path), help="Save PyTorch's answers for --baseline.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Annotation list with labelled clips.")
+@click.option(
+    "--data",
+    "lists",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Annotation list with labelled clips; repeatable.",
+)
 @data_root_option
-@click.option("--url", help="Verify this server (grpc://… or http://…) instead of starting one.")
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    help="Verify this server (grpc://… or http://…) instead of starting one; once for each protocol.",
+)
 @click.option("--in-process", is_flag=True, help="Leave the server away: only what runs in this process.")
 @runtime_option
 @host_code_option
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Clips in one request.")
 @click.option("--max-logit-error", type=float, help="Instead of the precision's limit (fp32 0.01, fp16 2.5).")
-@click.option("--max-points", type=float, default=0.5, show_default=True, help="Accepted difference of UAR and WAR.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, min_open=True),
+    help="Points by which UAR and WAR may differ, fixed before you look.  [default: 0.5]",
+)
+@click.option(
+    "--group-by",
+    metavar="REGEX",
+    help="What the first group matches in a clip's listed path is its source (a film, a person); clips of one source "
+    "do not count as independent.",
+)
+@click.option(
+    "--pool",
+    "pool_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Decide about the clips of this earlier --json FILE too, for example of another fold; repeatable.",
+)
+@click.option(
+    "--policy", "policy_file", type=click.Path(path_type=Path), help="Take the limits from [verify] of this TOML file."
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write an HTML page that shows everything.",
+)
 @click.option(
     "--own-test-list/--other-list",
     default=None,
     help="Whether LIST is the one on which a reference checkpoint's best_acc was measured; by default this is taken "
     "to be so if best_acc is a whole number of hits out of its clips.",
+)
+@click.option(
+    "--bisect",
+    is_flag=True,
+    help="Find out which blocks must stay fp32 in an fp16 export for these limits to hold, and print its command.",
 )
 @json_option
 @click.pass_context
@@ -57,35 +108,54 @@ def verify(
     checkpoint: Path | None,
     baseline: Path | None,
     save_baseline: Path | None,
-    data: Path,
+    lists: tuple[Path, ...],
     data_root: str | None,
-    url: str | None,
+    urls: tuple[str, ...],
     in_process: bool,
     chosen: tuple[str, ...],
     allow_host_code: bool,
     batch_size: int,
     max_logit_error: float | None,
-    max_points: float,
+    margin: float | None,
+    group_by: str | None,
+    pool_files: tuple[Path, ...],
+    policy_file: Path | None,
+    report_file: Path | None,
     own_test_list: bool | None,
+    bisect: bool,
     json_file: Path | None,
 ) -> None:
     """Prove on labelled clips that BUNDLE answers like its checkpoint: in process and served.
 
     In process are onnxruntime, with CUDA where it can, and the TensorRT engines where they are built and run here.
-    Exits with 0 if all that was compared does and with 1 if it does not.
+    A server is asked over gRPC and over HTTP. Exits with 0 if all that was compared answers alike and its UAR and WAR
+    are equivalent, with 1 if something failed, and with 3 if nothing did but there are too few clips to tell.
     """
     if (checkpoint is None) == (baseline is None):
         raise click.UsageError("give either --checkpoint CKPT or --baseline FILE")
-    if url and in_process:
+    if urls and in_process:
         raise click.UsageError("--url names a server and --in-process leaves it away; choose one")
     if save_baseline and baseline:
         raise click.UsageError("--save-baseline saves PyTorch's answers and needs --checkpoint")
+    if bisect and checkpoint is None:
+        raise click.UsageError("--bisect exports the checkpoint again and needs --checkpoint")
+    if report_file:
+        # Before the minutes of work: a package that it needs may be missing.
+        from dfer_deploy.report.page import write_report
     opened = open_bundle(bundle)
-    contestants = choose_contestants(opened, chosen, url=url, in_process=in_process)
+    contestants = choose_contestants(opened, chosen, url=urls[0] if urls else None, in_process=in_process)
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
-    limits = replace(default, points=max_points, logits=default.logits if max_logit_error is None else max_logit_error)
-    clips = LabelledClips.from_list(data, spec.prompts.num_classes, spec.clip.vision.image_size, data_root)
+    policy = policy_from_toml(policy_file) if policy_file else Policy()
+    limits = policy.verify.limits(default)
+    limits = replace(
+        limits,
+        points=limits.points if margin is None else margin,
+        logits=limits.logits if max_logit_error is None else max_logit_error,
+    )
+    pool = [answers_from_json(path) for path in pool_files]
+    clips = _labelled(lists, spec, data_root)
+    groups = _groups(group_by, clips.annotations) if group_by else None
     torch_predictor: TorchPredictor | None = None
     with ExitStack() as stack:
         truth: Truth
@@ -102,12 +172,17 @@ def verify(
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
         on_the_cpu = [p.name for r, p in zip(contestants.runtimes, predictors, strict=True) if r == "onnxruntime-cpu"]
         if contestants.served:
-            address = url or stack.enter_context(served_bundle(opened)).grpc_url
-            client = stack.enter_context(TritonPredictor(address, opened.contract))
-            _check_labels(client, spec.prompts.class_names)
-            predictors.append(client)
-            if opened.manifest.target == "embedded":
-                on_the_cpu.append(client.name)
+            if not urls:
+                endpoints = stack.enter_context(served_bundle(opened))
+                urls = endpoints.grpc_url, endpoints.http_url
+            for url in urls:
+                client = stack.enter_context(TritonPredictor(url, opened.contract))
+                _check_labels(client, spec.prompts.class_names)
+                if client.name in {predictor.name for predictor in predictors}:
+                    raise DferDeployError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
+                predictors.append(client)
+                if opened.manifest.target == "embedded":
+                    on_the_cpu.append(client.name)
         result = run_verification(
             spec,
             truth,
@@ -117,18 +192,70 @@ def verify(
             same_graphs=on_the_cpu,
             batch_size=batch_size,
             baseline_file=save_baseline,
+            groups=groups,
+            pool=pool,
         )
     reading = _reading(opened, torch_predictor, result, own_test_list)
-    passed = not result.failures and (reading is None or reading.passed)
-    _print(result, reading, passed)
+    print_verification(result, spec.prompts.class_names, reading)
+    found: dict[str, Any] = {}
+    if checkpoint is not None and torch_predictor is not None:
+        if any(comparison.failures for comparison in result.comparisons):
+            found["localisation"] = localised(opened, torch_predictor.model, clips, result)
+        if bisect:
+            half = policy.verify.limits(LIMITS["fp16"])
+            half = replace(
+                half, points=limits.points, logits=half.logits if max_logit_error is None else max_logit_error
+            )
+            found["bisection"] = bisected(
+                opened, checkpoint, torch_predictor.model, clips, result, half, groups, batch_size=batch_size
+            )
     for what, reason in contestants.left_out.items():
         stdout.print(f"not verified: {what}, since {reason}", markup=False)
     if save_baseline:
         stdout.print(f"saved PyTorch's answers to {save_baseline}", markup=False)
-    if json_file:
-        write_json(json_file, _as_json(result, reading, passed, opened) | {"left_out": contestants.left_out})
-    if not passed:
-        ctx.exit(ExitCode.GATE_FAILED)
+    if json_file or report_file:
+        paths = {annotation.name: annotation.path for annotation in clips.annotations}
+        content = verification_as_json(result, spec.prompts.class_names, reading) | {
+            "checkpoint_sha256": opened.manifest.checkpoint.sha256,
+            "left_out": contestants.left_out,
+            **found,
+            "provenance": provenance(opened, lists, paths.values()),
+        }
+        if json_file:
+            write_json(json_file, content)
+        if report_file:
+            write_report(report_file, content, clips=paths)
+    code = outcome(result, reading)
+    if code != ExitCode.DONE:
+        ctx.exit(code)
+
+
+def _labelled(lists: Sequence[Path], spec: ModelSpec, data_root: str | None) -> LabelledClips:
+    """The clips of all lists, one after the other."""
+    size = spec.clip.vision.image_size
+    read = [LabelledClips.from_list(path, spec.prompts.num_classes, size, data_root) for path in lists]
+    seen: set[str] = set()
+    for path, clips in zip(lists, read, strict=True):
+        names = {annotation.name for annotation in clips.annotations}
+        if seen & names:
+            raise DferDeployError(f"the clip {min(seen & names)!r} of {path} is in an earlier list too; list it once")
+        seen |= names
+    return LabelledClips([annotation for clips in read for annotation in clips.annotations], size)
+
+
+def _groups(pattern: str, annotations: Sequence[Annotation]) -> dict[str, str]:
+    """The source of every clip by its name."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DferDeployError(f"--group-by {pattern!r} is no regular expression ({error})") from error
+    if not compiled.groups:
+        raise DferDeployError(f"--group-by {pattern!r} has no group; put what names the source in parentheses")
+    found = {annotation.name: compiled.search(annotation.name) for annotation in annotations}
+    for name, match in found.items():
+        if match is None or match[1] is None:
+            raise DferDeployError(f"--group-by {pattern!r} finds no source in {name!r}; it must in every listed path")
+    return {name: match[1] for name, match in found.items() if match is not None}
 
 
 def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
@@ -180,77 +307,3 @@ def _reading(
     if predictor is not None:
         logits = {p: predictor.classify(result.frame_features, p).logits for p in PROMPT_POSITIONS}
     return check_reading(logits, result.labels, best_acc, bundle.spec.prompts.position)
-
-
-def _print(result: Verification, reading: ReadingCheck | None, passed: bool) -> None:
-    rows: list[tuple[object, ...]] = [
-        (result.truth, f"{result.truth_score.uar:.2f}", f"{result.truth_score.war:.2f}", "", "", "", "")
-    ]
-    rows += [
-        (
-            c.name,
-            f"{c.score.uar:.2f}",
-            f"{c.score.war:.2f}",
-            f"{len(c.flips)} of {len(result.labels)}",
-            f"{c.encoder_logits:.2g}",
-            f"{c.head_logits:.2g}",
-            f"{c.logits:.2g}",
-        )
-        for c in result.comparisons
-    ]
-    columns = ("", "UAR %", "WAR %", "flips", "max |Δlogit| encoder", "head", "both")
-    table(f"{len(result.labels)} clips", columns, rows)
-    if result.truth_score.absent:
-        warn(f"no clip of {', '.join(result.truth_score.absent)}: the UAR is the mean over the other classes")
-    for comparison in result.comparisons:
-        if comparison.flips:
-            table(
-                f"flips of {comparison.name}",
-                ("clip", "label", "PyTorch", "answered", "PyTorch's margin (logits)"),
-                [(f.clip, f.label, f.expected, f.answered, f"{f.margin:.3g}") for f in comparison.flips],
-            )
-    if reading is not None:
-        stdout.print(f"reading of the checkpoint: {reading}", markup=False)
-    for failure in result.failures:
-        stdout.print(f"failed: {failure}", markup=False)
-    clips = len(result.labels)
-    listed = clips + len(result.unreadable)
-    which = f"on {clips} clips" if clips == listed else f"on {clips} of {listed} clips"
-    stdout.print(f"[green]verified[/] {which}" if passed else f"[red]not verified[/] {which}")
-
-
-def _as_json(result: Verification, reading: ReadingCheck | None, passed: bool, bundle: Bundle) -> dict[str, Any]:
-    def scored(name: str, score: Any) -> dict[str, Any]:
-        return {
-            "name": name,
-            "uar": score.uar,
-            "war": score.war,
-            "recalls": dict(zip(bundle.spec.prompts.class_names, score.recalls, strict=True)),
-            "confusion": score.confusion.tolist(),
-        }
-
-    return {
-        "passed": passed,
-        "clips": len(result.labels),
-        "checkpoint_sha256": bundle.manifest.checkpoint.sha256,
-        "limits": vars(result.limits),
-        "truth": scored(result.truth, result.truth_score),
-        "comparisons": [
-            scored(c.name, c.score)
-            | {
-                "max_logit_difference": _finite(c.logits),
-                "max_logit_difference_encoder": _finite(c.encoder_logits),
-                "max_logit_difference_head": _finite(c.head_logits),
-                "flips": [vars(flip) for flip in c.flips],
-                "failures": list(c.failures),
-            }
-            for c in result.comparisons
-        ],
-        "unreadable": result.unreadable,
-        "reading": None if reading is None else vars(reading) | {"passed": reading.passed},
-    }
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no infinity: None where an answer was not finite."""
-    return value if math.isfinite(value) else None

@@ -36,7 +36,7 @@ def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
         Finding(
             "bundle",
             "ok",
-            f"{manifest.name}, target {manifest.target}, {manifest.precision}, {spec.prompts.num_classes} classes, "
+            f"{manifest.name}, target {manifest.target}, {manifest.precision_name}, {spec.prompts.num_classes} classes, "
             f"clips of {spec.temporal.max_frames} × {spec.clip.vision.image_size} × {spec.clip.vision.image_size}, "
             f"batches up to {manifest.serving.max_batch_size}",
         ),

@@ -50,7 +50,7 @@ class OnnxRuntimePredictor:
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: Device = "cpu") -> OnnxRuntimePredictor:
         """The predictor of an opened bundle."""
-        name = f"onnxruntime {bundle.manifest.precision}{' CUDA' if device == 'cuda' else ''}"
+        name = f"onnxruntime {bundle.manifest.precision_name}{' CUDA' if device == 'cuda' else ''}"
         return cls(bundle.image_encoder_onnx, bundle.temporal_head_onnx, name=name, device=device)
 
     def encode(self, frames: Frames) -> Float32:

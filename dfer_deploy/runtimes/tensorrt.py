@@ -87,7 +87,7 @@ class TensorRtPredictor:
             bundle.path / built.engines[graph.name].plan
             for graph in (bundle.contract.image_encoder, bundle.contract.temporal_head)
         )
-        name = f"TensorRT {bundle.manifest.precision}"
+        name = f"TensorRT {bundle.manifest.precision_name}"
         return cls(
             encoder,
             head,

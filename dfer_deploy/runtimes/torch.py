@@ -17,18 +17,18 @@ class TorchPredictor:
     def __init__(self, model: DferClip) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.name = f"PyTorch fp32 {self.device}"
-        self._model = model.eval().to(self.device)
+        self.model = model.eval().to(self.device)
 
     def encode(self, frames: Frames) -> Float32:
         # On a GPU PyTorch would round the operands of convolutions to the 11 bits of TF32; this is the truth.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             images = images_from_frames(torch.from_numpy(frames).to(self.device))
-            return self._model.encode_frames(images).cpu().numpy()
+            return self.model.encode_frames(images).cpu().numpy()
 
     def classify(self, frame_features: Float32, position: PromptPosition | None = None) -> Prediction:
         """Frame features [B, T, L] to a prediction; ``position`` overrides where the prompt's contexts stand."""
         with torch.inference_mode():
-            logits = self._model.classify(torch.from_numpy(frame_features).to(self.device), position)
+            logits = self.model.classify(torch.from_numpy(frame_features).to(self.device), position)
             return Prediction(logits.cpu().numpy(), torch.softmax(logits, dim=-1).cpu().numpy())
 
     def predict(self, frames: Frames) -> Prediction:
@@ -40,4 +40,4 @@ class TorchPredictor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        del self._model
+        del self.model

@@ -64,6 +64,8 @@ def measure_load(
     clips: Frames,
     concurrencies: Sequence[int],
     *,
+    batch: int = 1,
+    shared_memory: bool = False,
     requests: int = 20,
     timeout_s: float = 900.0,
 ) -> tuple[LoadResult, ...]:
@@ -78,8 +80,11 @@ def measure_load(
         environment: whose perf_analyzer to run.
         url: of the server, as in ``parse_url``.
         model: the ensemble's name.
-        clips: uint8 [N, T, H, W, 3]; sent in turn, one in each request.
+        clips: uint8 [N, T, H, W, 3]; sent in turn, ``batch`` in each request.
         concurrencies: how many requests to keep in flight, at least 1 each.
+        batch: clips in one request.
+        shared_memory: hand the tensors over in the system's shared memory, which the server must allow and ours does
+            not (``installation.RESTRICTED``).
         requests: how many are counted at each level, at least; a third of them in each window.
         timeout_s: for one level.
 
@@ -94,6 +99,8 @@ def measure_load(
     for concurrency in concurrencies:
         if concurrency < 1:
             raise DferDeployError(f"the concurrency {concurrency} is too small, expected at least 1")
+    if batch < 1:
+        raise DferDeployError(f"the batch {batch} is too small, expected at least 1")
     address = parse_url(url)
     results = []
     with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
@@ -103,7 +110,8 @@ def measure_load(
             report = Path(name) / f"{concurrency}.csv"
             command = [
                 str(environment.perf_analyzer),
-                *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", "1", "-f", str(report)),
+                *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", str(batch), "-f", str(report)),
+                f"--shared-memory={'system' if shared_memory else 'none'}",
                 f"--input-data={data}",
                 f"--concurrency-range={concurrency}",
                 "--measurement-mode=count_windows",

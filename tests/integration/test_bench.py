@@ -57,6 +57,30 @@ def test_predict_gives_the_same_in_process_and_over_both_protocols(
             assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_policy_is_held_and_what_it_needs_is_measured(
+    cli: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfer_deploy.bench._SECONDS_PER_MEASUREMENT", 0.1)
+    policy = tmp_path / "policy.toml"
+    arguments = ("bench", bundle.path, "--concurrency", 1, "--rounds", 1, "--requests", 10, "--policy", policy)
+    policy.write_text("[bench]\nconcurrency = 2\np99_ms = 60000\nthroughput = 0.001\nsize_mb = 100\nmemory_mb = 10\n")
+    result = cli(*arguments, "--json", tmp_path / "b.json")
+    assert result.exit_code == 1, result.output
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert [served["concurrency"] for served in report["served"]] == [1, 2]
+    (failure,) = report["policy_failures"]
+    assert failure.startswith("memory_mb is ")
+    # A Triton with two Python models; the interpreter that runs this test does not count.
+    assert 20 < report["memory_mb"] < 1500
+    assert report["size_mb"] < 100
+    refused = cli(*arguments, "--url", "grpc://127.0.0.1:1")
+    assert refused.exit_code == 2
+    assert "the policy limits memory_mb" in refused.output
+    policy.write_text("[bench]\nsize_mb = 100\n")
+    assert cli(*arguments, "--runtime", "onnxruntime-cpu").exit_code == 0
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     assert str(spread([3.0, 1.0, 2.0])) == "2 (1–3)"
     assert ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == spread([2.0, 1.0, 3.0])

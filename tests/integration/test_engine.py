@@ -91,6 +91,31 @@ def test_an_engine_is_never_called_fp16_whose_products_are_not(tmp_path: Path, h
         engine_from_onnx(trt, mixed, {}, OPTIONS)
 
 
+def test_blocks_that_stay_fp32_make_a_mixed_engine_and_nothing_else_does(
+    own_checkpoint: Path, tmp_path: Path, tensorrt: Any
+) -> None:
+    serving = ServingOptions(max_batch_size=4)
+    options = ExportOptions("tensorrt", serving, keep_fp32=("encoder.1", "projection"))
+    bundle, _ = export_bundle(own_checkpoint, tmp_path / "b", options)
+    _, content, _ = build_bundle(tensorrt, bundle.path, OPTIONS, report=_silent)
+    engines = {name: (e["precision"], e["matrix_products"]) for name, e in content["engines"].items()}
+    # Layer 1 and the projection; of the patch embedding and layer 0 nothing. In the head only the classifier.
+    assert engines == {
+        "dfer_image_encoder": ("mixed", {"FLOAT": 8 + 1, "HALF": 1 + 8}),
+        "dfer_temporal_head": ("fp16", {"FLOAT": 1, "HALF": 8}),
+    }
+    assert engines_of(open_bundle(bundle.path)) is not None
+
+    # As many products in fp32, but of another layer than the manifest says.
+    _edit(bundle.path / "manifest.json", lambda m: m.update(keep_fp32=["encoder.0", "projection"]))
+    with pytest.raises(EngineError, match=r"'FLOAT': 9, 'HALF': 9\}, the manifest's blocks .* product 2 is the first"):
+        build_bundle(tensorrt, bundle.path, BuildOptions(optimization_level=1), report=_silent)
+    # Mixed without saying so.
+    _edit(bundle.path / "manifest.json", lambda m: m.pop("keep_fp32"))
+    with pytest.raises(EngineError, match=r"'HALF': 9\}, expected fp16; export the bundle again"):
+        build_bundle(tensorrt, bundle.path, BuildOptions(optimization_level=1), report=_silent)
+
+
 def _save(path: Path, nodes: list[onnx.NodeProto], dtype: int, shape: list[int | str]) -> None:
     value = helper.make_tensor_value_info("x", dtype, shape)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

@@ -10,6 +10,7 @@ import pytest
 from tiny import save_reference, tiny_model
 
 from dfer_deploy.commands.demo import write_video
+from dfer_deploy.errors import ExitCode
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SLOW = ("serve", "bench", "train", "synthetic", "evaluate", "build", "selftest", "describe")
@@ -54,4 +55,6 @@ def test_the_commands_work_as_printed(
             assert options <= set(re.findall(r"--[a-z-]+", cli(words[0], "--help").output)), words
         else:
             result = cli(*words)
-            assert result.exit_code == 0, (words, result.output)
+            # Twelve clips are too few for verify to decide.
+            expected = ExitCode.UNDECIDED if words[0] == "verify" else ExitCode.DONE
+            assert result.exit_code == expected, (words, result.output)

@@ -31,6 +31,7 @@ def test_the_wheel_holds_real_files_and_data(wheel: Path) -> None:
     for name in (
         "dfer_deploy/prompts.toml",
         "dfer_deploy/py.typed",
+        "dfer_deploy/report/report.html",
         "dfer_deploy/train/recipes/synthetic.toml",
         "dfer_deploy/triton_models/ensemble.pbtxt",
         "dfer_deploy/triton_models/onnx_model/model.py",

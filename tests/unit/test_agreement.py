@@ -10,9 +10,9 @@ from tiny import clips_of
 
 from dfer_deploy.agreement import agreement
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.limits import LIMITS
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
-from dfer_deploy.verify import LIMITS
 
 
 class Broken(OnnxRuntimePredictor):

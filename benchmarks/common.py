@@ -1,0 +1,207 @@
+"""What the benchmarks share: the model with random weights, contestants that take turns, what is written and drawn.
+
+Nothing here imports PyTorch before a function is called that needs it: its threads read ``OMP_WAIT_POLICY`` then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfer_deploy import __version__
+from dfer_deploy.bench import Spread, machine, spread
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.console import progress_bar, stdout
+from dfer_deploy.files import atomic_file, write_json
+from dfer_deploy.specs import Precision
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which a colour-blind reader can tell apart; markers and labels say the same."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def parser(script: str, documentation: str | None, *, rounds: bool = True) -> argparse.ArgumentParser:
+    """The options of every benchmark; result and picture are named after the script and lie in the current folder."""
+    # As on the command line: PyTorch's threads would otherwise burn the cores while another contestant has its turn.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    stem = Path(script).stem
+    options = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="a tiny model and few rounds, to see that it runs")
+    if rounds:
+        options.add_argument("--rounds", type=_positive, help="alternations of the contestants (default: 5, quick: 2)")
+    options.add_argument("--json", type=Path, default=Path(f"{stem}.json"), help="the result (default: %(default)s)")
+    options.add_argument("--plot", type=Path, default=Path(f"{stem}.png"), help="the picture (default: %(default)s)")
+    return options
+
+
+def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of the command line, with the number of rounds that they mean."""
+    arguments = options.parse_args()
+    if "rounds" in arguments:
+        arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
+    return arguments
+
+
+def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = None) -> Path:
+    """A checkpoint with random weights, always the same: ViT-B/32, or a tiny model.
+
+    Args:
+        folder: where it is written.
+        quick: the tiny model.
+        image_size: instead of the model's own, in pixels; a multiple of the patch.
+    """
+    import torch
+    from training import TEXTS, TINY
+
+    from dfer_deploy.checkpoint import save_checkpoint
+    from dfer_deploy.model.dfer_clip import DferClip
+    from dfer_deploy.specs import ClipSpec, ModelSpec, PromptSpec
+
+    clip = TINY if quick else ClipSpec()
+    if image_size is not None:
+        clip = dataclasses.replace(clip, vision=dataclasses.replace(clip.vision, image_size=image_size))
+    torch.manual_seed(0)
+    path = folder / f"random_{clip.vision.image_size}.pt"
+    save_checkpoint(path, DferClip(ModelSpec(PromptSpec(tuple(TEXTS), tuple(TEXTS.values())), clip)), {})
+    return path
+
+
+def exported(checkpoint: Path, *, precision: Precision = "fp32") -> Bundle:
+    """The checkpoint as a bundle for the embedded server, beside it."""
+    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+
+    output = checkpoint.with_suffix(f".{precision}")
+    return export_bundle(checkpoint, output, ExportOptions("embedded", precision=precision))[0]
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """The wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, *, seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Times every contestant once a round, each round beginning with another one.
+
+    Args:
+        contestants: what is timed, by name; each is called once before.
+        rounds: how often.
+        seconds: a short contestant is repeated for about so long in each round, and counts with the mean.
+
+    Returns:
+        Seconds of one call, one value for each round.
+    """
+    names = list(contestants)
+    repeats = {}
+    for name in names:
+        contestants[name]()
+        repeats[name] = max(1, round(seconds / max(1e-6, seconds_of(contestants[name]))))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with progress_bar() as bar:
+        task = bar.add_task("", total=rounds * len(names))
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                bar.update(task, description=name)
+                start = time.perf_counter()
+                for _ in range(repeats[name]):
+                    contestants[name]()
+                times[name].append((time.perf_counter() - start) / repeats[name])
+                bar.advance(task)
+    return times
+
+
+def figures(values: Sequence[float]) -> dict[str, Any]:
+    """Median, smallest and largest of values that were measured once a round, and the values."""
+    found = spread(values)
+    return {"median": found.median, "low": found.low, "high": found.high, "rounds": list(values)}
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What ``figures`` gave, as tables show it."""
+    return str(Spread(found["median"], found["low"], found["high"]))
+
+
+def write(arguments: argparse.Namespace, result: dict[str, Any], picture: Figure) -> None:
+    """Writes result and picture, with the machine and its load, and says where."""
+    about = {"machine": machine(), "load_average": os.getloadavg()[0], "dfer_deploy": __version__}
+    settings = {name: vars(arguments)[name] for name in ("quick", "rounds") if name in arguments}
+    write_json(arguments.json, about | settings | result)
+    with atomic_file(arguments.plot) as temporary:
+        picture.savefig(temporary, format="png", metadata={"Software": None})
+    stdout.print(
+        f"{about['machine']}, load {about['load_average']:.1f}; wrote {arguments.json} and {arguments.plot}",
+        markup=False,
+    )
+
+
+def figure(
+    title: str, columns: int, *, width: float = 4.6, height: float = 3.6, quick: bool
+) -> tuple[Figure, list[Axes]]:
+    """An empty picture with ``columns`` places side by side, each of so many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(picture)
+    places = list(picture.subplots(1, columns, squeeze=False)[0])
+    for axes in places:
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.suptitle(f"{title} ({'a tiny model' if quick else 'ViT-B/32'}, random weights)")
+    return picture, places
+
+
+def draw_bars(axes: Axes, label: str, rows: Mapping[str, Sequence[float]], *, number: str = "{:.3g}") -> None:
+    """Horizontal bars of medians, every round a dot, the median written behind."""
+    names = list(rows)
+    medians = [statistics.median(values) for values in rows.values()]
+    largest = max(max(values) for values in rows.values())
+    axes.barh(names, medians, color=[COLOURS[place % len(COLOURS)] for place in range(len(names))], alpha=0.8)
+    for place, (values, median) in enumerate(zip(rows.values(), medians, strict=True)):
+        if len(values) > 1:
+            axes.plot(values, [place] * len(values), "o", color="black", markersize=3)
+        axes.text(max(values) + 0.02 * largest, place, number.format(median), va="center", size=8)
+    axes.set_xlim(0, 1.25 * largest)
+    axes.locator_params(axis="x", nbins=6)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+
+
+def draw_lines(
+    axes: Axes, x: Sequence[float], lines: Mapping[str, Iterable[Sequence[float]]], *, label: str, x_label: str
+) -> None:
+    """A line of medians with the range over the rounds for each entry, and a legend."""
+    for place, (name, points) in enumerate(lines.items()):
+        spreads = [spread(values) for values in points]
+        medians = [found.median for found in spreads]
+        below = [found.median - found.low for found in spreads]
+        above = [found.high - found.median for found in spreads]
+        axes.errorbar(
+            x[: len(medians)], medians, [below, above], color=COLOURS[place], marker=MARKERS[place], markersize=4,
+            capsize=2, linewidth=1.2, label=name,
+        )  # fmt: skip
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small, expected at least 1")
+    return value

@@ -1,0 +1,186 @@
+"""Every target in every precision against PyTorch, on one table.
+
+    python benchmarks/parity.py [--quick] [--targets embedded onnxruntime tensorrt] [--json FILE] [--plot PNG]
+
+Each bundle is exported and answers through whatever this machine has for it: onnxruntime on CPU and CUDA, built
+TensorRT engines, and its own Triton over gRPC and HTTP. What cannot run here stands in the table with the reason.
+Differences are the largest over drawn clips, in batches of one and of all. The weights are random: this tells whether
+the arithmetic is right, and nothing about anybody's face; for that there is ``dfer-deploy verify``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from common import COLOURS, MARKERS, figure, parsed, parser, random_checkpoint, write
+
+from dfer_deploy.bundle import TARGETS, Bundle
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.commands.serving import installation_for, served_bundle
+from dfer_deploy.console import table
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import LIMITS
+from dfer_deploy.runtimes.available import RUNTIMES, open_predictor, tensorrt_obstacle
+from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
+from dfer_deploy.specs import Precision
+from dfer_deploy.triton.client import TritonPredictor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way through one bundle.
+
+    Attributes:
+        target: of the bundle.
+        precision: of its graphs.
+        way: runtime or protocol.
+        size_mb: both ONNX files, or both engines.
+        feature_error: the largest of a frame feature, relative to the largest feature.
+        logit_error: the largest of both graphs.
+        probability_error: the largest.
+        agreement: share of the clips with PyTorch's answer.
+        within_limit: whether the logits are within what ``verify`` accepts; None where nothing ran.
+        left_out: why nothing ran, or nothing.
+    """
+
+    target: str
+    precision: Precision
+    way: str
+    size_mb: float
+    feature_error: float | None = None
+    logit_error: float | None = None
+    probability_error: float | None = None
+    agreement: float | None = None
+    within_limit: bool | None = None
+    left_out: str = ""
+
+
+def main() -> None:
+    options = parser(__file__, __doc__, rounds=False)
+    options.add_argument("--targets", nargs="+", choices=TARGETS, help="which (default: all, quick: embedded)")
+    options.add_argument("--clips", type=int, help="how many (default: 16)", default=16)
+    arguments = parsed(options)
+    with tempfile.TemporaryDirectory() as folder:
+        targets = arguments.targets or (["embedded"] if arguments.quick else list(TARGETS))
+        rows = list(measure(Path(folder), targets, arguments.clips, quick=arguments.quick))
+    ran = [row for row in rows if row.logit_error is not None]
+    table(
+        f"against PyTorch in fp32, {arguments.clips} drawn clips, random weights",
+        ("target", "precision", "way", "MB", "features", "logits", "limit", "probabilities", "agreement"),
+        [
+            (row.target, row.precision, row.way, f"{row.size_mb:.1f}", f"{row.feature_error:.1e}",
+             f"{row.logit_error:.1e}", f"{LIMITS[row.precision].logits:g}", f"{row.probability_error:.1e}",
+             f"{row.agreement:.1%}")
+            for row in ran
+        ],
+    )  # fmt: skip
+    table(
+        "not run here",
+        ("target", "precision", "way", "reason"),
+        [(row.target, row.precision, row.way, row.left_out) for row in rows if row.left_out],
+    )
+    picture, (axes,) = figure(
+        "Largest logit error against PyTorch", 1, width=8.0, height=1.5 + 0.25 * len(ran), quick=arguments.quick
+    )
+    draw(axes, ran)
+    write(arguments, {"clips": arguments.clips, "rows": [dataclasses.asdict(row) for row in rows]}, picture)
+    outside = [row for row in ran if not row.within_limit]
+    if outside:
+        raise SystemExit(f"{len(outside)} row(s) leave the limit of verify")
+
+
+def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Iterator[Row]:
+    """Exports every target in every precision into ``folder`` and asks every way through it."""
+    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+    from dfer_deploy.runtimes.torch import TorchPredictor
+
+    checkpoint = random_checkpoint(folder, quick=quick)
+    with TorchPredictor(load_checkpoint(checkpoint).build_model()) as truth:
+        for target in TARGETS:
+            for precision in get_args(Precision) if target in targets else ():
+                options = ExportOptions(target, precision=precision)
+                bundle = export_bundle(checkpoint, folder / f"{target}.{precision}", options)[0]
+                clips = drawn_clips(count, bundle.spec.clip.vision.image_size)
+                yield from compare(bundle, truth, clips)
+
+
+def compare(bundle: Bundle, truth: Predictor, clips: Frames) -> Iterator[Row]:
+    """One row for every way through a bundle, those that this machine does not have included."""
+    manifest = bundle.manifest
+    size = sum(path.stat().st_size for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)) / 1e6
+    features, logits = truth.encode(clips), truth.predict(clips).logits
+
+    def row(predictor: Predictor, way: str) -> Row:
+        seen = differences(predictor, clips, features, logits)
+        return Row(
+            manifest.target, manifest.precision, way, size,
+            feature_error=seen["feature_error"],
+            logit_error=seen["logit_error"],
+            probability_error=seen["probability_error"],
+            agreement=seen["agreement"],
+            within_limit=seen["logit_error"] <= LIMITS[manifest.precision].logits,
+        )  # fmt: skip
+
+    for runtime in RUNTIMES:
+        if runtime == "tensorrt" and manifest.target != "tensorrt":
+            continue
+        try:
+            if runtime == "tensorrt" and (obstacle := tensorrt_obstacle(bundle)):
+                raise DferDeployError(obstacle)
+            with open_predictor(runtime, bundle) as predictor:
+                yield row(predictor, runtime)
+        except DferDeployError as error:
+            yield Row(manifest.target, manifest.precision, runtime, size, left_out=str(error))
+    try:
+        installation = installation_for(bundle)
+    except DferDeployError as error:
+        yield Row(manifest.target, manifest.precision, "Triton", size, left_out=str(error))
+        return
+    with ExitStack() as stack:
+        endpoints = stack.enter_context(served_bundle(bundle, installation))
+        for way, url in (("Triton gRPC", endpoints.grpc_url), ("Triton HTTP", endpoints.http_url)):
+            yield row(stack.enter_context(TritonPredictor(url, bundle.contract)), way)
+
+
+def differences(predictor: Predictor, clips: Frames, features: Float32, logits: Float32) -> dict[str, float]:
+    """The largest differences of a predictor from PyTorch's ``features`` and ``logits``, at batch 1 and at all."""
+    from dfer_deploy.metrics import softmax
+
+    batch, single = predictor.predict(clips), predictor.predict(clips[:1])
+    # A difference between batches would hide in an average and cannot in a maximum.
+    answers = [(batch.logits, batch.probabilities, logits), (single.logits, single.probabilities, logits[:1])]
+    scale = float(np.abs(features).max())
+    return {
+        "feature_error": float(np.abs(predictor.encode(clips) - features).max()) / scale,
+        "logit_error": max(float(np.abs(found - expected).max()) for found, _, expected in answers),
+        "probability_error": max(float(np.abs(found - softmax(expected)).max()) for _, found, expected in answers),
+        "agreement": float((batch.logits.argmax(axis=1) == logits.argmax(axis=1)).mean()),
+    }
+
+
+def draw(axes: Any, rows: list[Row]) -> None:
+    """A point for each row on a logarithmic axis, and the limit of its precision."""
+    precisions = get_args(Precision)
+    for place, row in enumerate(rows):
+        index = precisions.index(row.precision)
+        label = row.precision if row.precision not in [other.precision for other in rows[:place]] else None
+        axes.plot([max(row.logit_error or 0.0, 1e-8)], [place], MARKERS[index], color=COLOURS[index], label=label)
+        axes.plot([LIMITS[row.precision].logits], [place], "|", color="black", markersize=11)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [f"{row.target} {row.precision}, {row.way}" for row in rows], size=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("logits (bar: the limit of verify)")
+    axes.grid(axis="x", color="0.9")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+if __name__ == "__main__":
+    main()

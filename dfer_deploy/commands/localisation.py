@@ -1,0 +1,152 @@
+"""What ``verify`` adds where parity fails: the blocks that it comes from, and which of them must stay fp32."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.dataset import LabelledClips
+from dfer_deploy.clips.reading import Clip
+from dfer_deploy.console import stdout, table
+from dfer_deploy.limits import Limits
+from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
+from dfer_deploy.verify import Verification
+from dfer_deploy.verify import verify as run_verification
+
+if TYPE_CHECKING:
+    from dfer_deploy.export.bisection import Bisection
+    from dfer_deploy.export.layers import Localisation
+    from dfer_deploy.model.dfer_clip import DferClip
+
+WORST_CLIPS = 3
+"""The blocks are compared on so many clips; each takes about 20 s with ViT-B/32 on two cores."""
+
+
+def localised(bundle: Bundle, model: DferClip, clips: LabelledClips, result: Verification) -> dict[str, Any]:
+    """Compares the blocks of the bundle's graphs with PyTorch on the worst clips and prints the table; for JSON."""
+    from dfer_deploy.export.layers import localise
+
+    found = localise(
+        model,
+        bundle.image_encoder_onnx,
+        bundle.temporal_head_onnx,
+        _worst(clips, result),
+        bundle.manifest.precision,
+        bundle.manifest.keep_fp32,
+    )
+    _print(f"blocks of {bundle.path} against PyTorch on the {found.clips} worst clips", found)
+    return _localisation_as_json(found)
+
+
+def bisected(
+    bundle: Bundle,
+    checkpoint: Path,
+    model: DferClip,
+    clips: LabelledClips,
+    result: Verification,
+    limits: Limits,
+    groups: Mapping[str, str] | None,
+    *,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Finds which blocks must stay fp32, prints them and the command that exports them so; for JSON.
+
+    Too few clips to decide are no failure here: another precision would not give more of them.
+    """
+    from dfer_deploy.export.bisection import bisect
+
+    truth = _RememberedTruth(result, bundle.manifest.checkpoint.sha256)
+
+    def gate(predictor: Predictor) -> Sequence[str]:
+        return run_verification(
+            bundle.spec, truth, [predictor], clips, limits, batch_size=batch_size, groups=groups
+        ).failures
+
+    found = bisect(model, _worst(clips, result), gate)
+    _print(f"blocks of an fp16 export against PyTorch on {found.localisation.clips} clips", found.localisation)
+    stdout.print(f"bisection: {found}", markup=False)
+    command = None
+    if found.keep_fp32 is not None:
+        command = _command(bundle, checkpoint, found)
+        stdout.print(f"next:\n  {command}", markup=False)
+    return {
+        "keep_fp32": None if found.keep_fp32 is None else list(found.keep_fp32),
+        "command": command,
+        "localisation": _localisation_as_json(found.localisation),
+        "trials": [{"keep_fp32": list(t.keep_fp32), "failures": list(t.failures)} for t in found.trials],
+    }
+
+
+@dataclass(frozen=True)
+class _RememberedTruth:
+    """PyTorch's answers of a verification that has just been made (a ``Truth``)."""
+
+    result: Verification
+    checkpoint_sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.result.truth
+
+    def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
+        rows = [self.result.clip_names.index(annotation.name) for annotation in annotations]
+        return self.result.frame_features[rows], self.result.logits[rows]
+
+
+def _worst(clips: LabelledClips, result: Verification) -> Clip:
+    """The clips whose logits differ most, of the first way of serving that failed; uint8 [N, 16, S, S, 3]."""
+    failed = next((c for c in result.comparisons if c.failures), result.comparisons[0])
+    names = set(failed.worst[:WORST_CLIPS])
+    chosen = [annotation for annotation in clips.annotations if annotation.name in names]
+    return np.stack([clip for _, clip in LabelledClips(chosen, clips.image_size)])
+
+
+def _command(bundle: Bundle, checkpoint: Path, found: Bisection) -> str:
+    manifest, prompts = bundle.manifest, bundle.spec.prompts
+    words = ["dfer-deploy", "export", str(checkpoint), "-o", f"{bundle.path}-mixed", "--target", manifest.target]
+    words += ["--precision", "fp16", "--name", manifest.name]
+    if manifest.checkpoint.format == "reference":
+        words += ["--prompt-position", prompts.position, "--class-names", ",".join(prompts.class_names)]
+    if found.keep_fp32:
+        words += ["--keep-fp32", ",".join(found.keep_fp32)]
+    return shlex.join(words)
+
+
+def _print(title: str, found: Localisation) -> None:
+    columns = ("block", "precision", "own error", "tolerance", "error in the graph", "smallest cosine", "|Δlogit|", "")
+    rows = [
+        (
+            layer.block,
+            layer.precision,
+            f"{layer.own:.2g}",
+            f"{layer.tolerance:g}",
+            f"{layer.relative:.2g}",
+            f"{layer.cosine:.7f}",
+            f"{layer.logits:.2g}",
+            "" if layer.within else "fails",
+        )
+        for layer in found.layers
+    ]
+    table(title, columns, rows)
+    stdout.print(f"where: {found}", markup=False)
+    needed = " and ".join(f"{error:.2g} in {precision}" for precision, error in found.needed.items())
+    stdout.print(f"the smallest tolerance with which every block would pass: {needed}", markup=False)
+
+
+def _localisation_as_json(found: Localisation) -> dict[str, Any]:
+    layers = [
+        {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in values.items()}
+        | {"tolerance": layer.tolerance, "within": layer.within}
+        for layer in found.layers
+        for values in [asdict(layer)]
+    ]
+    needed = {precision: error if math.isfinite(error) else None for precision, error in found.needed.items()}
+    return {"clips": found.clips, "where": str(found), "smallest_tolerance": needed, "layers": layers}

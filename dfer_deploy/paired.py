@@ -1,0 +1,302 @@
+"""Paired statistics: two models on the same labelled clips, and whether they are as good as each other.
+
+Only clips on which exactly one of the two is right say anything about a difference. A served model changes few
+answers, often none, and a bootstrap of zero changes has zero width. So the bounds come from the exact distribution of
+the number of changes; where there are many, the bootstrap may widen them, never narrow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from dfer_deploy.specs import require
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+ALPHA = 0.05
+"""Probability of calling two models equivalent whose true difference is the margin (two one-sided tests)."""
+
+FEW_CHANGES = 20
+"""With so many changed clips (or sources) the bootstrap is asked too; with fewer it would be too narrow."""
+
+BOOTSTRAP_SAMPLES = 10_000
+
+MOST_CLIPS = 10_000_000
+"""A test of more clips is none that anybody could make."""
+
+_DRAWN_AT_ONCE = 1_000_000
+"""Counts in memory."""
+
+Verdict = Literal["equivalent", "different", "undecided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval of a difference in percentage points, 95 % at each end (90 % for both)."""
+
+    low: float
+    high: float
+    method: Literal["exact", "exact and bootstrap"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often something happened: ``count`` of ``n``, and the exact (Clopper-Pearson) interval of its probability.
+
+    The interval is two-sided at 95 %. Where nothing, or everything, happened, it is one-sided at 95 %: with zero events
+    the upper bound is 1 - 0.05^(1/n), a little less than 3 / n. Events count as independent.
+    """
+
+    count: int
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.count == 0:
+            return f"0 of {self.n} (at most {100 * self.high:.2g} %, about 3 / {self.n})"
+        low, high = f"{100 * self.low:.2g}", f"{100 * self.high:.3g}"
+        return f"{self.count} of {self.n} ({low}–{high} %)"
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """What paired answers say about UAR and WAR.
+
+    Attributes:
+        verdict: ``equivalent``: both intervals lie within the margin; ``different``: one of them lies beyond it;
+            ``undecided``: too few clips to tell.
+        margin: percentage points, fixed beforehand.
+        clips: how many were compared.
+        groups: sources that the clips come from; None where every clip counts as independent.
+        lost: clips that only the reference answers rightly.
+        gained: clips that only the candidate answers rightly.
+        mcnemar_p: exact p-value of McNemar's test that losing and gaining are equally likely; it takes clips as
+            independent, whatever the groups.
+        delta_uar, delta_war: candidate minus reference, percentage points.
+        interval_uar, interval_war: where the true differences lie.
+        needed: clips that would decide if the rates, the shares of the classes and the groups stay what they are; None
+            where it is decided, or where no number would decide.
+    """
+
+    verdict: Verdict
+    margin: float
+    clips: int
+    groups: int | None
+    lost: int
+    gained: int
+    mcnemar_p: float
+    delta_uar: float
+    delta_war: float
+    interval_uar: Interval
+    interval_war: Interval
+    needed: int | None
+
+    def __str__(self) -> str:
+        if self.verdict == "equivalent":
+            return f"equivalent: UAR and WAR are within ±{self.margin:g} points"
+        if self.verdict == "different":
+            return f"different: UAR or WAR differ by more than {self.margin:g} points"
+        if self.needed is None:
+            return (
+                f"undecided: the difference is about the margin of {self.margin:g} points, so no number of clips tells"
+            )
+        return f"too few clips to tell: n ≥ {self.needed} needed for ±{self.margin:g} points"
+
+
+def rate(count: int, n: int) -> Rate:
+    """The exact interval of the probability of an event that happened ``count`` times in ``n`` ≥ 1 trials."""
+    if count == 0:
+        return Rate(0, n, 0.0, _upper_share(0, n, ALPHA))
+    if count == n:
+        return Rate(n, n, _lower_share(n, n, ALPHA), 1.0)
+    return Rate(count, n, _lower_share(count, n, ALPHA / 2), _upper_share(count, n, ALPHA / 2))
+
+
+def equivalence(
+    labels: Int64,
+    reference: Int64,
+    candidate: Int64,
+    classes: int,
+    *,
+    margin: float = 0.5,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Equivalence:
+    """Decides whether a candidate's UAR and WAR are within ``margin`` of the reference's.
+
+    The true differences are those of clips like these, with the classes' shares as they are. A wrong "equivalent" has a
+    probability of at most 5 %; so has a wrong "different", for UAR and for WAR each. A score's difference is what is
+    gained minus what is lost, two weighted sums of rare events. Their exact limits (Clopper-Pearson where every unit
+    weighs the same; otherwise Fay and Feuer's for weighted sums of Poisson counts, "Confidence intervals for directly
+    standardized rates", Statistics in Medicine 16, 1997) are joined by squares (Zou and Donner, "Construction of
+    confidence limits about effect measures: a general approach", Statistics in Medicine 27, 2008). Where nothing is
+    gained, the lower end is the exact limit of the loss: with zero flips 1 - 0.05^(1/n) for the WAR, and for the UAR
+    3 / (C · smallest class).
+
+    Args:
+        labels: int64 [N] in [0, C), N ≥ 1.
+        reference: predicted classes, int64 [N].
+        candidate: predicted classes of the same clips, int64 [N].
+        classes: C; UAR is the mean recall of those that have clips.
+        margin: percentage points.
+        groups: the source of each clip (a film, a person). Errors on clips of one source are alike, so sources count
+            as independent instead of clips.
+        seed: of the bootstrap.
+
+    Raises:
+        DferDeployError: the margin is not positive.
+    """
+    require(margin > 0, f"the margin is {margin} points, expected more than 0")
+    lost, gained = (reference == labels) & (candidate != labels), (reference != labels) & (candidate == labels)
+    unit: Int64 = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    sizes = np.bincount(labels, minlength=classes)
+    # By clip: how much of the WAR and of the UAR it decides.
+    weights = [np.full(len(labels), 1 / len(labels)), 1 / (sizes[labels] * (sizes > 0).sum())]
+    changes = [(_changes(weight * lost, weight, unit), _changes(weight * gained, weight, unit)) for weight in weights]
+    war, uar = (_exact_interval(*change) for change in changes)
+    if len(np.unique(unit[lost | gained])) >= FEW_CHANGES:
+        bounds = _bootstrap(gained.astype(np.float64) - lost, weights, labels, unit, seed)
+        war, uar = (_wider(exact, *bound) for exact, bound in zip((war, uar), bounds, strict=True))
+    delta_war, delta_uar = (100 * (gain.share - loss.share) for loss, gain in changes)
+    count_lost, count_gained = int(lost.sum()), int(gained.sum())
+    discordant = count_lost + count_gained
+    verdict = _verdict((uar, war), margin)
+    return Equivalence(
+        verdict=verdict,
+        margin=margin,
+        clips=len(labels),
+        groups=None if groups is None else len(set(groups)),
+        lost=count_lost,
+        gained=count_gained,
+        mcnemar_p=float(stats.binomtest(count_lost, discordant, 0.5).pvalue) if discordant else 1.0,
+        delta_uar=delta_uar,
+        delta_war=delta_war,
+        interval_uar=uar,
+        interval_war=war,
+        needed=_needed(changes, len(labels), margin) if verdict == "undecided" else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """What was lost, or gained, of a score: the sum over independent units (clips or sources) of rare events.
+
+    Attributes:
+        share: the sum of what each unit lost, of the whole score in [0, 1].
+        squares: the sum of its squares.
+        heaviest: the most that one unit could lose.
+        units: their number where each weighs the same and lost all or nothing; None otherwise.
+    """
+
+    share: float
+    squares: float
+    heaviest: float
+    units: float | None
+
+    def limits(self) -> tuple[float, float]:
+        """Lower and upper limit of the expected share, one-sided at 95 % each."""
+        if self.units is not None:
+            count = self.share * self.units
+            return _lower_share(count, self.units, ALPHA), _upper_share(count, self.units, ALPHA)
+        low = _poisson_quantile(ALPHA, self.share, self.squares)
+        high = _poisson_quantile(1 - ALPHA, self.share + self.heaviest, self.squares + self.heaviest**2)
+        return low, min(1.0, high)
+
+    def with_more(self, factor: float) -> _Changes:
+        """The same rates in ``factor`` times as many units."""
+        units = None if self.units is None else self.units * factor
+        return _Changes(self.share, self.squares / factor, self.heaviest / factor, units)
+
+
+def _changes(changed: Float64, weight: Float64, unit: Int64) -> _Changes:
+    """Sums what clips lost [N] and what they could lose [N] by unit."""
+    of_unit, most = np.bincount(unit, changed), np.bincount(unit, weight)
+    whole = np.isclose(of_unit, most) | (of_unit == 0)
+    alike = bool(np.allclose(most, most[0]) and whole.all())
+    return _Changes(float(of_unit.sum()), float((of_unit**2).sum()), float(most.max()), len(most) if alike else None)
+
+
+def _lower_share(count: float, n: float, alpha: float) -> float:
+    # By Hoeffding, "On the distribution of the number of successes in independent trials" (1956), the binomial's limits
+    # also hold for the mean of unequal probabilities.
+    return 0.0 if count <= 0 else float(stats.beta.ppf(alpha, count, n - count + 1))
+
+
+def _upper_share(count: float, n: float, alpha: float) -> float:
+    return 1.0 if count >= n else float(stats.beta.ppf(1 - alpha, count + 1, n - count))
+
+
+def _poisson_quantile(probability: float, mean: float, variance: float) -> float:
+    """Of the gamma distribution with this mean and variance, which gives the limits of a sum of Poisson counts."""
+    return float(variance / (2 * mean) * stats.chi2.ppf(probability, 2 * mean**2 / variance)) if mean else 0.0
+
+
+def _exact_interval(lost: _Changes, gained: _Changes) -> Interval:
+    delta = gained.share - lost.share
+    (least_lost, most_lost), (least_gained, most_gained) = lost.limits(), gained.limits()
+    low = delta - np.hypot(most_lost - lost.share, 0)
+    high = delta + np.hypot(most_gained - gained.share, lost.share - least_lost)
+    return Interval(100 * max(-1.0, float(low)), 100 * min(1.0, float(high)), "exact")
+
+
+def _bootstrap(
+    change: Float64, weights: Sequence[Float64], labels: Int64, unit: Int64, seed: int
+) -> list[tuple[float, float]]:
+    """Percentile intervals in points of the sums of ``change`` by each of ``weights``, all [N].
+
+    Units are drawn anew within their class, or among all where sources have clips of several classes. What a drawn unit
+    adds is linear: how far its clips' changes are from the mean of their class.
+    """
+    sizes = np.maximum(np.bincount(labels), 1)
+    residual = change - (np.bincount(labels, change) / sizes)[labels]
+    influence = np.stack([np.bincount(unit, weight * residual) for weight in weights], axis=1)
+    first = np.zeros(len(influence), dtype=np.int64)
+    first[unit] = labels
+    stratum = first if (first[unit] == labels).all() else np.zeros_like(first)
+    rng = np.random.default_rng(seed)
+    sums = np.tile([float(weight @ change) for weight in weights], (BOOTSTRAP_SAMPLES, 1))
+    for k in np.unique(stratum):
+        # Units with the same influence are drawn together: mostly there are three kinds, lost, same and gained.
+        values, counts = np.unique(influence[stratum == k].round(15), axis=0, return_counts=True)
+        at_once = max(1, _DRAWN_AT_ONCE // len(values))
+        for start in range(0, BOOTSTRAP_SAMPLES, at_once):
+            part = sums[start : start + at_once]
+            part += rng.multinomial(counts.sum(), counts / counts.sum(), len(part)) @ values
+    low, high = np.quantile(100 * sums, (ALPHA, 1 - ALPHA), axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _wider(exact: Interval, low: float, high: float) -> Interval:
+    return Interval(min(exact.low, low), max(exact.high, high), "exact and bootstrap")
+
+
+def _verdict(intervals: Sequence[Interval], margin: float) -> Verdict:
+    if all(-margin < interval.low and interval.high < margin for interval in intervals):
+        return "equivalent"
+    beyond = any(interval.high < -margin or interval.low > margin for interval in intervals)
+    return "different" if beyond else "undecided"
+
+
+def _needed(changes: Sequence[tuple[_Changes, _Changes]], clips: int, margin: float) -> int | None:
+    """The smallest number of clips, more than these, that decides at the same rates; None if even the most do not."""
+
+    def decides(number: int) -> bool:
+        factor = number / clips
+        more = [_exact_interval(lost.with_more(factor), gained.with_more(factor)) for lost, gained in changes]
+        return _verdict(more, margin) != "undecided"
+
+    too_few, enough = clips, MOST_CLIPS
+    if not decides(enough):
+        return None
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if decides(middle) else (middle, enough)
+    return enough

@@ -1,0 +1,152 @@
+"""Limits that a release is held against, from a TOML file that can lie under version control."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dfer_deploy.bench import BenchResult
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import Limits
+from dfer_deploy.specs import require, spec_from_dict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def _require_limits(policy: VerifyPolicy | BenchPolicy, where: str) -> None:
+    for name, value in vars(policy).items():
+        require(
+            value is None or (math.isfinite(value) and value >= 0),
+            f"{where}.{name} is {value}, expected a number of at least 0",
+        )
+
+
+@dataclass(frozen=True)
+class VerifyPolicy:
+    """Limits of ``verify``; what is not named keeps the precision's default.
+
+    Attributes:
+        margin: of UAR and WAR, percentage points.
+        max_logit_error: largest difference of a logit of the whole model.
+        max_flip_rate: largest share of clips whose answer changes, in [0, 1].
+        max_recall_drop: by how many points the recall of a class may fall.
+        max_calibration_rise: by how many points the expected calibration error may rise.
+    """
+
+    margin: float | None = None
+    max_logit_error: float | None = None
+    max_flip_rate: float | None = None
+    max_recall_drop: float | None = None
+    max_calibration_rise: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_limits(self, "verify")
+        require(self.margin != 0, "verify.margin is 0, expected more: no number of clips proves two models the same")
+        require((self.max_flip_rate or 0) <= 1, f"verify.max_flip_rate is {self.max_flip_rate}, expected 0 to 1")
+
+    def limits(self, default: Limits) -> Limits:
+        """The default's limits, with those of the policy instead where it has some."""
+        given = {
+            "points": self.margin,
+            "logits": self.max_logit_error,
+            "flips": self.max_flip_rate,
+            "recall_drop": self.max_recall_drop,
+            "calibration_rise": self.max_calibration_rise,
+        }
+        return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class BenchPolicy:
+    """Limits of ``bench``.
+
+    Attributes:
+        concurrency: requests in flight at which latency and throughput count.
+        p99_ms: largest 99th percentile of the served latency, the median over the rounds. Of fewer than 100 requests it
+            is the maximum.
+        throughput: least clips a second that are served, the median over the rounds.
+        size_mb: largest size of the bundle in 10^6 bytes; a file under several names counts once.
+        memory_mb: most memory of the server and its processes after the load, in 10^6 bytes.
+    """
+
+    concurrency: int = 1
+    p99_ms: float | None = None
+    throughput: float | None = None
+    size_mb: float | None = None
+    memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_limits(self, "bench")
+        require(1 <= self.concurrency <= 256, f"bench.concurrency is {self.concurrency}, expected 1 to 256")
+
+    def check_measurable(self, *, served: bool, memory: bool) -> None:
+        """Before anything is measured: a limit that cannot be held against a number must not pass.
+
+        Raises:
+            DferDeployError: a limit is about what is not measured.
+        """
+        require(
+            served or (self.p99_ms is None and self.throughput is None),
+            "the policy limits what is served, and no server is measured; leave --runtime away or add --runtime triton",
+        )
+        require(
+            (served and memory) or self.memory_mb is None,
+            "the policy limits memory_mb, which is measured only of an embedded server that bench itself starts; leave "
+            "--url away, or take the limit out of the policy",
+        )
+
+    def failures(self, result: BenchResult, *, size_mb: float, memory_mb: float | None) -> list[str]:
+        """One sentence for each limit that a measurement leaves.
+
+        Args:
+            result: the measurement.
+            size_mb: of the bundle.
+            memory_mb: of the server; None where it is not measured.
+        """
+        served = next((one for one in result.served if one.concurrency == self.concurrency), None)
+        found = []
+        if served is not None and self.p99_ms is not None:
+            found.append(("p99_ms", served.median("p99_ms"), self.p99_ms))
+        if memory_mb is not None and self.memory_mb is not None:
+            found.append(("memory_mb", memory_mb, self.memory_mb))
+        if self.size_mb is not None:
+            found.append(("size_mb", size_mb, self.size_mb))
+        failures = [
+            f"{name} is {value:.4g}, at most {limit:g} is accepted"
+            for name, value, limit in found
+            if not value <= limit
+        ]
+        if served is not None and self.throughput is not None:
+            median = statistics.median(served.throughput)
+            if not median >= self.throughput:
+                failures.append(f"throughput is {median:.4g} clips/s, at least {self.throughput:g} is accepted")
+        return failures
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Both commands' limits; a missing table limits nothing beyond the defaults."""
+
+    verify: VerifyPolicy = VerifyPolicy()
+    bench: BenchPolicy = BenchPolicy()
+
+
+def policy_from_toml(path: Path) -> Policy:
+    """Reads a policy.
+
+    Raises:
+        DferDeployError: the file is missing, no TOML, or a limit is unknown, has the wrong type or cannot be.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DferDeployError(f"{path} cannot be read ({error.strerror}); expected a policy in TOML") from error
+    except ValueError as error:  # TOML's own and Unicode's errors
+        raise DferDeployError(f"{path} is no TOML file ({error}); correct it") from error
+    return spec_from_dict(Policy, values)

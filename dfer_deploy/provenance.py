@@ -1,0 +1,68 @@
+"""Where a result comes from: checkpoint, graphs, engines, configuration and clips, each by its SHA-256."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfer_deploy.bundle import MANIFEST_NAME, Bundle
+from dfer_deploy.engines import engines_of
+from dfer_deploy.files import sha256_of_file
+
+_MAX_DESCRIPTION_BYTES = 1 << 20
+_FOLDERS_ABOVE = 4
+"""A drawn data set says what it is at its root; its clips and lists lie at most so many folders below."""
+
+
+def provenance(bundle: Bundle, lists: Sequence[Path], clips: Iterable[Path]) -> dict[str, Any]:
+    """The chain from the weights to what was asked, for JSON.
+
+    Args:
+        bundle: opened with its files checked.
+        lists: the annotation lists.
+        clips: where the clips are on this machine.
+
+    Returns:
+        ``chain``, a list of {stage, file, sha256} in the order in which one was made from the other: checkpoint, ONNX
+        graphs, TensorRT plans, Triton configurations, manifest, annotation lists. ``name``, ``version``, ``target``,
+        ``precision`` and ``tools`` of the bundle. ``synthetic``: what a drawn data set says about itself, or None.
+
+    Raises:
+        DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
+    """
+    built = engines_of(bundle)
+    manifest = bundle.manifest
+    chain = [("checkpoint", "", manifest.checkpoint.sha256)]
+    chain += [("ONNX", name, digest) for name, digest in manifest.files.items() if name.startswith("onnx/")]
+    chain += [("plan", record.plan, record.sha256) for record in (built.engines.values() if built else ())]
+    chain += [("config", name, digest) for name, digest in manifest.files.items() if name.endswith("config.pbtxt")]
+    chain.append(("manifest", MANIFEST_NAME, sha256_of_file(bundle.path / MANIFEST_NAME)))
+    chain += [("list", path.name, sha256_of_file(path)) for path in lists]
+    return {
+        "chain": [{"stage": stage, "file": name, "sha256": digest} for stage, name, digest in chain],
+        "name": manifest.name,
+        "version": manifest.version,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "tools": manifest.tools,
+        "synthetic": synthetic_note([*lists, *clips]),
+    }
+
+
+def synthetic_note(paths: Iterable[Path]) -> str | None:
+    """What a drawn data set says in the ``dataset.json`` at its root, where one of the files belongs to one."""
+    folders = {folder for path in paths for folder in list(path.resolve().parents)[:_FOLDERS_ABOVE]}
+    notes = {note for folder in sorted(folders) if (note := _note(folder / "dataset.json"))}
+    return min(notes, default=None)
+
+
+def _note(path: Path) -> str | None:
+    try:
+        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            return None
+        note = json.loads(path.read_text(encoding="utf-8")).get("note")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return note if isinstance(note, str) else None

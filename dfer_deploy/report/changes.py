@@ -1,0 +1,110 @@
+"""The clips whose answer changed, for the page: frames, and both probability vectors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.report.content import MOST_PICTURED, Candidate, Content, Flip
+
+_FRAMES = 4
+_FRAME_PIXELS = 96
+_JPEG_QUALITY = 72
+
+_MOST_NAMED = 200
+"""Further clips that are named without pictures."""
+
+_MOST_ROWS = 12
+"""Classes shown of a clip; of more, those that the two answers make most of."""
+
+_ALIKE = 0.005
+"""Candidates whose probabilities differ by less are shown as one."""
+
+
+def changed_answers(content: Content, clips: Mapping[str, Path]) -> dict[str, Any]:
+    """What the template needs; clips on which the reference was surest come first.
+
+    Args:
+        content: the verification.
+        clips: where they are on this machine, by name. One that is missing or cannot be read is shown without frames.
+    """
+    changed: dict[str, list[tuple[Candidate, Flip]]] = {}
+    for candidate in content.comparisons:
+        for flip in candidate.flips:
+            changed.setdefault(flip.clip, []).append((candidate, flip))
+    surest = sorted(changed.values(), key=lambda answers: -answers[0][1].margin)
+    shown, named = surest[:MOST_PICTURED], surest[MOST_PICTURED : MOST_PICTURED + _MOST_NAMED]
+    clips_changed = "1 clip" if len(surest) == 1 else f"{len(surest):,} clips"
+    which = f"The {len(shown)}" if len(shown) < len(surest) else "Those"
+    shown_clips = [_clip(content, answers, clips.get(answers[0][1].clip)) for answers in shown]
+    return {
+        "flips": shown_clips,
+        "flips_sentence": f"{clips_changed} of {content.clips:,}. "
+        f"{which} on which {content.truth.name} was surest come first.",
+        "pictured": any(clip["frames"] for clip in shown_clips),
+        "more_flips": [_named(answers[0][1]) for answers in named],
+        "unnamed_flips": max(0, len(surest) - MOST_PICTURED - _MOST_NAMED),
+    }
+
+
+def _clip(content: Content, answers: list[tuple[Candidate, Flip]], path: Path | None) -> dict[str, Any]:
+    alike: list[tuple[list[str], Flip]] = []
+    for candidate, flip in answers:
+        vector = np.array(flip.answered_probabilities)
+        for names, other in alike:
+            if np.abs(vector - other.answered_probabilities).max() < _ALIKE and flip.answered == other.answered:
+                names.append(candidate.name)
+                break
+        else:
+            alike.append(([candidate.name], flip))
+    first = answers[0][1]
+    return _named(first) | {
+        "frames": [] if path is None else _pictures(path),
+        "answers": [
+            {"names": ", ".join(names), "answered": flip.answered, "rows": _probabilities(content, flip)}
+            for names, flip in alike
+        ],
+    }
+
+
+def _named(flip: Flip) -> dict[str, Any]:
+    return vars(flip) | {"margin": f"{flip.margin:.2g}"}
+
+
+def _probabilities(content: Content, flip: Flip) -> list[dict[str, Any]]:
+    pairs = list(zip(flip.probabilities, flip.answered_probabilities, strict=True))
+    largest = sorted(range(len(pairs)), key=lambda place: -max(pairs[place]))[:_MOST_ROWS]
+    return [
+        {
+            "name": content.class_names[place],
+            "named": content.class_names[place] in (flip.expected, flip.answered),
+            "width": f"{100 * pairs[place][0]:.1f}",
+            "answered_width": f"{100 * pairs[place][1]:.1f}",
+            "before": f"{pairs[place][0]:.3f}",
+            "after": f"{pairs[place][1]:.3f}",
+        }
+        for place in sorted(largest)
+    ]
+
+
+def _pictures(path: Path) -> list[dict[str, Any]]:
+    """Frames spread over the clip as the model sees them, as small JPEG pictures in the page itself."""
+    try:
+        clip = clip_from_path(path, _FRAME_PIXELS)
+    except DferDeployError:
+        return []
+    pictures = []
+    for place in np.linspace(0, len(clip) - 1, _FRAMES).round().astype(int):
+        buffer = io.BytesIO()
+        Image.fromarray(clip[place]).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        pictures.append({"data": f"data:image/jpeg;base64,{data}", "number": int(place) + 1, "count": len(clip)})
+    return pictures

@@ -1,0 +1,352 @@
+"""Charts of a report as SVG that stands in the page: its text is text, its colours are the page's.
+
+Curves differ in marker and line, not only in colour; the colours are of Okabe and Ito's palette ("Color Universal
+Design", 2008), which colour-blind people tell apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import statistics
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from dfer_deploy.bench import BenchResult
+from dfer_deploy.metrics import Int64
+from dfer_deploy.paired import Interval
+
+_INK, _MUTED, _BAND, _CELL, _ON_CELL = "#1b1e23", "#5f6670", "#dfe9f1", "#004f80", "#fefefe"
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+_MARKERS = ("o", "s", "^", "D", "v")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
+
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _BAND: "var(--band)",
+    _CELL: "var(--cell)",
+    _ON_CELL: "var(--on-cell)",
+} | {colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)}
+"""Which variable of the page's style sheet stands for which colour, so that charts have a light and a dark form."""
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dfer-deploy",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _MUTED,
+    "grid.alpha": 0.25,
+    "xtick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _MUTED,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+}
+
+_LONGEST_LABEL = 24
+"""Characters of a name beside an axis; the tables have all of them."""
+
+_P = ParamSpec("_P")
+
+_DARK = 0.68
+"""Share from which on a cell is so dark that its numbers are white."""
+
+REQUESTS_FOR_P99 = 100
+"""Of fewer, the 99th percentile is the maximum."""
+
+
+def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
+    @functools.wraps(draw)
+    def styled(*arguments: _P.args, **options: _P.kwargs) -> str:
+        with matplotlib.rc_context(_STYLE):
+            return draw(*arguments, **options)
+
+    return styled
+
+
+@_styled
+def confusion_chart(name: str, confusion: Int64, class_names: Sequence[str]) -> str:
+    """A confusion matrix: shares of each row as shades of one colour and in percent, counts below them.
+
+    Args:
+        name: what the ids in this chart start with, unique on the page.
+        confusion: counts [C, C]; rows are labels, columns predictions.
+        class_names: C names.
+    """
+    classes = len(class_names)
+    clips = confusion.sum(axis=1)
+    names = _labels(class_names)
+    longest = max(map(len, names))
+    cells = 0.52 * classes
+    figure, axes = _figure(cells + 0.95 + 0.075 * longest, cells + 0.45 + 0.06 * longest)
+    for row in range(classes):
+        for column in range(classes):
+            count = int(confusion[row, column])
+            share = count / int(clips[row]) if clips[row] else 0.0
+            corner = (column - 0.48, row - 0.48)
+            axes.add_patch(Rectangle(corner, 0.96, 0.96, facecolor=_CELL, alpha=share, linewidth=0))
+            axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=_MUTED, alpha=0.25, linewidth=0.6))
+            colour = _ON_CELL if share > _DARK else _INK if count else _MUTED
+            weight = "bold" if row == column else "normal"
+            percent = f"{share:.0%}" if clips[row] else "–"
+            axes.text(column, row - 0.05, percent, ha="center", color=colour, weight=weight, size=9)
+            axes.text(column, row + 0.31, f"{count:,}", ha="center", color=colour, size=7)
+    axes.set_xlim(-0.5, classes - 0.5)
+    axes.set_ylim(classes - 0.5, -0.5)
+    axes.set_aspect("equal")
+    for artist in (*axes.texts, *axes.patches):
+        artist.set_in_layout(False)  # they lie within the axes; measuring them all takes most of the time
+    axes.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), [f"{label} ({int(n):,})" for label, n in zip(names, clips, strict=True)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("labelled (clips)")
+    return _svg(figure, name, f"confusion matrix of {int(clips.sum())} clips")
+
+
+@_styled
+def difference_chart(name: str, rows: Sequence[tuple[str, str, float, Interval]], margin: float) -> str:
+    """Differences with their intervals, and the margin as a band.
+
+    Args:
+        name: as above.
+        rows: candidate, ``UAR`` or ``WAR``, difference and interval in percentage points, from the top.
+        margin: percentage points.
+    """
+    figure, axes = _figure(5.0, 0.9 + 0.36 * len(rows))
+    axes.axvspan(-margin, margin, color=_BAND, linewidth=0)
+    for bound in (-margin, margin):
+        axes.axvline(bound, color=_MUTED, linestyle="--", linewidth=0.9)
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    for place, (_, measure, difference, interval) in enumerate(rows):
+        series = 0 if measure == "UAR" else 1
+        colour = _SERIES[series]
+        axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot([interval.low, interval.high], [place, place], linestyle="", marker="|", markersize=9, color=colour)
+        axes.plot(difference, place, marker=_MARKERS[series], markersize=6.5, color=colour)
+    axes.set_yticks(range(len(rows)), [f"{_labels([who])[0]}, Δ{measure}" for who, measure, _, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    reach = 1.12 * max([margin, *(abs(end) for *_, interval in rows for end in (interval.low, interval.high))])
+    axes.set_xlim(-reach, reach)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"candidate minus reference, points (band: margin ± {margin:g})")
+    return _svg(figure, name, "differences of UAR and WAR with their intervals and the margin")
+
+
+@_styled
+def recall_chart(name: str, deltas: Mapping[str, Sequence[float | None]], class_names: Sequence[str]) -> str:
+    """Change of each class's recall.
+
+    Args:
+        name: as above.
+        deltas: percentage points for every class, None for a class without a clip; by candidate. One of them changed;
+            candidates whose recalls did not are not drawn.
+        class_names: C names.
+    """
+    step = 0.16
+    shown = [(index, candidate, values) for index, (candidate, values) in enumerate(deltas.items()) if any(values)]
+    figure, axes = _figure(5.0, 1.1 + len(class_names) * (0.22 + step * len(shown)))
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    height = 0.8 / len(shown)
+    for line, (index, candidate, values) in enumerate(shown):
+        colour, marker = _look(index)[:2]
+        for place, value in enumerate(values):
+            if value is not None:
+                at = place - 0.4 + height * (line + 0.5)
+                axes.plot([0, value], [at, at], color=colour, linewidth=2)
+                axes.plot(value, at, marker=marker, markersize=5, color=colour)
+        axes.plot([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=_labels([candidate])[0])
+    absent = {place for values in deltas.values() for place, value in enumerate(values) if value is None}
+    labels = [f"{label} (no clip)" if place in absent else label for place, label in enumerate(_labels(class_names))]
+    axes.set_yticks(range(len(class_names)), labels)
+    axes.set_ylim(len(class_names) - 0.5, -0.5)
+    reach = max([1.0, *(1.15 * abs(value) for values in deltas.values() for value in values if value is not None)])
+    axes.set_xlim(-reach, reach)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("change of recall, percentage points")
+    _legend(figure, len(shown))
+    return _svg(figure, name, "change of each class's recall")
+
+
+@_styled
+def error_chart(name: str, quantiles: Mapping[str, Mapping[float, float]], limit: float) -> str:
+    """How large errors of logits are: quantiles on a logarithmic axis.
+
+    Args:
+        name: as above.
+        quantiles: error by quantile, by candidate; at least one error is above 0.
+        limit: the largest that is accepted.
+    """
+    figure, axes = _figure(5.0, 3.2)
+    places = sorted({quantile for errors in quantiles.values() for quantile in errors})
+    for index, (candidate, errors) in enumerate(quantiles.items()):
+        colour, marker, line = _look(index)
+        shown = [(places.index(q), error) for q, error in sorted(errors.items()) if error > 0]
+        xs, ys = [x for x, _ in shown], [y for _, y in shown]
+        axes.plot(xs, ys, color=colour, marker=marker, linestyle=line, markersize=5, label=_labels([candidate])[0])
+    axes.axhline(limit, color=_INK, linestyle="--", linewidth=0.9)
+    axes.annotate(f"limit {limit:g}", (0, limit), xytext=(0, 3), textcoords="offset points", size=8)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(
+        range(len(places)), ["largest" if q == 1 else "median" if q == 0.5 else f"{100 * q:g} %" for q in places]
+    )
+    axes.set_xlabel("share of all logits whose error is at most …")
+    axes.set_ylabel("|Δlogit|")
+    axes.grid(axis="y")
+    _legend(figure, len(quantiles))
+    return _svg(figure, name, "quantiles of the errors of logits")
+
+
+@_styled
+def calibration_chart(name: str, errors: Sequence[tuple[str, float]]) -> str:
+    """Expected calibration errors in percent, the reference's first."""
+    figure, axes = _figure(5.0, 0.8 + 0.34 * len(errors))
+    axes.axvline(errors[0][1], color=_INK, linestyle="--", linewidth=0.9)
+    for place, (_, error) in enumerate(errors):
+        colour, marker = (_INK, "o") if place == 0 else _look(place - 1)[:2]
+        axes.plot([0, error], [place, place], color=colour, linewidth=2)
+        axes.plot(error, place, marker=marker, markersize=6, color=colour)
+        axes.annotate(f"{error:.2f} %", (error, place), xytext=(8, 0), textcoords="offset points", va="center", size=8)
+    axes.set_yticks(range(len(errors)), _labels([label for label, _ in errors]))
+    axes.set_ylim(len(errors) - 0.4, -0.6)
+    axes.set_xlim(0, 1.2 * max(1.0, *(error for _, error in errors)))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("expected calibration error, % (dashed: the reference)")
+    return _svg(figure, name, "expected calibration errors")
+
+
+@_styled
+def load_chart(name: str, result: BenchResult) -> str:
+    """Latency over throughput, one point for each number of requests in flight; predictors in process beside it."""
+    figure, axes = _figure(5.0, 3.6)
+    tail = "p99" if result.requests >= REQUESTS_FOR_P99 else "p95"
+    served = sorted(result.served, key=lambda level: level.concurrency)
+    for index, quantile in enumerate(("p50", tail) if served else ()):
+        colour, marker, line = _look(index)
+        xs = [statistics.median(level.throughput) for level in served]
+        ys = [level.median(f"{quantile}_ms") for level in served]
+        spread = [
+            [x - min(level.throughput) for x, level in zip(xs, served, strict=True)],
+            [max(level.throughput) - x for x, level in zip(xs, served, strict=True)],
+        ]
+        axes.errorbar(
+            xs,
+            ys,
+            xerr=spread,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            capsize=2,
+            label=f"served, {quantile}",
+        )
+        for level, x, y in zip(served, xs, ys, strict=True):
+            axes.annotate(f"{level.concurrency}", (x, y), xytext=(4, 4), textcoords="offset points", size=8)
+    for index, local in enumerate(result.in_process):
+        colour, marker = _look(index + 2)[:2]
+        x, y = statistics.median(local.throughput), float(np.median(local.latency_ms))
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            marker=marker,
+            markersize=7,
+            linestyle="",
+            fillstyle="none",
+            label=f"{_labels([local.name])[0]}, p50",
+        )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid()
+    axes.set_xlabel("clips a second (bar: range of the rounds)")
+    axes.set_ylabel("latency, ms")
+    _legend(figure, 2 + len(result.in_process))
+    return _svg(figure, name, "latency over throughput")
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names that leave room for the chart."""
+    return [name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…" for name in names]
+
+
+def _look(index: int) -> tuple[str, str, Any]:
+    """Colour, marker and line of a series."""
+    place = index % len(_SERIES)
+    return _SERIES[place], _MARKERS[place], _LINES[place]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure in inches; text of 9 points is 12 pixels where the page shows it in its own size."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _legend(figure: Figure, entries: int) -> None:
+    figure.legend(loc="outside upper left", ncols=min(entries, 2), handlelength=3)
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The drawing as an element for HTML: without a namespace, with ids of its own, in the page's colours and font."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 - matplotlib wrote it
+    width = float(root.attrib["viewBox"].split()[2])
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            element.set(key.rpartition("}")[2], _own(key.rpartition("}")[2], value, name))
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in ("metadata", "style")]:
+            parent.remove(child)
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "style": f"max-width: {width * 4 / 3:.0f}px; stroke-linejoin: round",
+    }
+    label = ElementTree.Element("title")
+    label.text = title
+    root.insert(0, label)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _own(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-", 1)
+    value = value.replace("url(#", f"url(#{name}-")
+    if key == "style":
+        value = re.sub(r"(font: [^;]*?px) [^;]*", r"\1 system-ui, sans-serif", value)
+        for colour, variable in _VARIABLES.items():
+            value = value.replace(colour, variable)
+    return value

@@ -1,0 +1,210 @@
+"""The report as one HTML file: no network, no script, readable on paper, on a phone, in light and in dark.
+
+Clip names, class names and paths come from files of strangers: the template escapes everything but our own charts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from dfer_deploy import __version__
+from dfer_deploy.bench import BenchResult
+from dfer_deploy.files import atomic_file, json_text
+from dfer_deploy.report import charts
+from dfer_deploy.report.changes import changed_answers
+from dfer_deploy.report.content import Candidate, Content, content_from_json
+
+_MOST_EMBEDDED_BYTES = 1 << 20
+"""A larger JSON stays in the file that ``--json`` wrote."""
+
+_MOST_UNREADABLE = 100
+
+_STATES: dict[str, dict[str, str]] = {
+    "equivalent": {"word": "equivalent", "sign": "✓", "look": "good"},
+    "different": {"word": "different", "sign": "✗", "look": "bad"},
+    "undecided": {"word": "undecided", "sign": "?", "look": "open"},
+    "failed": {"word": "failed", "sign": "✗", "look": "bad"},
+}
+
+
+def write_report(
+    path: Path,
+    verification: Mapping[str, Any],
+    *,
+    bench: Mapping[str, Any] | None = None,
+    clips: Mapping[str, Path] | None = None,
+) -> None:
+    """Writes the report, atomically.
+
+    Args:
+        path: the HTML file.
+        verification: what ``verify --json`` writes; see ``report.content`` for what of it is shown.
+        bench: what ``bench --json`` writes.
+        clips: where clips are on this machine, by the names that the list gives them; a few frames of those whose
+            answer changed are shown, if they can be read.
+
+    Raises:
+        DferDeployError: the content is not what ``verify --json`` and ``bench --json`` write, or the file cannot be
+            written.
+    """
+    content = content_from_json(Content, verification)
+    measured = None if bench is None else content_from_json(BenchResult, bench)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("dfer_deploy.report").joinpath("report.html").read_text("utf-8"))
+    page = template.render(
+        _summary(content)
+        | _charts(content, measured)
+        | _recalls(content)
+        | changed_answers(content, clips or {})
+        | _origin(content, json_text(verification).encode())
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _summary(content: Content) -> dict[str, Any]:
+    source = content.provenance
+    margin = content.comparisons[0].equivalence.margin
+    if content.failures:
+        found = {"word": "Not verified", "sign": "✗", "look": "bad"}
+        sentence = f"What is served does not answer as {content.truth.name} does."
+    elif content.undecided:
+        found = {"word": "Undecided", "sign": "?", "look": "open"}
+        sentence = f"Nothing failed, but {content.clips:,} clips are too few to decide."
+    else:
+        found = {"word": "Verified", "sign": "✓", "look": "good"}
+        sentence = (
+            f"UAR and WAR of every way of serving are within ±{margin:g} points of {content.truth.name}'s, and no "
+            "error is outside its limit."
+        )
+    return {
+        "content": content,
+        "title": f"{source.name}, version {source.version}",
+        "verdict": found | {"sentence": sentence},
+        "facts": f"{content.clips:,} clips · {len(content.class_names)} classes · {source.precision} · "
+        f"target {source.target} · checkpoint {source.chain[0].sha256[:12]}…",
+        "rows": [_row(candidate) for candidate in content.comparisons],
+        "decided_on": _decided_on(content),
+        "unreadable": list(content.unreadable.items())[:_MOST_UNREADABLE],
+        "unnamed_unreadable": max(0, len(content.unreadable) - _MOST_UNREADABLE),
+        "dfer_deploy_version": __version__,
+    }
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    found = candidate.equivalence
+    war, uar = found.interval_war, found.interval_uar
+    return {
+        "name": candidate.name,
+        "state": _STATES["failed" if candidate.failures else "undecided" if candidate.undecided else found.verdict],
+        "equivalence": _STATES[found.verdict],
+        "uar": f"{candidate.uar:.2f}",
+        "war": f"{candidate.war:.2f}",
+        "flips": str(candidate.flip_rate),
+        "changes": f"{found.lost} / {found.gained}",
+        "mcnemar": f"{found.mcnemar_p:.2g}",
+        "error": _error(candidate.max_logit_difference),
+        "encoder_error": _error(candidate.max_logit_difference_encoder),
+        "head_error": _error(candidate.max_logit_difference_head),
+        "delta_uar": _points(found.delta_uar),
+        "delta_war": _points(found.delta_war),
+        "interval_uar": f"{_points(uar.low)} to {_points(uar.high)}",
+        "interval_war": f"{_points(war.low)} to {_points(war.high)}",
+        "method": war.method,
+    }
+
+
+def _error(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2g}"
+
+
+def _points(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _decided_on(content: Content) -> str:
+    """Which clips decided, where it is not simply those of this verification."""
+    found = content.comparisons[0].equivalence
+    pooled = "" if found.clips == content.clips else ", those of earlier verifications included"
+    sources = "" if found.groups is None else f" of {found.groups:,} sources, which count as independent"
+    return f"Decided on {found.clips:,} clips{sources}{pooled}." if pooled or sources else ""
+
+
+def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
+    def drawn(svg: str) -> Markup:
+        return Markup(svg)  # noqa: S704 - our own drawing, in which every text is escaped
+
+    rows = [
+        (candidate.name, measure, difference, interval)
+        for candidate in content.comparisons
+        for measure, difference, interval in (
+            ("UAR", candidate.equivalence.delta_uar, candidate.equivalence.interval_uar),
+            ("WAR", candidate.equivalence.delta_war, candidate.equivalence.interval_war),
+        )
+    ]
+    matrices: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+    for answers in (content.truth, *content.comparisons):
+        matrices.setdefault(answers.confusion, []).append(answers.name)
+    quantiles = {
+        candidate.name: {float(q): error for q, error in candidate.logit_errors.items() if error is not None}
+        for candidate in content.comparisons
+    }
+    erring = any(error > 0 for errors in quantiles.values() for error in errors.values())
+    calibration = [(answers.name, answers.calibration_error) for answers in (content.truth, *content.comparisons)]
+    deltas = {
+        candidate.name: [_delta(content, candidate, name) for name in content.class_names]
+        for candidate in content.comparisons
+    }
+    changed = any(any(values) for values in deltas.values())
+    return {
+        "differences": drawn(charts.difference_chart("differences", rows, content.comparisons[0].equivalence.margin)),
+        "matrices": [
+            {
+                "names": " = ".join(names),
+                "svg": drawn(charts.confusion_chart(f"confusion-{index}", np.array(matrix), content.class_names)),
+            }
+            for index, (matrix, names) in enumerate(matrices.items())
+        ],
+        "recalls": drawn(charts.recall_chart("recalls", deltas, content.class_names)) if changed else None,
+        "calibration": drawn(charts.calibration_chart("calibration", calibration)),
+        "errors": drawn(charts.error_chart("errors", quantiles, content.limits["logits"])) if erring else None,
+        "load": None if bench is None else drawn(charts.load_chart("load", bench)),
+        "machine": "" if bench is None else bench.machine,
+    }
+
+
+def _delta(content: Content, candidate: Candidate, name: str) -> float | None:
+    before, after = content.truth.recalls.get(name), candidate.recalls.get(name)
+    return None if before is None or after is None else float(after) - float(before)
+
+
+def _recalls(content: Content) -> dict[str, Any]:
+    clips = [sum(row) for row in content.truth.confusion]
+    rows = []
+    for name, count in zip(content.class_names, clips, strict=True):
+        before = content.truth.recalls.get(name)
+        deltas = [_delta(content, candidate, name) for candidate in content.comparisons]
+        cells = ["–" if before is None else f"{before:.1f} %"]
+        cells += ["–" if delta is None else "same" if delta == 0 else _points(delta) for delta in deltas]
+        rows.append({"name": name, "clips": f"{count:,}", "cells": cells})
+    absent = [name for name, count in zip(content.class_names, clips, strict=True) if not count]
+    return {"classes": rows, "absent": absent}
+
+
+def _origin(content: Content, data: bytes) -> dict[str, Any]:
+    metrics = {"stage": "metrics", "file": "verify.json", "sha256": hashlib.sha256(data).hexdigest()}
+    embedded = base64.b64encode(data).decode() if len(data) <= _MOST_EMBEDDED_BYTES else ""
+    return {
+        "chain": [*(vars(link) for link in content.provenance.chain), metrics],
+        "data_link": f"data:application/json;base64,{embedded}" if embedded else "",
+        "tools": ", ".join(f"{tool} {version}" for tool, version in content.provenance.tools.items()),
+    }

@@ -1,0 +1,160 @@
+"""Which blocks must stay fp32 so that the rest can be fp16: few exports, the blocks with the largest effect first.
+
+Each block's effect on the logits is known from one export in fp16 (``export/layers.py``). The search then finds the
+shortest beginning of that order with which the gate holds, doubling and halving, and gives back to fp16 what of it
+turns out not to be needed. What is left is minimal: with any one of its blocks in fp16 the gate
+fails, as long as keeping more blocks never makes an answer worse.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dfer_deploy.blocks import checked_blocks, encoder_blocks, head_blocks
+from dfer_deploy.console import step
+from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph, blocks_beyond_fp16
+from dfer_deploy.export.layers import CLASSIFIER, Localisation, localise
+from dfer_deploy.export.onnx_file import onnx_from_graph
+from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.predictor import Frames, Predictor
+from dfer_deploy.specs import contract_for
+
+Gate = Callable[[Predictor], Sequence[str]]
+"""Holds a way of serving against its limits: one sentence for each that it leaves, none if it passes."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One export that was tried.
+
+    Attributes:
+        keep_fp32: blocks that stayed fp32.
+        failures: what the gate said, empty if it held.
+    """
+
+    keep_fp32: tuple[str, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The answer.
+
+    Attributes:
+        keep_fp32: the blocks that must stay fp32, in the order of the computation; empty if all may be fp16; None if
+            the gate fails in fp32 too, so that precision is not the reason.
+        localisation: the blocks of the first fp16 export, whose effects decided the order.
+        trials: all exports, in the order in which they were tried.
+    """
+
+    keep_fp32: tuple[str, ...] | None
+    localisation: Localisation
+    trials: tuple[Trial, ...]
+
+    def __str__(self) -> str:
+        tried = f"{len(self.trials)} exports tried"
+        if self.keep_fp32 is None:
+            return f"with all blocks in fp32 the gate fails too, so precision is not the reason ({tried})"
+        if not self.keep_fp32:
+            return f"no block must stay fp32: exported in fp16, the gate holds ({tried})"
+        return f"{', '.join(self.keep_fp32)} must stay fp32, all others may be fp16 ({tried})"
+
+
+def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
+    """Finds a smallest set of blocks that must stay fp32 in an fp16 export for a gate to hold.
+
+    The same arguments give the same answer. The exports go to a temporary folder.
+
+    Args:
+        model: the checkpoint's model.
+        frames: a few clips for the effects, best those that fp16 changes most, uint8 [N, T, H, W, 3].
+        gate: decides about an export, for example with ``dfer_deploy.verify.verify`` on all clips.
+
+    Raises:
+        DferDeployError: a block cannot be exported.
+    """
+    with tempfile.TemporaryDirectory(prefix="dfer-bisect-") as folder:
+        exports = _Exports(model, Path(folder), gate)
+        first = blocks_beyond_fp16(model)
+        passed = exports.holds(first)
+        with step("measure the effect of each block"):
+            localisation = localise(model, *exports.files(first), frames, "fp16", first)
+        names = (*encoder_blocks(model.spec), *head_blocks(model.spec))
+        if passed:
+            return Bisection(first, localisation, tuple(exports.trials))
+        effects = {layer.block: layer.logits for layer in localisation.layers if layer.block != CLASSIFIER}
+        # Blocks with the same effect, two infinite ones for example, stay in the order of the computation.
+        order = [name for name in sorted(names, key=lambda name: -effects[name]) if name not in first]
+        if not exports.holds(names):
+            return Bisection(None, localisation, tuple(exports.trials))
+        kept = _shortest(order, lambda blocks: exports.holds((*first, *blocks)))
+        for block in reversed(kept[:-1]):
+            fewer = [other for other in kept if other != block]
+            if exports.holds((*first, *fewer)):
+                kept = fewer
+        return Bisection(checked_blocks((*first, *kept), model.spec), localisation, tuple(exports.trials))
+
+
+def _shortest(order: Sequence[str], holds: Callable[[Sequence[str]], bool]) -> list[str]:
+    """The shortest beginning of ``order`` that holds, where all of it does and nothing of it does not."""
+    fails, passes = 0, 1
+    while passes < len(order) and not holds(order[:passes]):
+        fails, passes = passes, 2 * passes
+    passes = min(passes, len(order))
+    while passes - fails > 1:
+        middle = (fails + passes) // 2
+        if holds(order[:middle]):
+            passes = middle
+        else:
+            fails = middle
+    return list(order[:passes])
+
+
+@dataclass
+class _Exports:
+    """Exports with some blocks in fp32, each judged once. On the disk is the last one; a graph in common stays."""
+
+    model: DferClip
+    folder: Path
+    gate: Gate
+    trials: list[Trial] = field(default_factory=list)
+
+    def holds(self, keep_fp32: Sequence[str]) -> bool:
+        kept = checked_blocks(keep_fp32, self.model.spec)
+        for trial in self.trials:
+            if trial.keep_fp32 == kept:
+                return not trial.failures
+        files = self.files(kept)
+        all_blocks = (*encoder_blocks(self.model.spec), *head_blocks(self.model.spec))
+        said = "all" if kept == all_blocks else ", ".join(kept) or "none"
+        with step(f"export {len(self.trials) + 1}, in fp32: {said}") as notes:
+            with OnnxRuntimePredictor(*files, name=f"onnxruntime fp16, in fp32: {said}") as predictor:
+                failures = tuple(self.gate(predictor))
+            notes.append("fails" if failures else "holds")
+        self.trials.append(Trial(kept, failures))
+        return not failures
+
+    def files(self, keep_fp32: Sequence[str]) -> tuple[Path, Path]:
+        """The two graphs, exported where they are not there yet."""
+        contract = contract_for(self.model.spec)
+        paths = []
+        for spec, graph, blocks in (
+            (contract.image_encoder, ImageEncoderGraph, encoder_blocks(self.model.spec)),
+            (contract.temporal_head, TemporalHeadGraph, head_blocks(self.model.spec)),
+        ):
+            kept = [name for name in blocks if name in keep_fp32]
+            path = self.folder / f"{spec.name}-{'-'.join(str(blocks.index(name)) for name in kept)}.onnx"
+            if not path.exists():
+                with torch.inference_mode():
+                    module = graph(self.model, "fp16", kept)
+                onnx_from_graph(module, spec, path)
+            paths.append(path)
+        for old in set(self.folder.iterdir()) - set(paths):
+            old.unlink()
+        return paths[0], paths[1]

@@ -1,0 +1,68 @@
+"""The benchmarks that look into the graphs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import parity
+import pytest
+from against_reference import REFERENCE, logit_errors, reference
+from fused_vs_ensemble import add_fused_model, fuse
+from roofline import count
+from tiny import clips_of, tiny_model
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.torch import TorchPredictor
+
+
+def test_the_merged_graph_answers_like_the_two(bundle: Bundle, tmp_path: Path) -> None:
+    fuse(bundle, tmp_path / "fused.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "fused.onnx"), providers=["CPUExecutionProvider"])
+    clips = clips_of(3)
+    logits, probabilities = session.run(["logits", "probabilities"], {"frames": clips})
+    with OnnxRuntimePredictor.from_bundle(bundle) as two:
+        expected = two.predict(clips)
+    np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
+    name = add_fused_model(bundle, tmp_path / "fused.onnx", tmp_path / "repository")
+    files = {path.name for path in (tmp_path / "repository" / name).rglob("*") if path.is_file()}
+    assert files == {"config.pbtxt", "model.onnx", "model.py"}
+
+
+def test_operations_are_those_of_the_matrix_products(own_checkpoint: Path) -> None:
+    head: dict[str, Any] = {"graph": "temporal head", "batch": 2, "time": 9, "image_size": 32}
+    encoder: dict[str, Any] = {"graph": "image encoder", "batch": 2, "time": 3, "image_size": 32}
+    count(own_checkpoint, [head, encoder])
+    tokens, width, inner, hidden = 10, 64, 512, 1024
+    products = 4 * tokens * width * inner + 2 * tokens**2 * inner + 2 * tokens * width * hidden
+    assert head["flop"] == 2 * 2 * (products + width * 3)  # the classifier has three classes
+    # Four patches of 16 × 16 × 3 and the class token; two blocks of width 64 with an MLP of four times that.
+    tokens, inner, hidden = 5, 64, 256
+    block = 4 * tokens * width * inner + 2 * tokens**2 * inner + 2 * tokens * width * hidden
+    assert encoder["flop"] == 2 * 6 * (4 * 768 * width + 2 * block + width * 64)
+    assert encoder["bytes"] > 6 * 32 * 32 * 3
+
+
+def test_the_reference_does_the_same_work(bundle: Bundle) -> None:
+    clips = clips_of(2)
+    with OnnxRuntimePredictor.from_bundle(bundle) as exported:
+        answers = {REFERENCE: reference(tiny_model())(clips), "onnxruntime": exported.predict(clips).logits}
+    assert logit_errors(answers, 0.01)["onnxruntime"] < 0.01
+    with pytest.raises(RuntimeError, match="onnxruntime does not compute the same"):
+        logit_errors(answers | {"onnxruntime": answers["onnxruntime"] + 0.02}, 0.01)
+    with pytest.raises(RuntimeError):
+        logit_errors(answers | {"onnxruntime": answers["onnxruntime"] * np.nan}, 0.01)
+
+
+def test_parity_sees_another_model(bundle: Bundle) -> None:
+    clips = clips_of(4)
+    with TorchPredictor(tiny_model()) as truth, OnnxRuntimePredictor.from_bundle(bundle) as exported:
+        features, logits = truth.encode(clips), truth.predict(clips).logits
+        same = parity.differences(exported, clips, features, logits)
+        other = parity.differences(exported, clips, features, logits[::-1])
+    assert same["logit_error"] < 0.01
+    assert same["agreement"] == 1
+    assert same["feature_error"] < 1e-4
+    assert other["logit_error"] > 0.01

@@ -1,0 +1,388 @@
+"""The report of planted verifications: one file, whole, escaped, with the verdict first."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import json_text
+from dfer_deploy.metrics import Int64, calibration_error, score, softmax
+from dfer_deploy.paired import equivalence, rate
+from dfer_deploy.report.content import MOST_PICTURED
+from dfer_deploy.report.page import write_report
+from dfer_deploy.runtimes.predictor import Float32
+
+CLASSES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=http://evil.example/x onerror=alert(1)>',
+    "$\\frac{1}{$",
+    "a & b]]>",
+)
+NOTE = "These are drawn faces for demonstrations and tests."
+
+
+def planted(
+    clips: int,
+    flips: Sequence[int] = (0,),
+    *,
+    to_wrong: bool = False,
+    names: Sequence[str] = CLASSES,
+    absent: int | None = None,
+    failures: Sequence[str] = (),
+    synthetic: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What ``verify --json`` writes about candidates that change so many answers each; ``to_wrong`` only right ones."""
+    rng = np.random.default_rng(seed)
+    classes = len(names)
+    labels = np.arange(clips) % classes
+    if absent is not None:
+        labels[labels == absent] = (absent + 1) % classes
+    logits = rng.normal(0, 1, (clips, classes)).astype(np.float32)
+    logits[np.arange(clips), labels] += 3
+    reference = answers("PyTorch fp32", names, labels, logits)
+    comparisons = []
+    for index, count in enumerate(flips):
+        other = logits + rng.normal(0, 1e-3, logits.shape).astype(np.float32)
+        right = logits.argmax(axis=1) == labels
+        candidates = np.flatnonzero(right) if to_wrong else np.arange(clips)
+        for row in rng.choice(candidates, count, replace=False):
+            top = np.argsort(other[row])[-2:]
+            other[row, top] = other[row, top[::-1]]
+        comparisons.append(comparison(f"candidate {index}", names, labels, logits, other, failures))
+    return {
+        "format": "dfer-deploy-verify/1",
+        "failures": [failure for found in comparisons for failure in found["failures"]],
+        "undecided": [sentence for found in comparisons for sentence in found["undecided"]],
+        "clips": clips,
+        "class_names": list(names),
+        "limits": {"logits": 0.01},
+        "truth": reference,
+        "comparisons": comparisons,
+        "unreadable": {},
+        "left_out": {"the engines": "there is no GPU"},
+        "reading": None,
+        "provenance": {
+            "chain": [{"stage": "checkpoint", "file": "", "sha256": "ab" * 32}],
+            "name": "dfer",
+            "version": 1,
+            "target": "embedded",
+            "precision": "fp32",
+            "tools": {"torch": "2.9"},
+            "synthetic": synthetic,
+        },
+    }
+
+
+def answers(name: str, names: Sequence[str], labels: Int64, logits: Float32) -> dict[str, Any]:
+    found = score(labels, logits.argmax(axis=1), names)
+    return {
+        "name": name,
+        "uar": found.uar,
+        "war": found.war,
+        "recalls": dict(zip(names, found.recalls, strict=True)),
+        "confusion": found.confusion.tolist(),
+        "calibration_error": calibration_error(labels, softmax(logits)),
+    }
+
+
+def comparison(
+    name: str, names: Sequence[str], labels: Int64, expected: Float32, logits: Float32, failures: Sequence[str]
+) -> dict[str, Any]:
+    errors = np.abs(logits - expected)
+    before, after = expected.argmax(axis=1), logits.argmax(axis=1)
+    rows = np.flatnonzero(before != after)
+    equal = equivalence(labels, before, after, len(names))
+    return answers(name, names, labels, logits) | {
+        "max_logit_difference": float(errors.max()),
+        "max_logit_difference_encoder": float(errors.max()) / 2,
+        "max_logit_difference_head": float(errors.max()) / 10,
+        "logit_errors": {f"{q:g}": float(np.quantile(errors, q)) for q in (0.5, 0.9, 0.99, 0.999, 1)},
+        "equivalence": dataclasses.asdict(equal),
+        "flip_rate": dataclasses.asdict(rate(len(rows), len(labels))),
+        "flips": [
+            {
+                "clip": f"clips/{row:05d}",
+                "label": names[labels[row]],
+                "expected": names[before[row]],
+                "answered": names[after[row]],
+                "margin": float(np.ptp(np.sort(expected[row])[-2:])),
+                "probabilities": softmax(expected[row : row + 1])[0].tolist(),
+                "answered_probabilities": softmax(logits[row : row + 1])[0].tolist(),
+            }
+            for row in rows
+        ],
+        "failures": [f"{name}: {failure}" for failure in failures],
+        "undecided": [f"{name}: {equal}"] if equal.verdict == "undecided" else [],
+    }
+
+
+def bench_json() -> dict[str, Any]:
+    def load(concurrency: int, factor: float) -> dict[str, Any]:
+        times = {"p50_ms": 40.0 * concurrency, "p95_ms": 55.0 * concurrency, "p99_ms": 70.0 * concurrency}
+        rest = ("avg_ms", "queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
+        zeros = dict.fromkeys(rest, 1.0) | {"client_send_ms": None, "client_recv_ms": None}
+        return {"concurrency": concurrency, "throughput": factor * (20 + concurrency)} | times | zeros
+
+    return {
+        "machine": "a machine, 2 cores",
+        "requests": 200,
+        "in_process": [{"name": "onnxruntime fp32", "throughput": [25.0, 26.0], "latency_ms": [38.0, 40.0, 41.0]}],
+        "served": [
+            {"name": f"dfer served, {n} in flight", "concurrency": n, "rounds": [load(n, 1.0), load(n, 1.1)]}
+            for n in (1, 2, 4)
+        ],
+        "left_out": {},
+    }
+
+
+class Page(html.parser.HTMLParser):
+    """A page taken apart: ``tags`` with their attributes, the whole text, and what is not closed as it was opened."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.wrong: list[str] = []
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        self.wrong += self._open
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.wrong.append(f"/{tag} at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(folder: Path, content: Mapping[str, Any], **more: Any) -> Page:
+    write_report(folder / "report.html", content, **more)
+    return Page(folder / "report.html")
+
+
+CASES = {
+    "equivalent": planted(4200, (0, 1), synthetic=NOTE),
+    "different": planted(630, (60,), to_wrong=True, failures=["UAR differs by 9.5 points, at most 0.5 is accepted"]),
+    "undecided": planted(12),
+    "absent class": planted(70, (3,), absent=2),
+    "hostile names": planted(40, (2,), names=HOSTILE),
+    "many flips": planted(600, (400, 300)),
+}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
+    return {
+        case: page_of(tmp_path_factory.mktemp("page"), content, bench=bench_json()) for case, content in CASES.items()
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_page_is_whole_and_needs_nothing_from_outside(pages: dict[str, Page], case: str) -> None:
+    page = pages[case]
+    assert page.wrong == []
+    names = {tag for tag, _ in page.tags}
+    assert names.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form", "image", "foreignobject"})
+    for tag, attributes in page.tags:
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (tag, key)
+            assert key not in ("src", "href") or value.startswith(("data:", "#")), (tag, value[:80])
+            assert not re.search(r"url\((?!#)", value), (tag, value[:80])
+    style = re.search(r"<style>(.*?)</style>", page.path.read_text(encoding="utf-8"), re.DOTALL)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), "the charts of one page must not share ids"
+    used = {
+        match for _, attributes in page.tags for v in attributes.values() for match in re.findall(r"url\(#(.*?)\)", v)
+    }
+    used |= {attributes["href"][1:] for attributes in page.all("use")}
+    assert used <= set(ids)
+    assert page.path.stat().st_size < 3_000_000
+    assert [path.name for path in page.path.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("case", "word", "sentence"),
+    [
+        ("equivalent", "✓ Verified", "within ±0.5 points of PyTorch fp32's"),
+        ("different", "✗ Not verified", "candidate 0: UAR differs by 9.5 points, at most 0.5 is accepted"),
+        ("undecided", "? Undecided", "12 clips are too few to decide"),
+    ],
+)
+def test_the_verdict_comes_first(pages: dict[str, Page], case: str, word: str, sentence: str) -> None:
+    page = pages[case]
+    beginning = page.text[page.text.index("dfer-deploy · verification") :][:700]
+    assert word in beginning
+    assert sentence in beginning
+
+
+def test_failures_outweigh_what_is_open(tmp_path: Path) -> None:
+    page = page_of(tmp_path, planted(12, failures=["a logit differs by 3, at most 0.01 is accepted"]))
+    assert "✗ Not verified" in page.text
+    assert "What is open" in page.text
+
+
+def test_drawn_data_is_named_where_the_verdict_stands(pages: dict[str, Page]) -> None:
+    text = pages["equivalent"].text
+    assert text.index(NOTE) < text.index("Each way of serving")
+    assert "Synthetic data" not in pages["undecided"].text
+
+
+def test_every_number_of_the_matrices_and_recalls_is_text(pages: dict[str, Page]) -> None:
+    content, page = CASES["different"], pages["different"]
+    for answers_of in (content["truth"], content["comparisons"][0]):
+        for row in answers_of["confusion"]:
+            for count in row:
+                assert str(count) in page.words
+    before, after = (found["recalls"]["anger"] for found in (content["truth"], content["comparisons"][0]))
+    assert f"{before:.1f} %" in page.words
+    assert f"{after - before:+.2f}".replace("-", "−") in page.words
+
+
+def test_equal_matrices_are_drawn_once(tmp_path: Path) -> None:
+    page = page_of(tmp_path, planted(630, (0, 0)))
+    assert "PyTorch fp32 = candidate 0 = candidate 1" in page.text
+    assert "No class's recall changed." in page.text
+    assert "None: every candidate gives every clip the reference's answer." in page.text
+
+
+def test_a_class_without_a_clip_has_no_recall(pages: dict[str, Page]) -> None:
+    text = pages["absent class"].text
+    assert "No clip of neutral: the UAR is the mean over the other classes." in text
+    assert "neutral (no clip)" in text
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    content = planted(40, (3,), names=HOSTILE, failures=["<b>x</b>"])
+    content["comparisons"][0]["flips"][0]["clip"] = "<svg onload=alert(1)>"
+    content["unreadable"] = {"<i>gone</i>": "<u>why</u>"}
+    content["provenance"]["synthetic"] = "<script>alert(2)</script>"
+    content["provenance"]["chain"][0]["file"] = "javascript:alert(3)"
+    page = page_of(tmp_path, content)
+    assert {"script", "i", "u", "em"}.isdisjoint(tag for tag, _ in page.tags)
+    assert not any("onload" in attributes for attributes in page.all("svg"))
+    for text in (
+        *HOSTILE,
+        "<b>x</b>",
+        "<svg onload=alert(1)>",
+        "<i>gone</i>",
+        "<u>why</u>",
+        "<script>alert(2)</script>",
+    ):
+        assert text in page.text
+    assert page.wrong == []
+
+
+def test_flipped_clips_have_frames_and_both_probability_vectors(tmp_path: Path) -> None:
+    content = planted(630, (3,))
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for index, frame in enumerate(drawn_clips(1, 32)[0]):
+        Image.fromarray(frame).save(folder / f"{index:02}.png")
+    flips = content["comparisons"][0]["flips"]
+    clips = {flips[0]["clip"]: folder, flips[1]["clip"]: tmp_path / "is not there"}
+    page = page_of(tmp_path, content, clips=clips)
+    pictures = page.all("img")
+    assert [picture["alt"] for picture in pictures] == [f"frame {n} of 16" for n in (1, 6, 11, 16)]
+    for picture in pictures:
+        kind, _, data = picture["src"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.size == (96, 96)
+    for flip in flips:
+        pairs = zip(flip["probabilities"], flip["answered_probabilities"], strict=True)
+        assert all(f"{before:.3f} → {after:.3f}" in page.text for before, after in pairs)
+    assert "pass it on only as their licence allows" in page.text
+
+
+def test_the_surest_answers_come_first_and_their_number_is_bounded(pages: dict[str, Page]) -> None:
+    content, page = CASES["many flips"], pages["many flips"]
+    assert page.text.count("says") == MOST_PICTURED
+    margins = {f["clip"]: f["margin"] for found in reversed(content["comparisons"]) for f in found["flips"]}
+    surest = max(margins, key=lambda clip: margins[clip])
+    assert page.text.index(surest) < min(
+        page.text.index(clip) for clip in margins if clip != surest and clip in page.text
+    )
+    assert f"{len(margins)} clips of 600." in page.text
+    assert f"{len(margins) - MOST_PICTURED - 200} more are in the JSON." in page.text
+
+
+def test_the_page_carries_the_json_and_names_its_hash(pages: dict[str, Page], tmp_path: Path) -> None:
+    content, page = CASES["equivalent"], pages["equivalent"]
+    (link,) = page.all("a")
+    data = base64.b64decode(link["href"].partition(",")[2])
+    assert data == json_text(content).encode()
+    assert hashlib.sha256(data).hexdigest() in page.text
+    assert "ab" * 32 in page.text
+    content = content | {"notes": "x" * (1 << 20)}
+    assert page_of(tmp_path, content).all("a") == [], "a large JSON stays beside the page"
+
+
+def test_load_is_drawn_with_its_machine(pages: dict[str, Page], tmp_path: Path) -> None:
+    assert "a machine, 2 cores" in pages["undecided"].text
+    assert "served, p99" in pages["undecided"].text
+    few = page_of(tmp_path, CASES["undecided"], bench=bench_json() | {"requests": 50})
+    assert "served, p95" in few.text
+    assert "served, p99" not in few.text
+
+
+def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    content = planted(630, failures=["a logit differs by inf, at most 0.01 is accepted"])
+    found = content["comparisons"][0]
+    found["max_logit_difference"] = None
+    found["logit_errors"] = dict.fromkeys(found["logit_errors"])
+    page = page_of(tmp_path, content)
+    assert "not finite" in page.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "dfer-deploy-verify/9"}, "expected 'dfer-deploy-verify/1'"),
+        ({"comparisons": []}, "there are 0 comparisons"),
+        ({"clips": 631}, "7 × 7 counts of 631 clips"),
+        ({"class_names": "no list"}, "class_names is 'no list'"),
+        ({"limits": {}}, "limits.logits is None"),
+        ({"provenance": None}, "provenance is None"),
+    ],
+)
+def test_what_verify_did_not_write_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DferDeployError, match=re.escape(message)):
+        write_report(tmp_path / "report.html", planted(630) | change)
+    assert list(tmp_path.iterdir()) == []

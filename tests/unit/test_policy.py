@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from dfer_deploy.bench import BenchResult, Served
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import LIMITS
+from dfer_deploy.policy import BenchPolicy, Policy, policy_from_toml
+from dfer_deploy.triton.perf_analyzer import LoadResult
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "policy.toml"
+
+
+def policy(tmp_path: Path, text: str) -> Policy:
+    (tmp_path / "policy.toml").write_text(text)
+    return policy_from_toml(tmp_path / "policy.toml")
+
+
+def result(*p99_ms: float) -> BenchResult:
+    rounds = tuple(
+        LoadResult(
+            concurrency=2, throughput=20, p50_ms=1, p95_ms=1, p99_ms=p99, avg_ms=1, queue_ms=0, compute_input_ms=0,
+            compute_infer_ms=1, compute_output_ms=0, client_send_ms=None, client_recv_ms=None,
+        )
+        for p99 in p99_ms
+    )  # fmt: skip
+    return BenchResult("machine", 100, (), (Served("served", 2, rounds),))
+
+
+def test_a_policy_replaces_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
+    found = policy(tmp_path, "[verify]\nmargin = 1\nmax_flip_rate = 0.01\n").verify.limits(LIMITS["fp16"])
+    assert (found.points, found.flips) == (1.0, 0.01)
+    assert (found.logits, found.recall_drop) == (LIMITS["fp16"].logits, LIMITS["fp16"].recall_drop)
+    assert policy(tmp_path, "").verify.limits(LIMITS["fp32"]) == LIMITS["fp32"]
+
+
+def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_path: Path) -> None:
+    limits = policy_from_toml(EXAMPLE).verify.limits(LIMITS["fp32"])
+    assert limits.recall_drop == 2
+    optional = EXAMPLE.read_text(encoding="utf-8").replace("\n# max_", "\nmax_").replace("\n# p99", "\np99")
+    for name in ("throughput", "size_mb", "memory_mb"):
+        optional = optional.replace(f"\n# {name}", f"\n{name}")
+    found = policy(tmp_path, optional)
+    assert all(value is not None for table in (found.verify, found.bench) for value in vars(table).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[verify]\nmargn = 1", "unknown key 'margn' in verify; did you mean 'margin'"),
+        ("[verify]\nmargin = 0", "verify.margin is 0"),
+        ("[verify]\nmargin = -1", "verify.margin is -1.0, expected a number of at least 0"),
+        ("[verify]\nmax_flip_rate = 2", "max_flip_rate is 2.0, expected 0 to 1"),
+        ("[verify]\nmargin = nan", "verify.margin is nan"),
+        ("[bench]\np99_ms = '5'", "bench.p99_ms is '5', expected float"),
+        ("[bench]\nconcurrency = 0", "bench.concurrency is 0"),
+        ("[bench", "is no TOML file"),
+    ],
+)
+def test_a_wrong_policy_is_told(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DferDeployError, match=message.replace("[", r"\[")):
+        policy(tmp_path, text)
+    with pytest.raises(DferDeployError, match="cannot be read"):
+        policy_from_toml(tmp_path / "none.toml")
+
+
+def test_measurements_beyond_the_limits_fail() -> None:
+    limits = BenchPolicy(concurrency=2, p99_ms=50, throughput=30, size_mb=10, memory_mb=100)
+    assert limits.failures(result(40, 60, 70), size_mb=11, memory_mb=101) == [
+        "p99_ms is 60, at most 50 is accepted",
+        "memory_mb is 101, at most 100 is accepted",
+        "size_mb is 11, at most 10 is accepted",
+        "throughput is 20 clips/s, at least 30 is accepted",
+    ]
+    assert BenchPolicy(concurrency=2, p99_ms=60, throughput=20).failures(result(60), size_mb=1, memory_mb=None) == []
+    assert limits.failures(result(float("nan")), size_mb=1, memory_mb=1)[0].startswith("p99_ms is nan")
+
+
+def test_a_limit_on_what_is_not_measured_is_refused() -> None:
+    with pytest.raises(DferDeployError, match="no server is measured"):
+        BenchPolicy(p99_ms=1).check_measurable(served=False, memory=True)
+    with pytest.raises(DferDeployError, match="memory_mb"):
+        BenchPolicy(memory_mb=1).check_measurable(served=True, memory=False)
+    BenchPolicy(size_mb=1).check_measurable(served=False, memory=False)

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.pool import ComparedAnswers, answers_from_json, pooled
+
+
+def fold(first: int, **changes: Any) -> ComparedAnswers:
+    values = {
+        "class_names": ("a", "b"),
+        "clips": tuple(f"clip {first + index}" for index in range(3)),
+        "groups": None,
+        "labels": np.array([0, 1, 1]),
+        "reference": np.array([0, 1, 0]),
+        "candidates": {"onnxruntime fp32": np.array([0, 0, 0])},
+    }
+    return ComparedAnswers(**(values | changes))
+
+
+def written(path: Path, answers: ComparedAnswers, **changes: Any) -> Path:
+    content = {"class_names": list(answers.class_names), "answers": answers.to_dict() | changes}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_what_was_written_is_read_and_pooled(tmp_path: Path) -> None:
+    read = answers_from_json(written(tmp_path / "v.json", fold(3)))
+    both = pooled([fold(0), read], "onnxruntime fp32")
+    assert both.clips == tuple(f"clip {index}" for index in range(6))
+    assert both.labels.tolist() == [0, 1, 1] * 2
+    assert both.reference.tolist() == [0, 1, 0] * 2
+    assert both.candidates["onnxruntime fp32"].tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (fold(2), "the clip 'clip 2' is in two of the pooled verifications"),
+        (fold(3, class_names=("b", "a")), "has the classes b, a, this one a, b"),
+        (fold(3, candidates={"triton grpc": np.zeros(3, np.int64)}), r"has no 'onnxruntime fp32' \(it has triton grpc"),
+        (fold(3, groups=("x", "y", "z")), "has groups and another has none"),
+    ],
+)
+def test_what_does_not_belong_together_is_not_pooled(other: ComparedAnswers, message: str) -> None:
+    with pytest.raises(DferDeployError, match=message):
+        pooled([fold(0), other], "onnxruntime fp32")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": [0, 1, 2]}, {"labels": [0, 1]}, {"reference": [0, 1, 0.5]}, {"groups": ["x"]}, {"clips": 3}]
+)
+def test_damaged_answers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(DferDeployError, match="is no result of verify"):
+        answers_from_json(written(tmp_path / "v.json", fold(0), **changes))
+
+
+def test_what_is_no_result_of_verify_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text("[]")
+    for name in ("bench.json", "none.json"):
+        with pytest.raises(DferDeployError, match=f"{name} is no result of verify"):
+            answers_from_json(tmp_path / name)

@@ -1,0 +1,38 @@
+"""Drawn data says that it is drawn, wherever its lists lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.provenance import provenance, synthetic_note
+
+
+def test_the_chain_names_every_file_by_its_hash(bundle: Bundle, clip_list: Path) -> None:
+    found = provenance(bundle, [clip_list], [])
+    chain = found["chain"]
+    assert [link["stage"] for link in chain] == ["checkpoint", "ONNX", "ONNX", *["config"] * 3, "manifest", "list"]
+    assert chain[0]["sha256"] == bundle.manifest.checkpoint.sha256
+    for link in chain[1:-1]:
+        assert sha256_of_file(bundle.path / link["file"]) == link["sha256"]
+    assert chain[-1] == {"stage": "list", "file": clip_list.name, "sha256": sha256_of_file(clip_list)}
+    assert found["synthetic"] is None
+
+
+def test_a_drawn_data_set_is_known_by_its_lists_and_by_its_clips(tmp_path: Path) -> None:
+    (tmp_path / "faces" / "frames" / "a").mkdir(parents=True)
+    (tmp_path / "faces" / "dataset.json").write_text(json.dumps({"note": "drawn"}))
+    (tmp_path / "list.txt").touch()
+    assert synthetic_note([tmp_path / "faces" / "test.txt"]) == "drawn"
+    assert synthetic_note([tmp_path / "list.txt", tmp_path / "faces" / "frames" / "a"]) == "drawn"
+    assert synthetic_note([tmp_path / "list.txt"]) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"note": 3}', "{", "[" * 100_000])
+def test_another_dataset_json_says_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    assert synthetic_note([tmp_path / "test.txt"]) is None

@@ -1,0 +1,108 @@
+"""The rule by which one run of bench is slower than another."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfer_deploy.bench import BenchResult, InProcess, Served
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.regression import check_comparable, compare, read_bench
+from dfer_deploy.triton.perf_analyzer import LoadResult
+
+Rounds = tuple[float, ...]
+
+
+def result(first: Rounds = (10.0, 10.2, 9.9), served: Rounds | None = (9.0, 9.1, 8.9)) -> BenchResult:
+    loads = tuple(LoadResult(1, value, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, None, None) for value in served or ())
+    return BenchResult(
+        "a machine", 8, (InProcess("onnxruntime fp32", first, (100.0,)),),
+        (Served("dfer served, 1 in flight", 1, loads),) if served else (),
+    )  # fmt: skip
+
+
+def scaled(rounds: Rounds, factor: float) -> Rounds:
+    return tuple(value * factor for value in rounds)
+
+
+def test_the_same_run_has_not_regressed() -> None:
+    assert compare(result(), result()).regressed == ()
+    assert compare(result(), result(scaled((10.0, 10.2, 9.9), 1.5))).regressed == ()
+
+
+def test_a_slower_server_has_regressed_and_a_little_slower_one_has_not() -> None:
+    served = (9.0, 9.1, 8.9)
+    assert compare(result(), result(served=scaled(served, 0.7))).regressed == ("dfer served, 1 in flight",)
+    # Both runs waver by 2.2 %, together 4.4 %.
+    assert compare(result(), result(served=scaled(served, 0.97))).regressed == ()
+    assert compare(result(), result(served=(8.0, 9.1, 6.0))).regressed == ()
+
+
+def test_a_slower_graph_or_machine_is_told_once() -> None:
+    slower = result(scaled((10.0, 10.2, 9.9), 0.7), scaled((9.0, 9.1, 8.9), 0.7))
+    found = compare(result(), slower)
+    assert found.regressed == ("onnxruntime fp32",)
+    assert found.contestants[1].throughput.has_fallen
+    assert str(found.contestants[0].throughput) == "-30.0% (noise 6.0%)"
+
+
+def test_a_faster_first_contestant_does_not_make_the_others_slower() -> None:
+    assert compare(result(), result(scaled((10.0, 10.2, 9.9), 2.0))).regressed == ()
+
+
+def test_what_only_one_run_has_is_named() -> None:
+    found = compare(result(), result(served=None))
+    assert found.not_compared == ("dfer served, 1 in flight",)
+    other = dataclasses.replace(result(), in_process=(InProcess("PyTorch fp32 cpu", (1.0, 1.0, 1.0), (1.0,)),))
+    with pytest.raises(DferDeployError, match="did not measure 'onnxruntime fp32'"):
+        compare(other, result())
+
+
+def test_other_machines_and_few_rounds_are_refused() -> None:
+    with pytest.raises(DferDeployError, match="measured on 'a machine', this machine is 'another'"):
+        check_comparable(result(), machine="another", rounds=3)
+    with pytest.raises(DferDeployError, match="this run has 2 round"):
+        check_comparable(result(), machine="a machine", rounds=2)
+    with pytest.raises(DferDeployError, match="the older run has 2 round"):
+        check_comparable(result((1.0, 1.0), (1.0, 1.0)), machine="a machine", rounds=3)
+
+
+@pytest.mark.parametrize(("rounds", "most"), [(3, 0.015), (5, 0.001)])
+def test_nothing_changed_is_rarely_a_regression(rounds: int, most: float) -> None:
+    rng = np.random.default_rng(0)
+    runs = [result(tuple(rng.normal(10, 0.5, rounds)), None) for _ in range(6000)]
+    false_alarms = sum(bool(compare(old, new).regressed) for old, new in zip(runs[::2], runs[1::2], strict=True))
+    assert false_alarms <= most * 3000
+
+
+def test_a_written_result_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(dataclasses.asdict(result()) | {"left_out": {}, "of a later version": 1}))
+    assert read_bench(path) == result()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ('{"machine": NaN}', "NaN is no number of JSON"),
+        ("[]", "is no result of bench"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"machine": 1, "requests": 1, "in_process": [], "served": []}', "machine is 1, expected str"),
+        ('{"machine": "m", "requests": 1, "in_process": [], "served": []}', "or none"),
+        (json.dumps(dataclasses.asdict(result((1.0, 1.0, 0.0)))), "is not positive"),
+        (json.dumps(dataclasses.asdict(result((1.0, 1.0)))), "different numbers of rounds"),
+    ],
+)
+def test_other_files_are_refused_in_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(text)
+    with pytest.raises(DferDeployError, match=message):
+        read_bench(path)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DferDeployError, match="cannot read"):
+        read_bench(tmp_path / "old.json")
