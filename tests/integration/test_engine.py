@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def _save(path: Path, nodes: list[onnx.NodeProto], dtype: int, shape: list[int |
         ({"frame_features": Profile((8, 1, 64), (1, 16, 64), (64, 16, 64))}, "MIN<=OPT<=MAX"),
         ({"frame_features": Profile((1, 1, 32), (1, 16, 32), (4, 16, 32))}, r"expected \[-1, -1, 64\]"),
         ({"frame_features": Profile((1, 64), (1, 64), (4, 64))}, r"expected \[-1, -1, 64\]"),
+        ({"frame_features": Profile((-1, 1, 64), (1, 16, 64), (4, 16, 64))}, "profile of 'frame_features' is refused"),
         ({"features": HEAD_PROFILE}, r"\['features'\], the dynamic inputs are \['frame_features'\]"),
         ({}, r"\[\], the dynamic inputs are \['frame_features'\]"),
     ],
@@ -156,13 +158,13 @@ def test_wrong_options(changes: dict[str, Any], message: str) -> None:
 def test_the_options_reach_the_builder() -> None:
     config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
     assert config.get_flag(trt.BuilderFlag.TF32)  # NVIDIA's default, which would round the products of an fp32 engine
+    # TensorRT-RTX takes no notice of the hardware compatibility.
     options = BuildOptions(5, 1 << 28, "same_compute_capability", version_compatible=True)
     engine_module._configure(trt, config, options)
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     assert config.builder_optimization_level == 5
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 28
-    assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
@@ -181,6 +183,33 @@ def test_progress_rises_to_the_end_and_can_stop_the_build(head: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         engine_from_onnx(trt, head, {"frame_features": HEAD_PROFILE}, OPTIONS, report=interrupt)
+
+
+def test_the_monitor_stands_many_threads_and_keeps_an_interruption() -> None:
+    """TensorRT calls it from threads of its own (NvInfer.h, IProgressMonitor), and swallows what a callback raises."""
+    shares: list[float] = []
+    monitor = engine_module._monitor(trt, "graph", lambda graph, phase, share: shares.append(share))
+    monitor.phase_start("build", None, 4)
+
+    def work(number: int) -> None:
+        for step in range(200):
+            monitor.phase_start(f"phase {number}.{step}", "build", 2)
+            assert monitor.step_complete(f"phase {number}.{step}", 0)
+            monitor.phase_finish(f"phase {number}.{step}")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, number) for number in range(4)]:
+            done.result()
+    assert monitor.stopped_by is None
+    assert shares == sorted(shares)
+
+    def interrupt(graph: str, phase: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    monitor = engine_module._monitor(trt, "graph", interrupt)
+    monitor.phase_start("build", None, 4)
+    assert not monitor.step_complete("build", 0)
+    assert isinstance(monitor.stopped_by, KeyboardInterrupt)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +260,7 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     with pytest.raises(DferDeployError, match=r"not the engine that was built; build again with: dfer-deploy build"):
         open_bundle(bundle)
     assert build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)[2] == ["dfer_image_encoder"]
+    open_bundle(bundle)
     assert len(build_bundle(tensorrt, bundle, BuildOptions(optimization_level=1), opt_batch=4, report=_silent)[2]) == 2
     open_bundle(bundle)
 
@@ -298,6 +328,19 @@ def test_what_cannot_be_built_is_told_before(bundle: Path, tensorrt: Any, own_ch
         build_bundle(trt, embedded.path, OPTIONS, report=_silent)
     with pytest.raises(EngineError, match="is no manifest of a bundle"):
         build_bundle(trt, tmp_path, OPTIONS, report=_silent)
+
+
+@pytest.mark.parametrize("key", ["name", "version", "precision", "serving", "spec", "files"])
+def test_a_damaged_manifest_is_told_in_words(bundle: Path, key: str) -> None:
+    _edit(bundle / "manifest.json", lambda content: content.pop(key))
+    with pytest.raises(EngineError, match="is no manifest of a bundle"):
+        build_bundle(trt, bundle, OPTIONS, report=_silent)
+
+
+def test_a_name_that_leaves_the_folder_is_refused(bundle: Path) -> None:
+    _edit(bundle / "manifest.json", lambda content: content.update(name="../../dfer"))
+    with pytest.raises(EngineError, match="is no manifest of a bundle"):
+        build_bundle(trt, bundle, OPTIONS, report=_silent)
 
 
 def test_a_new_version_keeps_the_old_engine(bundle: Path, tensorrt: Any, tmp_path: Path) -> None:
