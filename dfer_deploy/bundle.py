@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -224,6 +225,12 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
     """
     manifest_path = path / MANIFEST_NAME
     if not path.exists():
+        # A replacement that was killed between its two renames.
+        for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
+            if is_bundle(old):
+                raise DferDeployError(
+                    f"{path} was being replaced when that was killed; the old one is there: mv {old} {path}"
+                )
         raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {path}")
     if not manifest_path.is_file():
         raise DferDeployError(

@@ -452,12 +452,12 @@ def build_bundle(
             "seconds": round(time.perf_counter() - start, 1),
         }
         # The record first: a plan that is not the recorded one is built again, one without a record looks foreign.
-        _write(sidecar, _json(conditions | {"engines": engines}))
-        _write(bundle / plan, engine.plan)
+        _write(bundle, sidecar, _json(conditions | {"engines": engines}))
+        _write(bundle, bundle / plan, engine.plan)
         if engine.layers is not None:
-            _write(folder / f"{graph}.layers.json", engine.layers.encode())
+            _write(bundle, folder / f"{graph}.layers.json", engine.layers.encode())
         if cache is not None and engine.timing_cache is not None:
-            _write(cache, engine.timing_cache)
+            _write(bundle, cache, engine.timing_cache)
         built.append(graph)
     return sidecar, conditions | {"engines": engines}, built
 
@@ -508,7 +508,9 @@ def _recorded(sidecar: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """The engines that were built under the very same conditions."""
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-        return dict(content["engines"]) if conditions.items() <= content.items() else {}
+        if not conditions.items() <= content.items():
+            return {}
+        return {graph: record for graph, record in content["engines"].items() if isinstance(record, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -533,9 +535,12 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _write(bundle: Path, path: Path, content: bytes) -> None:
+    """Writes a file of the bundle whole or not at all; never through a link out of it."""
+    if path.parent.resolve() != bundle.resolve() / path.parent.relative_to(bundle):
+        raise EngineError(f"{path.parent} is a link to another place; export the bundle again")
+    # Beside the manifest: Triton and dfer-deploy would take a forgotten file in the repository for a foreign one.
+    temporary = bundle / f".{path.name}.{os.getpid()}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -287,7 +288,14 @@ def _edit(path: Path, change: Callable[[Any], object]) -> None:
         (lambda c: c.pop("device"), "is damaged"),
         (lambda c: c["builder"].update(version=11), "is damaged"),
         (lambda c: c["engines"]["dfer_image_encoder"].update(profile={"frames": 3}), "is damaged"),
-        (lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(max=[]), "is damaged"),
+        (
+            lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(opt=[]),
+            "has no profile of 'frames'",
+        ),
+        (lambda c: c["engines"]["dfer_image_encoder"].update(profile={}), "has no profile of 'frames'"),
+        (lambda c: c["builder"].update(version="11.1.0'; touch pwned; '"), "is damaged .builder.version is"),
+        (lambda c: c["builder"].update(version="1" * 5000), "is damaged"),
+        (lambda c: c["engines"].update(dfer_image_encoder="x"), "is damaged"),
         (
             lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(max=[8, 16, 32, 32, 3]),
             "takes up to 8 clips, the bundle is configured for 64",
@@ -330,6 +338,57 @@ def test_what_cannot_be_built_is_told_before(bundle: Path, tensorrt: Any, own_ch
         build_bundle(trt, tmp_path, OPTIONS, report=_silent)
 
 
+def test_a_damaged_record_is_built_anew(bundle: Path, tensorrt: Any) -> None:
+    build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    _edit(bundle / SIDECAR, lambda content: content["engines"].update(dfer_image_encoder="x"))
+    assert build_bundle(tensorrt, bundle, OPTIONS, report=_silent)[2] == ["dfer_image_encoder"]
+    open_bundle(bundle)
+
+
+@pytest.mark.parametrize("folder", ["engines", "model_repository/dfer_temporal_head/1"])
+def test_nothing_is_written_through_a_link(bundle: Path, tensorrt: Any, tmp_path: Path, folder: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(bundle / folder, ignore_errors=True)
+    (bundle / folder).symlink_to(elsewhere)
+    with pytest.raises(EngineError, match="is a link to another place"):
+        build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    assert not list(elsewhere.iterdir())
+
+
+_KILLED = """
+import os, signal, sys, types
+from pathlib import Path
+import tensorrt_rtx as trt
+from dfer_deploy.export.engine import BuildOptions, build_bundle
+module = types.ModuleType("tensorrt")
+module.__dict__.update({name: getattr(trt, name) for name in dir(trt) if not name.startswith("__")})
+module.__version__ = "11.4.0.1"
+left = int(sys.argv[2])
+def counted(replace):
+    def call(self, target):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return replace(self, target)
+    return call
+Path.replace = counted(Path.replace)
+build_bundle(module, Path(sys.argv[1]), BuildOptions(), report=lambda *report: None)
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_a_killed_build_is_mended_by_the_next(bundle: Path, tensorrt: Any, renames: int) -> None:
+    """Killed before each of its renames: record, plan, record, plan."""
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), str(renames)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    engines = engines_of(open_bundle(bundle))
+    assert engines is not None
+    assert len(engines.engines) == 2
+
+
 @pytest.mark.parametrize("key", ["name", "version", "precision", "serving", "spec", "files"])
 def test_a_damaged_manifest_is_told_in_words(bundle: Path, key: str) -> None:
     _edit(bundle / "manifest.json", lambda content: content.pop(key))
@@ -348,8 +407,10 @@ def test_a_new_version_keeps_the_old_engine(bundle: Path, tensorrt: Any, tmp_pat
 
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
     save_checkpoint(tmp_path / "other.pt", tiny_model(seed=1), {})
+    (bundle / "engines" / "gpu.timing_cache").write_bytes(b"measured")
     options = ExportOptions("tensorrt", ServingOptions(64))
     opened, _ = export_bundle(tmp_path / "other.pt", bundle, options, add_version=True)
+    (bundle / "engines" / "gpu.timing_cache").write_bytes(b"measured anew")
     encoder = opened.model_repository / "dfer_image_encoder"
     assert sorted(path.relative_to(encoder).as_posix() for path in encoder.rglob("*.plan")) == ["1/model.plan"]
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
