@@ -110,7 +110,7 @@ def bench(
         return
     if p99_ms is not None:
         raise click.UsageError("--p99-ms is the budget of a proposal; add --propose")
-    contestants = choose_contestants(opened, chosen, url=url)
+    contestants = choose_contestants(opened, chosen, url=url, host_code_allowed=allow_host_code)
     if not contestants.runtimes and checkpoint is None:
         raise DferDeployError("bench compares with what runs in this process; add --runtime onnxruntime-cpu")
     with ExitStack() as stack:
@@ -124,7 +124,7 @@ def bench(
                 predictors.append(stack.enter_context(TorchPredictor(model)))
         server = None
         if contestants.served:
-            address = url or stack.enter_context(served_bundle(opened)).grpc_url
+            address = url or stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code)).grpc_url
             stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
             server = LoadTarget(triton_environment(), address, opened.manifest.name)
         result = run_bench(server, predictors, clips, concurrencies, rounds=rounds, requests=requests)

@@ -81,7 +81,7 @@ def verify(
     if save_baseline and baseline:
         raise click.UsageError("--save-baseline saves PyTorch's answers and needs --checkpoint")
     opened = open_bundle(bundle)
-    contestants = choose_contestants(opened, chosen, url=url, in_process=in_process)
+    contestants = choose_contestants(opened, chosen, url=url, in_process=in_process, host_code_allowed=allow_host_code)
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
     limits = replace(default, points=max_points, logits=default.logits if max_logit_error is None else max_logit_error)
@@ -102,7 +102,7 @@ def verify(
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
         on_the_cpu = [p.name for r, p in zip(contestants.runtimes, predictors, strict=True) if r == "onnxruntime-cpu"]
         if contestants.served:
-            address = url or stack.enter_context(served_bundle(opened)).grpc_url
+            address = url or stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code)).grpc_url
             client = stack.enter_context(TritonPredictor(address, opened.contract))
             _check_labels(client, spec.prompts.class_names)
             predictors.append(client)

@@ -57,7 +57,8 @@ class ShapeRange:
         require(
             fits,
             f"{name} has the shape {list(shape)}, but the engine was built for {list(self.smallest)} to "
-            f"{list(self.largest)}; give it such a shape, or export with another --max-batch-size and build it again",
+            f"{list(self.largest)}; give it such a shape, or change the batch with: dfer-deploy configure BUNDLE "
+            "--max-batch-size N, and then build the engines with: dfer-deploy build BUNDLE",
         )
 
     def room_for(self, tensor: TensorSpec) -> int:
@@ -255,11 +256,6 @@ class EngineRunner:
         self._caller: torch.cuda.Stream | None = None
         self._cuda_graphs = cuda_graphs
         self._captured: dict[tuple[tuple[int, ...], int], _Captured] = {}
-
-    @property
-    def captured_shapes(self) -> list[tuple[int, ...]]:
-        """Input shapes whose launches are replayed."""
-        return [shape for shape, _ in self._captured]
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """Copies an array through pinned memory into the engine's own input memory, on the current stream.
