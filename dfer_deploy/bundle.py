@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -207,7 +209,11 @@ class Bundle:
         for name, expected in self.manifest.files.items():
             path = self.path / name
             configuration = path.name == "config.pbtxt"
-            again = f"write it again with: dfer-deploy configure {self.path}" if configuration else "export it again"
+            again = (
+                f"write it again with: dfer-deploy configure {_typed(self.path)}"
+                if configuration
+                else "export it again"
+            )
             if not path.is_file():
                 raise DferDeployError(f"{path} is missing from the bundle; {again}")
             if sha256_of_file(path) != expected:
@@ -240,10 +246,17 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
     """
     manifest_path = path / MANIFEST_NAME
     if not path.exists():
-        raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {path}")
+        # A replacement that was killed between its two renames.
+        for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
+            if is_bundle(old):
+                raise DferDeployError(
+                    f"{path} was being replaced when that was killed; the old one is there: "
+                    f"mv {_typed(old)} {_typed(path)}"
+                )
+        raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
     if not manifest_path.is_file():
         raise DferDeployError(
-            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {path}"
+            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {_typed(path)}"
         )
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise DferDeployError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
@@ -267,6 +280,10 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
     if check_files:
         bundle.check_files()
     return bundle
+
+
+def _typed(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def check_model_name(name: str) -> str:

@@ -97,7 +97,7 @@ def read_descriptors(path: Path) -> dict[str, str]:
         raise DferDeployError(
             f"the prompts file {path} cannot be read ({error.strerror}); dfer-deploy describe writes one"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of too many digits
         raise DferDeployError(f"the prompts file {path} is not valid TOML ({error}); correct it") from error
     descriptors = table.get("descriptors")
     if not isinstance(descriptors, dict) or len(table) != 1:

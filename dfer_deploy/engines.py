@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.specs import spec_from_dict
+from dfer_deploy.specs import require, spec_from_dict
 
 if TYPE_CHECKING:
     from dfer_deploy.bundle import Bundle
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 SIDECAR = "engines/engines.json"
 SIDECAR_FORMAT = "dfer-deploy-engines/1"
 _MAX_SIDECAR_BYTES = 1 << 20
+_NAME = re.compile(r"[a-z_]{1,32}")
+_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
+"""What a record says ends in messages and in commands to type."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,12 @@ class Builder:
     workspace_bytes: int | None
     hardware_compatibility: str
     version_compatible: bool
+
+    def __post_init__(self) -> None:
+        require(_NAME.fullmatch(self.module) is not None, f"builder.module is {self.module!r}, expected a name")
+        require(
+            _VERSION.fullmatch(self.version) is not None, f"builder.version is {self.version!r}, expected as 11.1.0.106"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,12 @@ class Device:
     compute_capability: str
     memory_bytes: int
     cuda_driver: str
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"\d{1,2}\.\d{1,2}", self.compute_capability) is not None,
+            f"device.compute_capability is {self.compute_capability!r}, expected as 9.0",
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
     path = bundle.path / SIDECAR
     if not path.is_file():
         return None
-    again = f"build again with: dfer-deploy build {bundle.path}"
+    again = f"build again with: dfer-deploy build {shlex.quote(str(bundle.path))}"
     try:
         if path.stat().st_size > _MAX_SIDECAR_BYTES:
             raise ValueError(f"it has over {_MAX_SIDECAR_BYTES} bytes")
@@ -117,7 +134,8 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
-    for graph in (bundle.contract.image_encoder.name, bundle.contract.temporal_head.name):
+    for spec in (bundle.contract.image_encoder, bundle.contract.temporal_head):
+        graph = spec.name
         if graph not in found.engines:
             raise DferDeployError(f"{path} has no engine of {graph}, the build was interrupted; {again}")
         record = found.engines[graph]
@@ -129,10 +147,14 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         plan = bundle.path / record.plan
         if not plan.is_file() or sha256_of_file(plan) != record.sha256:
             raise DferDeployError(f"{plan} is missing or not the engine that was built; {again}")
-        batches = {shapes.max[0] for shapes in record.profile.values()}
-        if batches != {bundle.manifest.serving.max_batch_size}:
+        (tensor,) = spec.inputs
+        shapes = record.profile.get(tensor.name)
+        rank = len(tensor.shape)
+        if shapes is None or {len(shapes.min), len(shapes.opt), len(shapes.max)} != {rank}:
+            raise DferDeployError(f"{path} has no profile of {tensor.name!r} with {rank} dimensions; {again}")
+        if shapes.max[0] != bundle.manifest.serving.max_batch_size:
             raise DferDeployError(
-                f"{plan} takes up to {', '.join(map(str, sorted(batches)))} clips, the bundle is configured for "
+                f"{plan} takes up to {shapes.max[0]} clips, the bundle is configured for "
                 f"{bundle.manifest.serving.max_batch_size}; {again}"
             )
     return found
@@ -140,6 +162,4 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
 
 def _record(values: dict[str, Any]) -> EngineRecord:
     profile = {name: spec_from_dict(ProfileRecord, shapes) for name, shapes in values["profile"].items()}
-    if not all(shapes.max for shapes in profile.values()):
-        raise ValueError("a profile has an empty shape")
     return spec_from_dict(EngineRecord, values | {"profile": profile})

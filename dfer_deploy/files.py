@@ -31,16 +31,21 @@ def file_digest(file: Any) -> str:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed.
+
+    Args:
+        path: the final file.
+        folder: where the temporary one lies instead, on the same file system.
 
     Raises:
         DferDeployError: the folder cannot be written or the disk is full.
     """
     if path.exists() and not path.is_file():
         raise DferDeployError(f"{path} is no regular file, so it is not replaced; give the name of a file")
-    with _disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    folder = folder or path.parent
+    with _disk_errors(path, folder):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -67,7 +72,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise DferDeployError(f"{path} exists already; choose another name or add --force to replace it")
     if path.exists() and not path.is_dir():
         raise DferDeployError(f"{path} is a file, expected the name of a folder; choose another name")
-    with _disk_errors(path):
+    with _disk_errors(path, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
@@ -121,11 +126,11 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None and not _is_below(Path(os.fsdecode(error.filename)), path.parent):
+        if error.filename is not None and not _is_below(Path(os.fsdecode(error.filename)), folder):
             raise
         advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
         raise DferDeployError(

@@ -50,6 +50,11 @@ def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequen
         )
     confusion = np.zeros((count, count), dtype=np.int64)
     np.add.at(confusion, (truth, answers), 1)
+    return score_from_confusion(confusion, class_names)
+
+
+def score_from_confusion(confusion: Int64, class_names: Sequence[str]) -> Score:
+    """The score behind counts, int64 [C, C] with at least one clip; rows are labels, columns predictions."""
     clips = confusion.sum(axis=1)
     hits = np.diag(confusion)
     recalls = tuple(100.0 * int(h) / int(n) if n else None for h, n in zip(hits, clips, strict=True))

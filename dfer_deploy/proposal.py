@@ -92,25 +92,30 @@ def propose(
         DferDeployError: no configuration could be served.
     """
     least = dataclasses.replace(current, instances=1, queue_delay_us=0)
-    stages = [_stage("instances", [*_with(least, instances=(min(2, most_instances),)), current], measure, p99_ms)]
+    few = [least, dataclasses.replace(least, instances=min(2, most_instances)), current]
+    stages = [_stage("instances", few, measure, p99_ms)]
     best = _best(stages)
     while best.serving.instances >= max(candidate.serving.instances for candidate in stages[-1].candidates):
         doubled = min(2 * best.serving.instances, most_instances)
         if doubled <= best.serving.instances:
             break
-        stages.append(_stage("instances", _with(best.serving, instances=(doubled,)), measure, p99_ms))
+        more = [best.serving, dataclasses.replace(best.serving, instances=doubled)]
+        stages.append(_stage("instances", more, measure, p99_ms))
         best = _best(stages)
     if max(concurrencies) > 1:
-        stages.append(_stage("queue delay", _with(best.serving, queue_delay_us=QUEUE_DELAYS_US), measure, p99_ms))
+        delayed = [dataclasses.replace(best.serving, queue_delay_us=delay) for delay in QUEUE_DELAYS_US]
+        stages.append(_stage("queue delay", [best.serving, *delayed], measure, p99_ms))
         best = _best(stages)
         batches = () if target == "tensorrt" else _other_batches(best, max(concurrencies))
         if batches:
-            stages.append(_stage("largest batch", _with(best.serving, max_batch_size=batches), measure, p99_ms))
+            others = [dataclasses.replace(best.serving, max_batch_size=batch) for batch in batches]
+            stages.append(_stage("largest batch", [best.serving, *others], measure, p99_ms))
             best = _best(stages)
     if target == "tensorrt":
         graphs = graph_batches(best.loads)
         if graphs != best.serving.cuda_graph_batches:
-            stages.append(_stage("CUDA graphs", _with(best.serving, cuda_graph_batches=(graphs,)), measure, p99_ms))
+            recorded = dataclasses.replace(best.serving, cuda_graph_batches=graphs)
+            stages.append(_stage("CUDA graphs", [best.serving, recorded], measure, p99_ms))
             best = _best(stages)
     point = operating_point(best, p99_ms)
     fallback = point or min(best.loads, key=lambda load: load.p99_ms)
@@ -195,12 +200,6 @@ def usual_batch(load: Load) -> int:
         if clips >= half:
             return batch
     return 1
-
-
-def _with(best: ServingOptions, **values: Sequence[object]) -> list[ServingOptions]:
-    """``best``, then it with every other value of one option."""
-    ((name, others),) = values.items()
-    return [best, *(dataclasses.replace(best, **{name: value}) for value in others)]  # type: ignore[arg-type]
 
 
 def _stage(what: str, options: Sequence[ServingOptions], measure: Measure, p99_ms: float | None) -> Stage:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -30,6 +29,7 @@ STEP_TIMEOUT_S = 3600.0
 
 _END_TIMEOUT_S = 30.0
 _OUTPUT_CHARACTERS = 20_000
+_TITLE = "# dfer-deploy selftest --gpu"
 
 State = Literal["done", "failed", "skipped", "interrupted"]
 
@@ -164,9 +164,7 @@ def run_command(*arguments: str | Path, accepted: Sequence[int] = (0,), timeout_
     return Outcome(result, output)
 
 
-def run_process(
-    command: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S, environment: Mapping[str, str] | None = None
-) -> tuple[int, str]:
+def run_process(command: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S) -> tuple[int, str]:
     """Runs a command to its end; gives its exit code (negative: a signal) and what it printed, both outputs joined.
 
     Raises:
@@ -175,7 +173,7 @@ def run_process(
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})}, text=True, errors="replace",
+            text=True, errors="replace",
         )  # fmt: skip
     except OSError as error:
         raise StepError(f"{command[0]} cannot be started ({error.strerror})") from error
@@ -209,13 +207,30 @@ def _reason(output: str) -> str:
     return (said or lines or ["it printed nothing"])[-1].removeprefix("Error: ")
 
 
-def write_report(path: Path, machine: Mapping[str, Any], records: Sequence[StepRecord]) -> None:
+def check_report(path: Path) -> None:
+    """Raises ``DferDeployError`` if ``path`` is a file that is no report, which would be replaced."""
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            start = file.read(len(_TITLE))
+        if start not in (b"", _TITLE.encode()):
+            raise DferDeployError(f"{path} exists and is no report of selftest; name another file with -o")
+
+
+def write_report(
+    path: Path, machine: Mapping[str, Any], records: Sequence[StepRecord], json_file: Path | None = None
+) -> None:
     """Writes everything as Markdown with a JSON block at its end, without the user's home folder and passwords.
 
+    Args:
+        path: the report.
+        machine: what it is about.
+        records: of the steps.
+        json_file: gets what is in the JSON block.
+
     Raises:
-        DferDeployError: the file cannot be written.
+        DferDeployError: a file cannot be written.
     """
-    lines = ["# dfer-deploy selftest --gpu", "", *(f"- {what}: {value}" for what, value in machine.items())]
+    lines = [_TITLE, "", *(f"- {what}: {value}" for what, value in machine.items())]
     lines += ["", "| step | | seconds | |", "|---|---|---:|---|"]
     lines += [f"| {r.name} | {r.state} | {r.seconds:.1f} | {_cell(r.message)} |" for r in records]
     for record in records:
@@ -227,8 +242,9 @@ def write_report(path: Path, machine: Mapping[str, Any], records: Sequence[StepR
     }
     content = json.dumps({"machine": machine, "steps": results}, indent=1, ensure_ascii=False)
     lines += ["", "## Everything that was measured", "", _fenced(content, "json"), ""]
-    with atomic_file(path) as temporary:
-        temporary.write_text(without_secrets("\n".join(lines), Path.home()), encoding="utf-8")
+    for file, text in ((path, "\n".join(lines)), *([(json_file, f"{content}\n")] if json_file else [])):
+        with atomic_file(file) as temporary:
+            temporary.write_text(without_secrets(text, Path.home()), encoding="utf-8")
 
 
 def without_secrets(text: str, home: Path) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +16,15 @@ from pathlib import Path
 from dfer_deploy.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving, open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import config_text, model_configs
-from dfer_deploy.files import atomic_file, link_or_copy, write_json
+from dfer_deploy.files import atomic_file, json_text, link_or_copy
 
 
 def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:
     """Writes the three ``config.pbtxt`` of a bundle, and its manifest, for other serving options.
 
-    Everything is written beside its place first and renamed at the end, the manifest before the rest. Whoever is killed
-    between two renames leaves configurations that ``Bundle.check_files`` refuses; the same call mends them.
+    Everything is written beside the manifest first and renamed at the end, the manifest before the rest. Whoever is
+    killed between two renames leaves configurations that ``Bundle.check_files`` refuses; the same call mends them, and
+    removes what was left beside the manifest.
 
     Args:
         path: the bundle; its configurations may be missing or damaged.
@@ -46,31 +50,43 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     new = dataclasses.replace(manifest, serving=serving, files=manifest.files | hashes)
     changed = {name: text for name, text in texts.items() if not _holds(path / name, text)}
+    for name in (MANIFEST_NAME, "config.pbtxt"):
+        for abandoned in path.glob(f".{name}.*.part"):
+            with contextlib.suppress(OSError):
+                abandoned.unlink()
     with contextlib.ExitStack() as stack:
-        # Left in the opposite order, so that the manifest is the first to be renamed.
+        # Left in the opposite order, so that the manifest is the first to be renamed. A temporary file in the
+        # repository would be a foreign one, if it were left there.
         for name, text in changed.items():
-            stack.enter_context(atomic_file(path / name)).write_text(text, encoding="utf-8")
+            stack.enter_context(atomic_file(path / name, folder=path)).write_text(text, encoding="utf-8")
         if new != manifest:
-            write_json(stack.enter_context(atomic_file(path / MANIFEST_NAME)), dataclasses.asdict(new))
+            temporary = stack.enter_context(atomic_file(path / MANIFEST_NAME))
+            temporary.write_text(json_text(dataclasses.asdict(new)), encoding="utf-8")
     return Bundle(path, new), bool(changed) or new != manifest
 
 
 @contextlib.contextmanager
 def temporary_bundle(bundle: Bundle) -> Iterator[Path]:
-    """A copy of a bundle to try configurations on; it vanishes with the context.
+    """A copy of a bundle to try configurations on; it vanishes with the context, or with the next one beside it.
 
     The files are hard links where the file system allows it: ``configure_bundle`` replaces files, it never changes one.
 
     Raises:
         DferDeployError: there is no room for it.
     """
+    original = bundle.path.resolve()
+    _remove_abandoned_trials(original)
     try:
         # Only there can the files be links.
-        temporary = tempfile.mkdtemp(prefix=f".{bundle.path.name}.", suffix=".trial", dir=bundle.path.resolve().parent)
+        temporary = tempfile.mkdtemp(prefix=f".{original.name}.", suffix=".trial", dir=original.parent)
     except OSError:
         temporary = tempfile.mkdtemp(prefix="dfer-deploy-", suffix=".trial")
     copy = Path(temporary)
+    # Held as long as this process lives, however it ends.
+    lock = os.open(copy, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody gets one later either
+            fcntl.flock(lock, fcntl.LOCK_EX)
         # A server in a container is another user.
         shutil.copymode(bundle.path, copy)
         for source in sorted(bundle.path.rglob("*")):
@@ -81,6 +97,19 @@ def temporary_bundle(bundle: Bundle) -> Iterator[Path]:
         yield copy
     finally:
         shutil.rmtree(copy, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned_trials(bundle: Path) -> None:
+    """Removes the copies whose process was killed, beside the bundle."""
+    for copy in bundle.parent.glob(f".{glob.escape(bundle.name)}.*.trial"):
+        with contextlib.suppress(OSError):
+            lock = os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(copy, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -19,10 +19,12 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -162,9 +164,10 @@ def engine_from_onnx(
     _add_profile(builder, network, config, profiles, log)
     cache = None
     if timing_cache is not None:
-        cache = _not_none(config.create_timing_cache(timing_cache), "no timing cache could be made", log)
-        if not config.set_timing_cache(cache, False):
-            cache = config.create_timing_cache(b"")  # of another GPU: start anew
+        cache = config.create_timing_cache(timing_cache)
+        if cache is None or not config.set_timing_cache(cache, False):
+            # Damaged, or of another GPU: start anew.
+            cache = _not_none(config.create_timing_cache(b""), "no timing cache could be made", log)
             if not config.set_timing_cache(cache, False):
                 raise EngineError(f"the builder accepts no timing cache: {log.said()}")
     monitor = _monitor(trt, onnx.stem, report)
@@ -199,33 +202,44 @@ def _log(trt: Any) -> Any:
 
 def _monitor(trt: Any, graph: str, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Turns the builder's nested phases into one share. An exception may not leave a callback: it would crash."""
+        """Turns the builder's nested phases into one share.
+
+        The builder calls from several threads, and takes no notice of exceptions: they are kept and stop it.
+        """
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.stopped_by: BaseException | None = None
             self.phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps done, steps
             self.done = 0.0
+            self.lock = threading.Lock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.phases[phase_name] = (parent_phase, 0, num_steps)
+            with self.alone():
+                self.phases[phase_name] = (parent_phase, 0, num_steps)
 
         def phase_finish(self, phase_name: str) -> None:
-            self.phases.pop(phase_name, None)
+            with self.alone():
+                self.phases.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
+            with self.alone():
                 parent, _, steps = self.phases.get(phase_name, (None, 0, 1))
                 self.phases[phase_name] = (parent, step + 1, steps)
-                for name, (above, _, _) in list(self.phases.items()):
+                for name, (above, _, _) in self.phases.items():
                     if above is None:
                         # Phases side by side end in any order.
                         self.done = max(self.done, min(1.0, self.share(name)))
                         report(graph, name, self.done)
+            return self.stopped_by is None
+
+        @contextlib.contextmanager
+        def alone(self) -> Iterator[None]:
+            try:
+                with self.lock:
+                    yield
             except BaseException as error:
                 self.stopped_by = error
-                return False
-            return self.stopped_by is None
 
         def share(self, name: str) -> float:
             _, done, steps = self.phases[name]
@@ -320,7 +334,7 @@ def _add_profile(
                 raise EngineError(f"the profile of {name!r} has the shape {list(shape)}, expected {list(expected)}")
         try:
             profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:  # the documentation says ValueError, the bindings raise the other
             raise EngineError(f"the profile of {name!r} is refused: {error}; {log.said()}") from error
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"the builder refuses the profile {dict(profiles)}: {log.said()}")
@@ -335,7 +349,9 @@ def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | 
     if options.version_compatible:
         runtime.engine_host_code_allowed = True
     engine = _not_none(runtime.deserialize_cuda_engine(plan), "the engine that was built cannot be loaded", log)
-    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    inspector = _not_none(engine.create_engine_inspector(), "no engine inspector could be made", log)
+    layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return str(_not_none(layers, "the engine inspector says nothing", log))
 
 
 def cuda_device() -> dict[str, Any] | None:
@@ -420,7 +436,7 @@ def build_bundle(
         "builder": {"module": trt.__name__, "version": trt.__version__, **asdict(options)},
         "device": device,
     }
-    recorded, engines = _recorded(sidecar, conditions), {}
+    engines = _recorded(sidecar, conditions)
     built = []
     for graph, profiles in _profiles(manifest, opt_batch).items():
         onnx = f"onnx/{graph}.onnx"
@@ -432,8 +448,8 @@ def build_bundle(
             plan = (folder / f"{graph}.engine").relative_to(bundle).as_posix()
         shapes = {name: {bound: list(shape) for bound, shape in asdict(p).items()} for name, p in profiles.items()}
         wanted = {"plan": plan, "onnx": onnx, "onnx_sha256": sha256, "profile": shapes}
-        engines[graph] = recorded.get(graph, {})
-        if wanted.items() <= engines[graph].items() and _sha256(bundle / plan) == engines[graph].get("sha256"):
+        known = engines.get(graph, {})
+        if wanted.items() <= known.items() and _sha256(bundle / plan) == known.get("sha256"):
             continue
         start = time.perf_counter()
         cache = folder / _cache_name(trt, device) if device else None
@@ -455,57 +471,72 @@ def build_bundle(
             "seconds": round(time.perf_counter() - start, 1),
         }
         # The record first: a plan that is not the recorded one is built again, one without a record looks foreign.
-        _write(sidecar, _json(conditions | {"engines": engines}))
-        _write(bundle / plan, engine.plan)
+        _write(bundle, sidecar, _json(conditions | {"engines": engines}))
+        _write(bundle, bundle / plan, engine.plan)
         if engine.layers is not None:
-            _write(folder / f"{graph}.layers.json", engine.layers.encode())
+            _write(bundle, folder / f"{graph}.layers.json", engine.layers.encode())
         if cache is not None and engine.timing_cache is not None:
-            _write(cache, engine.timing_cache)
+            _write(bundle, cache, engine.timing_cache)
         built.append(graph)
     return sidecar, conditions | {"engines": engines}, built
 
 
 def _manifest(bundle: Path) -> dict[str, Any]:
+    """What the build needs of ``manifest.json``, which may have been damaged or made by somebody else."""
     path = bundle / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        target = manifest["target"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        clip = content["spec"]["clip"]
+        manifest = {
+            "name": re.fullmatch(r"[A-Za-z0-9_-]+", content["name"]).group(),  # type: ignore[union-attr]
+            "target": str(content["target"]),
+            "precision": str(content["precision"]),
+            "version": int(content["version"]),
+            "max_batch_size": int(content["serving"]["max_batch_size"]),
+            "image_size": int(clip["vision"]["image_size"]),
+            "embed_dim": int(clip["embed_dim"]),
+            "layers": int(clip["vision"]["layers"]),
+            "depth": int(content["spec"]["temporal"]["depth"]),
+            "keep_fp32": [str(block) for block in content.get("keep_fp32", [])],
+            "files": dict(content["files"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"{path} is no manifest of a bundle ({error}); give the folder that export wrote") from error
-    if target != "tensorrt":
-        raise EngineError(f"{bundle} has the target {target!r}, expected 'tensorrt'; export with --target tensorrt")
+    if manifest["target"] != "tensorrt":
+        raise EngineError(
+            f"{bundle} has the target {manifest['target']!r}, expected 'tensorrt'; export with --target tensorrt"
+        )
     return manifest
 
 
 def _profiles(manifest: Mapping[str, Any], opt_batch: int | None) -> dict[str, dict[str, Profile]]:
     """For both graphs: 1 clip of 1 frame, the usual batch of 16 frames, the largest batch of 16 frames."""
-    largest, clip = manifest["serving"]["max_batch_size"], manifest["spec"]["clip"]
+    largest, side = manifest["max_batch_size"], manifest["image_size"]
     usual = min(DEFAULT_OPT_BATCH, largest) if opt_batch is None else opt_batch
     if not 1 <= usual <= largest:
         raise EngineError(f"the usual batch has {usual} clips, expected 1 to {largest}, the bundle's largest")
-    side = clip["vision"]["image_size"]
     return {
         f"{manifest['name']}_{graph}": {
             tensor: Profile((1, 1, *shape), (usual, MAX_FRAMES, *shape), (largest, MAX_FRAMES, *shape))
         }
         for graph, tensor, shape in (
             ("image_encoder", "frames", (side, side, 3)),
-            ("temporal_head", "frame_features", (clip["embed_dim"],)),
+            ("temporal_head", "frame_features", (manifest["embed_dim"],)),
         )
     }
 
 
 def _products(manifest: Mapping[str, Any], graph: str) -> list[str] | None:
     """The types of a graph's matrix products where the bundle says that some blocks stay fp32, else None."""
-    kept = manifest.get("keep_fp32", [])
+    kept = manifest["keep_fp32"]
     if not kept:
         return None
     if graph == f"{manifest['name']}_image_encoder":
-        layers = range(manifest["spec"]["clip"]["vision"]["layers"])
+        layers = range(manifest["layers"])
         blocks = [("patch_embedding", 1), *((f"encoder.{i}", _PRODUCTS_OF_A_LAYER) for i in layers), ("projection", 1)]
         logits = []
     else:
-        blocks = [(f"head.{i}", _PRODUCTS_OF_A_LAYER) for i in range(manifest["spec"]["temporal"]["depth"])]
+        blocks = [(f"head.{i}", _PRODUCTS_OF_A_LAYER) for i in range(manifest["depth"])]
         logits = ["FLOAT"]
     return ["FLOAT" if block in kept else "HALF" for block, count in blocks for _ in range(count)] + logits
 
@@ -514,7 +545,9 @@ def _recorded(sidecar: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """The engines that were built under the very same conditions."""
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-        return dict(content["engines"]) if conditions.items() <= content.items() else {}
+        if not conditions.items() <= content.items():
+            return {}
+        return {graph: record for graph, record in content["engines"].items() if isinstance(record, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -539,9 +572,12 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _write(bundle: Path, path: Path, content: bytes) -> None:
+    """Writes a file of the bundle whole or not at all; never through a link out of it."""
+    if path.parent.resolve() != bundle.resolve() / path.parent.relative_to(bundle):
+        raise EngineError(f"{path.parent} is a link to another place; export the bundle again")
+    # Beside the manifest: Triton and dfer-deploy would take a forgotten file in the repository for a foreign one.
+    temporary = bundle / f".{path.name}.{os.getpid()}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -581,11 +617,6 @@ def main() -> int:
         )
         trt = builder_module(given.builder)
         sidecar, content, built = build_bundle(trt, given.bundle, options, opt_batch=given.opt_batch, report=report)
-    except ImportError as error:
-        print(
-            f"error: {given.builder!r} cannot be imported ({error}); install TensorRT's Python module", file=sys.stderr
-        )
-        return 2
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

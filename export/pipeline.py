@@ -160,6 +160,11 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
         files = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in written}
         manifest = dataclasses.replace(plan, parity=parity, files=files)
         write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
+        if previous is not None:
+            # Not in the manifest: the next build changes them.
+            for cache in previous.path.glob("engines/*.timing_cache"):
+                (folder / "engines").mkdir(exist_ok=True)
+                link_or_copy(cache, folder / "engines" / cache.name)
 
 
 def _deployment_files(target: Target) -> dict[str, str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.dataset import MOST_UNREADABLE
 from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path, frame_paths
-from dfer_deploy.clips.sampling import sample_indices, training_indices
+from dfer_deploy.clips.sampling import Indices, sample_indices, training_indices
 from dfer_deploy.console import progress, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import MAX_FRAMES
@@ -21,20 +23,22 @@ from dfer_deploy.train.recipe import AugmentRecipe
 
 _BATCHES_AHEAD = 2
 
-_UNREADABLE = 0.05
-"""Largest share of training clips that may be left out, as in ``verify.Limits``."""
+T = TypeVar("T")
 
 
 class TrainingClips:
     """Labelled clips that differ in every epoch: other frames, other crops, mirrored or not.
 
     What a clip looks like depends only on the seed, the epoch and its place in the list (and, in the balanced order, on
-    how often it has been shown in this epoch), whichever thread, process or step prepares it.
+    how often it has been shown in this epoch), whichever thread, process or step prepares it. An epoch is in the order
+    of all listed clips; one that cannot be read is missing from its batch and moves no other.
 
     Attributes:
         annotations: all clips of the list.
         unreadable: by name, the clips that cannot be read, with the reason. They are left out, each is warned about
             once, and more than 5 % of them end the training.
+        found: those that batches had to leave out and that ``leave_out`` has not been told of: several processes find
+            different ones, and must end alike.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class TrainingClips:
         cache: bool = False,
         balanced: bool = False,
     ) -> None:
-        """Looks whether the clips are there; with ``cache`` all frames are decoded now.
+        """Looks whether the clips are there; with ``cache`` all frames are decoded now, which changes nothing else.
 
         Args:
             annotations: the clips.
@@ -60,7 +64,7 @@ class TrainingClips:
                 come several times, each time varied anew, and of large ones another part in every epoch.
 
         Raises:
-            DferDeployError: more than 5 % of the clips are not there or, with ``cache``, cannot be read.
+            DferDeployError: more than 5 % of the clips are not there.
         """
         self.annotations = annotations
         self.image_size = image_size
@@ -69,22 +73,20 @@ class TrainingClips:
         self.decode_size = decode_size or image_size
         self.balanced = balanced
         self.unreadable: dict[str, str] = {}
-        self._frames: list[Clip | None] | None = None
+        self.found: dict[str, str] = {}
+        self._frames: list[Clip | None] = [None] * len(annotations)
         with ThreadPoolExecutor(thread_name_prefix="training-clips") as pool:
+            checked = pool.map(self._problem, annotations)
+            problems = list(progress(checked, "looking at clips", len(annotations)))
+            self.leave_out({a.name: str(p) for a, p in zip(annotations, problems, strict=True) if p is not None})
             if cache:
-                read = pool.map(self._decoded, annotations)
-                decoded = list(progress(read, "reading clips", len(annotations)))
-                self._frames = [None if isinstance(clip, DferDeployError) else clip for clip in decoded]
-                problems = [clip if isinstance(clip, DferDeployError) else None for clip in decoded]
-            else:
-                checked = pool.map(self._problem, annotations)
-                problems = list(progress(checked, "looking at clips", len(annotations)))
-        self._indices = [index for index, problem in enumerate(problems) if problem is None]
-        self._leave_out({a.name: str(p) for a, p in zip(annotations, problems, strict=True) if p is not None})
+                read = progress(pool.map(self._decoded, annotations), "reading clips", len(annotations))
+                # What cannot be decoded as a whole is read when its turn comes, as without the cache.
+                self._frames = [None if isinstance(clip, DferDeployError) else clip for clip in read]
 
     def __len__(self) -> int:
-        """Clips in an epoch."""
-        return len(self._indices)
+        """Clips in an epoch, those that cannot be read included."""
+        return len(self.annotations)
 
     def clip(self, index: int, epoch: int, frames_per_clip: int = MAX_FRAMES, repetition: int = 0) -> Clip:
         """uint8 [T, S, S, 3] of the clip at ``index`` of the list as it looks in ``epoch``, T = ``frames_per_clip``.
@@ -93,7 +95,13 @@ class TrainingClips:
             DferDeployError: it cannot be read.
         """
         rng = np.random.default_rng([self.seed, epoch, index, repetition])
-        frames = self._sampled(index, lambda count: training_indices(count, rng, frames_per_clip))
+        start = rng.bit_generator.state
+
+        def sampler(count: int) -> Indices:
+            rng.bit_generator.state = start  # a video that states a wrong number of frames asks again
+            return training_indices(count, rng, frames_per_clip)
+
+        frames = self._sampled(index, sampler)
         variation = random_variation(self.decode_size, self.decode_size, self.augment, rng)
         return varied(frames, variation, self.image_size)
 
@@ -118,10 +126,7 @@ class TrainingClips:
         Yields:
             Frames, uint8 [B, T, S, S, 3], and labels, int64 [B]. The last batch may be smaller, and a clip that turns
             out to be unreadable is missing from its batch; so a part may even be empty, B = 0, because every rank gets
-            the same number of batches.
-
-        Raises:
-            DferDeployError: more than 5 % of the clips cannot be read.
+            the same number of batches. Such clips are added to ``found``.
         """
         rank, world = shard
         order = self._order(epoch)
@@ -147,9 +152,28 @@ class TrainingClips:
 
     def example_frames(self, count: int) -> Clip:
         """About ``count`` unchanged frames of clips from all over the list, uint8 [N, S, S, 3]."""
-        per_clip = 4
-        chosen = np.linspace(0, len(self) - 1, min(len(self), max(1, count // per_clip))).round().astype(int)
-        return np.concatenate([self.unchanged(self._indices[position], per_clip) for position in chosen.tolist()])
+        per_clip, total = 4, len(self)
+        chosen = np.linspace(0, total - 1, min(total, max(1, count // per_clip))).round().astype(int)
+        examples = (
+            self.first_readable(
+                ((start + offset) % total for offset in range(total)), lambda index: self.unchanged(index, per_clip)
+            )
+            for start in chosen.tolist()
+        )
+        return np.concatenate([frames for frames in examples if frames is not None])
+
+    def first_readable(self, indices: Iterable[int], read: Callable[[int], T]) -> T | None:
+        """What ``read`` gives for the first of some places in the list whose clip can be read; the others are left out.
+
+        Raises:
+            DferDeployError: more than 5 % of the clips cannot be read.
+        """
+        for index in indices:
+            try:
+                return read(index)
+            except DferDeployError as error:  # noqa: PERF203 - decoding a clip takes far longer
+                self.leave_out({self.annotations[index].name: str(error)})
+        return None
 
     def unchanged(self, index: int, frames_per_clip: int = MAX_FRAMES) -> Clip:
         """uint8 [T, S, S, 3] of the clip at ``index`` of the list as it is, T frames spread over all of it."""
@@ -162,10 +186,10 @@ class TrainingClips:
         """Places in the list, each with how often it has come before."""
         rng = np.random.default_rng([self.seed, epoch])
         if not self.balanced:
-            return [(self._indices[position], 0) for position in rng.permutation(len(self)).tolist()]
+            return [(index, 0) for index in rng.permutation(len(self)).tolist()]
         classes: dict[int, list[int]] = defaultdict(list)
-        for index in self._indices:
-            classes[self.annotations[index].label].append(index)
+        for index, annotation in enumerate(self.annotations):
+            classes[annotation.label].append(index)
         share, rest = divmod(len(self), len(classes))
         order: list[tuple[int, int]] = []
         for place, label in enumerate(rng.permutation(sorted(classes)).tolist()):
@@ -189,28 +213,35 @@ class TrainingClips:
         for index, future in clips:
             clip, annotation = future.result(), self.annotations[index]
             if isinstance(clip, DferDeployError):
-                self._leave_out({annotation.name: str(clip)})
+                if annotation.name not in self.unreadable:
+                    self.found[annotation.name] = str(clip)
             else:
                 frames.append(clip[np.newaxis])
                 labels.append(annotation.label)
         return torch.from_numpy(np.concatenate(frames)), torch.tensor(labels, dtype=torch.int64)
 
     def _sampled(self, index: int, sampler: Sampler) -> Clip:
-        if self._frames is None:
-            return clip_from_path(self.annotations[index].path, self.decode_size, sampler)
         frames = self._frames[index]
         if frames is None:
-            raise DferDeployError(self.unreadable[self.annotations[index].name])
+            return clip_from_path(self.annotations[index].path, self.decode_size, sampler)
         return frames[sampler(len(frames))]
 
-    def _leave_out(self, problems: dict[str, str]) -> None:
-        """Warns about the clips that were not known to be unreadable, and ends the training where they are too many."""
+    def leave_out(self, problems: Mapping[str, str]) -> None:
+        """Warns about the clips that were not known to be unreadable.
+
+        Args:
+            problems: by name, why a clip cannot be read; in every process the same.
+
+        Raises:
+            DferDeployError: they are more than 5 % now.
+        """
         new = {name: reason for name, reason in problems.items() if name not in self.unreadable}
         self.unreadable |= new
-        if len(self.unreadable) > _UNREADABLE * len(self.annotations):
+        self.found = {}
+        if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
             raise DferDeployError(
                 f"{len(self.unreadable)} of {len(self.annotations)} training clips cannot be read, at most "
-                f"{_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
+                f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
         if new:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in new.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -54,6 +54,14 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
+    def merged(self, values: Mapping[str, str]) -> dict[str, str]:
+        """The entries of all processes together, in every one of them in the same order."""
+        if self.world == 1:
+            return dict(values)
+        parts: list[dict[str, str]] = [{}] * self.world
+        dist.all_gather_object(parts, dict(values))
+        return {name: value for part in parts for name, value in part.items()}
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make`` gives in the first process, in all of them; it is called in no other.
 
@@ -84,10 +92,17 @@ def training_processes(device: str) -> Iterator[Processes]:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        DferDeployError: the device is absent, the others do not come, or one of them ended before its time.
+        DferDeployError: the environment is not torchrun's, the device is absent, the others do not come, or one of them
+            ended before its time.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    own = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else None)
+    world, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
+    absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and absent and not dist.is_initialized():
+        raise DferDeployError(
+            f"the environment says WORLD_SIZE={world} and lacks {', '.join(absent)}; start with torchrun, which sets "
+            "them all, or unset WORLD_SIZE to train in one process"
+        )
+    own = _device(device, local_rank if world > 1 else None)
     if world == 1 or dist.is_initialized():
         yield Processes(rank, world, own)
         return
@@ -116,6 +131,17 @@ def _lost_processes() -> Iterator[None]:
             f"another process of this training ended or cannot be reached ({str(error).splitlines()[0][:200]}); look "
             "at its message, then give the same command again: the run continues from its last state"
         ) from error
+
+
+def _number(name: str, least: int) -> int:
+    """Of the environment; ``least`` where it is not there."""
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise DferDeployError(
+            f"the environment says {name}={text!r}, expected a number of at least {least}; start with torchrun, or "
+            "unset it"
+        )
+    return int(text)
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:

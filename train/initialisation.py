@@ -82,10 +82,15 @@ def trainable_parts(model: DferClip, strategy: Strategy) -> dict[str, list[nn.Pa
     return parts
 
 
-def starting_model(recipe: ModelRecipe, spec: ModelSpec, clips: TrainingClips) -> DferClip:
+def starting_model(recipe: ModelRecipe, spec: ModelSpec, clips: TrainingClips | None) -> DferClip:
     """The model before its first step.
 
     Uses torch's global random generator.
+
+    Args:
+        recipe: where the weights come from.
+        spec: of the model.
+        clips: what ``fast_start`` looks at; without it None will do.
 
     Raises:
         DferDeployError: the pretrained weights cannot be had or do not fit.
@@ -96,7 +101,7 @@ def starting_model(recipe: ModelRecipe, spec: ModelSpec, clips: TrainingClips) -
         model = DferClip(spec, pretrained_clip(recipe.open_clip, recipe.pretrained))
     else:
         model = DferClip(spec)
-    if recipe.fast_start:
+    if recipe.fast_start and clips is not None:
         frames = torch.from_numpy(clips.example_frames(_EXAMPLE_FRAMES))
         fast_start(model, images_from_frames(frames.unsqueeze(0))[0])
     return model

@@ -17,8 +17,9 @@ only.
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -118,8 +119,8 @@ def training_annotations(recipe: Recipe) -> list[Annotation]:
     Clips that are not there are in it: who reads them finds out. Classes without a clip are warned about.
 
     Raises:
-        DferDeployError: the list cannot be read, a line or label of it is not understood, or none of its clips is
-            where the layout expects them.
+        DferDeployError: the list cannot be read, a line or label of it is not understood, a clip is in it twice, or
+            none of its clips is where the layout expects them.
     """
     return _annotations(recipe, recipe.data.train_list, "training")
 
@@ -127,6 +128,17 @@ def training_annotations(recipe: Recipe) -> list[Annotation]:
 def test_annotations(recipe: Recipe) -> list[Annotation]:
     """The test clips of the recipe's fold; see ``training_annotations``."""
     return _annotations(recipe, recipe.data.test_list, "test")
+
+
+def warn_about_shared_clips(training: Sequence[Annotation], tests: Sequence[Annotation]) -> None:
+    """Says how many clips are trained on and tested with: a model that knows its test clips proves nothing."""
+    trained = {_place(annotation) for annotation in training}
+    shared = [annotation for annotation in tests if _place(annotation) in trained]
+    if shared:
+        warn(
+            f"{len(shared)} of the {len(tests)} test clips are in the training list as well (the first: "
+            f"{shared[0].name}), so the score says nothing about other clips; take them out of one of the two lists"
+        )
 
 
 def _annotations(recipe: Recipe, wanted: str, part: str) -> list[Annotation]:
@@ -148,11 +160,26 @@ def _annotations(recipe: Recipe, wanted: str, part: str) -> list[Annotation]:
             annotations = _distributed(list_file, root, data, class_names)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
         raise DferDeployError(f"the clips of {root} cannot be read ({error}); check the list and the disk") from error
+    _require_once(annotations, list_file)
     present = {annotation.label for annotation in annotations}
     absent = [name for index, name in enumerate(class_names) if index not in present]
     if absent:
         warn(f"the {part} list {list_file} has no clip of {', '.join(absent)}")
     return annotations
+
+
+def _require_once(annotations: list[Annotation], list_file: Path) -> None:
+    seen: dict[str, Annotation] = {}
+    for annotation in annotations:
+        earlier = seen.setdefault(_place(annotation), annotation)
+        if earlier is not annotation:
+            names = " and ".join(dict.fromkeys((earlier.name, annotation.name)))
+            raise DferDeployError(f"{list_file} lists the clip {names} twice; remove one of the two lines")
+
+
+def _place(annotation: Annotation) -> str:
+    """What is equal for two spellings of one path."""
+    return os.path.normpath(annotation.path.absolute())
 
 
 def _listed(list_file: Path, data: DataRecipe, class_names: tuple[str, ...]) -> list[Annotation]:

@@ -28,10 +28,21 @@ from dfer_deploy.train.data import TrainingClips
 from dfer_deploy.train.distributed import Processes, training_processes
 from dfer_deploy.train.evaluation import evaluate
 from dfer_deploy.train.initialisation import model_spec, starting_model, trainable_parts
-from dfer_deploy.train.layouts import test_annotations, training_annotations
+from dfer_deploy.train.layouts import test_annotations, training_annotations, warn_about_shared_clips
+from dfer_deploy.train.model_recipe import STRATEGIES
 from dfer_deploy.train.recipe import Recipe
-from dfer_deploy.train.result import TrainingResult, score_from_confusion
-from dfer_deploy.train.state import RESULT, STATE, Progress, load_result, load_state, run_identity, save_state
+from dfer_deploy.train.result import TrainingResult, stored_score
+from dfer_deploy.train.state import (
+    DATASET,
+    RESULT,
+    STATE,
+    Progress,
+    damage_named,
+    load_result,
+    load_state,
+    run_identity,
+    save_state,
+)
 from dfer_deploy.train.trainer import Trainer
 from dfer_deploy.train.validation import split_validation
 
@@ -55,11 +66,12 @@ def train(recipe: Recipe, output: Path, *, fresh: bool = False) -> TrainingResul
 
     Raises:
         DferDeployError: a list or too many clips cannot be read, the pretrained weights cannot be had, the device is
-            absent, the loss is not finite any more, a file cannot be written, another process has ended, or the folder
-            holds another run.
+            absent or its memory too small, the loss is not finite any more, a file cannot be written, another process
+            has ended, or the folder holds another run.
     """
-    with training_processes(recipe.run.device) as processes:
+    with training_processes(recipe.run.device) as processes, _device_memory(recipe):
         training, tests, spec = training_annotations(recipe), test_annotations(recipe), model_spec(recipe.model)
+        warn_about_shared_clips(training, tests)
         identity = run_identity(recipe, spec, [*training, *tests])
         finished, state = processes.from_first(lambda: _earlier_run(output, identity, fresh))
         if finished is not None:
@@ -86,9 +98,23 @@ def _earlier_run(
     except OSError as error:
         raise DferDeployError(f"cannot use the folder {output} ({error.strerror}); choose another -o") from error
     described = load_result(output / RESULT, identity)
-    if described is not None and (result := TrainingResult.from_dict(described, output)).checkpoint.exists():
-        return result, None
+    if described is not None:
+        with damage_named(output / RESULT):
+            result = TrainingResult.from_dict(described, output)
+        if result.checkpoint.exists():
+            return result, None
     return None, load_state(output / STATE, identity)
+
+
+@contextlib.contextmanager
+def _device_memory(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DferDeployError(
+            f"the device's memory is too small ({str(error).split('. ')[0]}); raise optim.accumulate, which is "
+            f"{recipe.optim.accumulate}, or set optim.checkpoint_activations=true"
+        ) from error
 
 
 class _Run:
@@ -108,23 +134,31 @@ class _Run:
         image_size = spec.clip.vision.image_size
         data, seed = recipe.data, recipe.run.seed
         training, tests = lists
+        learns = bool(STRATEGIES[recipe.model.strategy].trained)
+        self.select: str = recipe.run.select if learns else "none"
         self.tests = LabelledClips(tests, image_size)
-        self.compared: LabelledClips | None = self.tests if recipe.run.select == "test" else None
-        if recipe.run.select == "validation":
+        self.compared: LabelledClips | None = self.tests if self.select == "test" else None
+        if self.select == "validation":
             training, validation = split_validation(training, data.validation_share, seed)
             self.compared = LabelledClips(validation, image_size)
-        clips = TrainingClips(
-            training, image_size, recipe.augment, seed, data.decode_size, data.cache, recipe.optim.balanced
-        )
+        clips: TrainingClips | None = None
+        if learns or recipe.model.fast_start:
+            cache = data.cache and learns
+            clips = TrainingClips(
+                training, image_size, recipe.augment, seed, data.decode_size, cache, recipe.optim.balanced
+            )
         torch.manual_seed(seed)
         model = starting_model(recipe.model, spec, clips) if state is None else DferClip(spec)
         self.model = model.to(processes.device)
         parts = trainable_parts(self.model, recipe.model.strategy)
-        self.trainer = Trainer(self.model, parts, clips, recipe.optim, processes) if any(parts.values()) else None
+        self.trainer: Trainer | None = None
+        if clips is not None and learns:
+            self.trainer = Trainer(self.model, parts, clips, recipe.optim, processes)
         self.progress = Progress()
         if state is not None and self.trainer is not None:
             self.progress, tensors = state
-            self.trainer.restore(tensors)
+            with damage_named(output / STATE):
+                self.trainer.restore(tensors)
             stderr.print(
                 f"continues {output} in epoch {self.progress.epoch} after step {self.progress.step}", markup=False
             )
@@ -160,17 +194,20 @@ class _Run:
 
     def finish(self) -> TrainingResult:
         """Scores the chosen checkpoint on the test list and writes what people look at. In the first process only."""
-        select, progress, names = self.recipe.run.select, self.progress, self.spec.prompts.class_names
+        select, progress, names = self.select, self.progress, self.spec.prompts.class_names
         if self.trainer is None:
-            select = "last"
             save_checkpoint(self.output / LAST, self.model, self._provenance({"epoch": 0}))
-        file = self.output / (LAST if select == "last" else BEST)
+        file = self.output / (BEST if self.compared is not None else LAST)
         checkpoint = load_checkpoint(file)
-        if select == "test" and progress.best is not None:
-            score = score_from_confusion(progress.best["confusion"], names)
+        best = progress.best
+        # A run that is killed between two epochs' ends can leave a best.pt that its state does not know.
+        if select == "test" and best is not None and best["epoch"] == checkpoint.provenance.get("epoch"):
+            with damage_named(self.output / STATE):
+                score, self.tests.unreadable = stored_score(best["confusion"], names), dict(best["unreadable"])
         else:
             model = checkpoint.build_model().to(self.processes.device)
             score = evaluate(model, self.tests).score(names)
+            self.tests.require_readable()
             save_checkpoint(file, model, {**checkpoint.provenance, **_measured("test", score)})
         self.tests.warn_about_unreadable()
         if self.compared is not None and self.compared is not self.tests:
@@ -183,11 +220,12 @@ class _Run:
             selected_on=select,
             seconds=time.perf_counter() - self.start,
             history=tuple(progress.history),
+            listed_clips=len(self.tests),
+            unreadable=dict(self.tests.unreadable),
         )
         title = f"UAR {score.uar:.2f} %, WAR {score.war:.2f} % on {result.test_clips} test clips"
-        title += (
-            f" (epoch {result.epoch}, chosen by {'this very test list: optimistic' if select == 'test' else select})"
-        )
+        chosen_by = "this very test list: optimistic" if select == "test" else select
+        title += " (not trained)" if self.trainer is None else f" (epoch {result.epoch}, chosen by {chosen_by})"
         write_confusion_picture(self.output / CONFUSION, score.confusion, names, title)
         if progress.history:
             write_curves(self.output / CURVES, progress.history, title)
@@ -204,26 +242,34 @@ class _Run:
             "train_war": progress.war,
             "rates": trainer.rates(progress.epoch),
         }
-        if self.processes.is_first:
-            chosen = False
-            if compared is not None:
-                score = evaluate(trainer.outcome, compared).score(self.spec.prompts.class_names)
-                entry |= _measured(self.recipe.run.select, score)
-                chosen = progress.best is None or score.war > progress.best["war"]
-                if chosen:
-                    progress.best = {
-                        "epoch": progress.epoch,
-                        "war": score.war,
-                        "confusion": score.confusion.tolist(),
-                    }
-            # A run that is killed here does the epoch's end again, and writes the same.
-            for name in (BEST, LAST) if chosen else (LAST,):
-                save_checkpoint(self.output / name, trainer.outcome, self._provenance(entry))
+        entry = self.processes.from_first(lambda: self._scored(entry, trainer, compared))
         progress.history.append(entry)
         progress.epoch += 1
         progress.step = progress.hits = progress.seen = 0
         progress.loss_sum = 0.0
         self._save()
+        return entry
+
+    def _scored(
+        self, entry: dict[str, Any], trainer: Trainer, compared: Iterable[tuple[Annotation, Clip]] | None
+    ) -> dict[str, Any]:
+        """Adds the scores to an epoch's entry, where epochs are compared, and writes the checkpoints."""
+        best, chosen = self.progress.best, False
+        if self.compared is not None and compared is not None:
+            score = evaluate(trainer.outcome, compared).score(self.spec.prompts.class_names)
+            self.compared.require_readable()
+            entry |= _measured(self.select, score)
+            chosen = best is None or score.war > best["war"]
+            if chosen:
+                self.progress.best = {
+                    "epoch": entry["epoch"],
+                    "war": score.war,
+                    "confusion": score.confusion.tolist(),
+                    "unreadable": dict(self.compared.unreadable),
+                }
+        # A run that is killed here does the epoch's end again, and writes the same.
+        for name in (BEST, LAST) if chosen else (LAST,):
+            save_checkpoint(self.output / name, trainer.outcome, self._provenance(entry))
         return entry
 
     def _save(self) -> None:
@@ -259,8 +305,8 @@ class _Run:
         return {
             "epoch": entry["epoch"],
             "seed": recipe.run.seed,
-            "selected_on": recipe.run.select,
-            "optimistic": recipe.run.select == "test",
+            "selected_on": self.select,
+            "optimistic": self.select == "test",
             **{name: entry.get(name) for name in ("validation_uar", "validation_war", "test_uar", "test_war")},
             "train_loss": entry.get("loss"),
             "frame_interval_s": recipe.data.frame_interval_s,
@@ -276,7 +322,7 @@ def _measured(split: str, score: Score) -> dict[str, float]:
 def _dataset_description(root: Path) -> dict[str, Any]:
     """What the data set says about itself (the drawn one does), and where it was."""
     try:
-        described = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+        described = json.loads((root / DATASET).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         described = None
     return {"root": str(root), "description": described}

@@ -17,15 +17,16 @@ class OptimRecipe:
         name: ``sgd`` with momentum, or ``adamw``.
         lr_image_encoder, lr_temporal, lr_prompts, lr_head: peak learning rates of the parts; a part that the strategy
             does not train ignores its own.
-        momentum: of SGD.
+        momentum: of SGD, less than 1.
         weight_decay: of either.
         epochs: passes over the training list.
         batch_size: clips in a step, over all processes and accumulated parts together.
-        accumulate: so many parts, one after the other, make up a step: the same step to rounding in less memory.
+        accumulate: so many parts, one after the other, make up a step: the same step to rounding in less memory. Where
+            contexts are trained, the text transformer runs once for every part.
         balanced: clips are drawn so that every class comes equally often.
         label_smoothing: share of the target that is spread over all classes (Szegedy et al., CVPR 2016).
         schedule: ``multistep`` multiplies the rates by ``gamma`` at the ``milestones``; ``cosine`` lets them fall to 0.
-        milestones: epochs, for ``multistep``.
+        milestones: epochs, for ``multistep``; positive, none before the previous one.
         gamma: for ``multistep``.
         warmup_epochs: epochs (fractions allowed) over which the rates rise linearly from 0.
         clip_norm: largest norm of the gradient, None for no limit.
@@ -81,6 +82,11 @@ class OptimRecipe:
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"optim.ema_decay is {self.ema_decay}, expected more than 0 and less than 1, such as 0.999",
+        )
+        require(self.momentum < 1, f"optim.momentum is {self.momentum}, expected 0 or more and less than 1")
+        require(
+            all(milestone > 0 for milestone in self.milestones) and list(self.milestones) == sorted(self.milestones),
+            f"optim.milestones is {list(self.milestones)}, expected rising numbers of epochs, from 1",
         )
         require(self.short_epochs >= 0, f"optim.short_epochs is {self.short_epochs}, expected 0 or more")
         require(

@@ -27,10 +27,10 @@ def write_preview(recipe: Recipe, path: Path) -> None:
     """Writes a PNG: for each class a training clip, first as it is, then varied as in an epoch.
 
     A row shows 8 of the varied clip's 16 frames, from left to right in time; the first column is the unchanged frame
-    from the clip's middle. Classes without a clip have no row.
+    from the clip's middle. A clip that cannot be read is left out for the next one; classes without a clip have no row.
 
     Raises:
-        DferDeployError: the clips cannot be read, or the file cannot be written.
+        DferDeployError: more than 5 % of the clips cannot be read, or the file cannot be written.
     """
     annotations = training_annotations(recipe)
     names = recipe.model.prompts.class_names
@@ -38,20 +38,27 @@ def write_preview(recipe: Recipe, path: Path) -> None:
     clips = TrainingClips(annotations, image_size, recipe.augment, recipe.run.seed, recipe.data.decode_size)
     readable = [index for index, annotation in enumerate(annotations) if annotation.name not in clips.unreadable]
     classes = [[index for index in readable if annotations[index].label == label] for label in range(len(names))]
-    # From another part of each class: lists are often sorted, and one film or person would be in every row.
-    rows = [members[label * len(members) // len(names)] for label, members in enumerate(classes) if members]
+    rows = []
+    for label, members in enumerate(classes):
+        # From another part of each class: lists are often sorted, and one film or person would be in every row.
+        start = label * len(members) // len(names)
+        row = clips.first_readable(
+            members[start:] + members[:start],
+            lambda index: (annotations[index], clips.unchanged(index, 3)[1:2], clips.clip(index, epoch=1)[::2]),
+        )
+        rows += [] if row is None else [row]
     sheet = Image.new("RGB", _size(len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, 14), "Training clips as the model sees them", fill=_INK, font=_font(20))
     pen.text((_MARGIN, 42), _summary(recipe.augment), fill=_GREY, font=_font(14))
     pen.text((_left(0), _HEADER), "unchanged", fill=_GREY, font=_font(13))
     pen.text((_left(1), _HEADER), "varied, time from left to right", fill=_GREY, font=_font(13))
-    for row, index in enumerate(rows):
-        annotation, top = annotations[index], _top(row)
+    for number, (annotation, unchanged, varied) in enumerate(rows):
+        top = _top(number)
         pen.text((_MARGIN, top + _TILE // 2 - 18), names[annotation.label], fill=_INK, font=_font(16))
         pen.text((_MARGIN, top + _TILE // 2 + 4), _shortened(annotation.name), fill=_GREY, font=_font(11))
-        _paste(sheet, clips.unchanged(index, 3)[1:2], 0, top)
-        _paste(sheet, clips.clip(index, epoch=1)[::2], 1, top)
+        _paste(sheet, unchanged, 0, top)
+        _paste(sheet, varied, 1, top)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ else:
 
 RECIPES = "recipes"
 """The folder of the built-in recipes, beside this module."""
+
+_LARGEST_FILE = 1 << 20
+_LARGEST_DECODE_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         require(
-            self.decode_size is None or self.decode_size > 0,
-            f"data.decode_size is {self.decode_size}, expected a positive number of pixels",
+            self.decode_size is None or 0 < self.decode_size <= _LARGEST_DECODE_SIZE,
+            f"data.decode_size is {self.decode_size}, expected 1 to {_LARGEST_DECODE_SIZE} pixels",
         )
         require(self.folds >= 1, f"data.folds is {self.folds}, expected 1 or more")
         require(
@@ -146,7 +150,7 @@ class RunRecipe:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"run.seed is {self.seed}, expected 0 or more")
+        require(0 <= self.seed < 1 << 63, f"run.seed is {self.seed}, expected 0 or more and less than 2^63")
         require(self.save_every_s >= 0, f"run.save_every_s is {self.save_every_s}, expected 0 or more")
 
 
@@ -160,9 +164,24 @@ class Recipe:
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
 
+    def __post_init__(self) -> None:
+        _require_finite(self.to_dict(), "")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers, as they go into a checkpoint."""
         return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
+
+
+def _require_finite(value: Any, where: str) -> None:
+    """Of every number in tables and lists, however deep: the results that are written name them all."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_finite(item, f"{where}.{name}" if where else name)
+    elif isinstance(value, list):
+        for item in value:
+            _require_finite(item, where)
+    else:
+        require(not isinstance(value, float) or math.isfinite(value), f"{where} is {value}, expected a finite number")
 
 
 def builtin_recipes() -> list[str]:
@@ -182,23 +201,33 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
             out of the recipe, so that its default holds.
 
     Raises:
-        DferDeployError: there is no such file or recipe, or a setting is unknown or has a wrong value.
+        DferDeployError: there is no such file or recipe, it is larger than 1 MiB, or a setting is unknown or has a
+            wrong value.
     """
     path = Path(path_or_name)
     if path.suffix == ".toml" or len(path.parts) > 1:
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                data = file.read(_LARGEST_FILE + 1)
+            text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DferDeployError(f"the recipe {path} cannot be read ({error}); expected a TOML file") from error
+        require(len(data) <= _LARGEST_FILE, f"the recipe {path} is larger than 1 MiB; expected some kilobytes of TOML")
     else:
         text = _builtin_text(path_or_name)
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        for override in overrides:
+            _override(values, override)
+        return spec_from_dict(Recipe, values)
+    except ValueError as error:  # TOMLDecodeError is one, and a number of thousands of digits gives another
         raise DferDeployError(f"the recipe {path_or_name} is not valid TOML ({error}); correct it") from error
-    for override in overrides:
-        _override(values, override)
-    return spec_from_dict(Recipe, values)
+    except RecursionError as error:
+        raise DferDeployError(
+            f"the recipe {path_or_name} or a --set has thousands of tables or lists in each other; write plain ones"
+        ) from error
+    except OverflowError as error:
+        raise DferDeployError(f"a number of the recipe {path_or_name} is too large ({error}); correct it") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:

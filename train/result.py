@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfer_deploy.metrics import Int64, Score
-from dfer_deploy.metrics import score as score_of
+from dfer_deploy.metrics import Score, score_from_confusion
 
 SELECTIONS = {
     "validation": "the epoch with the best WAR on clips set aside from the training list",
     "last": "the last epoch",
     "test": "the epoch with the best WAR on this very test list, as in the paper: the numbers are optimistic",
+    "none": "no epoch: nothing was trained",
 }
-"""How the epoch was chosen, for people, by ``run.select``."""
+"""How the epoch was chosen, for people, by ``run.select``; ``none`` where nothing is trained (zero-shot)."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,13 @@ class TrainingResult:
         class_names: in the order of the score's recalls.
         epoch: the epoch that it is from, counted from 1; 0 where nothing is trained (zero-shot).
         selected_on: what the epoch was chosen by: ``validation``, ``last``, or ``test``, which makes the score
-            optimistic.
+            optimistic; ``none`` where nothing is trained.
         seconds: wall time of the whole run, all its parts together.
         history: of every epoch: number (``epoch``), mean training loss (``loss``), WAR on the training clips as they
             were shown (``train_war``), learning rates of its last step (``rates``), and where the epoch was scored
             ``validation_uar`` and ``validation_war``, or ``test_uar`` and ``test_war``.
+        listed_clips: number of clips in the test list.
+        unreadable: those of them that could not be read and are not in the score, by name, with the reason.
     """
 
     checkpoint: Path
@@ -44,6 +45,8 @@ class TrainingResult:
     selected_on: str
     seconds: float
     history: tuple[dict[str, Any], ...]
+    listed_clips: int
+    unreadable: dict[str, str]
 
     @property
     def test_clips(self) -> int:
@@ -74,6 +77,8 @@ class TrainingResult:
             "selection": SELECTIONS[self.selected_on],
             "optimistic": self.is_optimistic,
             "test_clips": self.test_clips,
+            "listed_clips": self.listed_clips,
+            "unreadable": self.unreadable,
             "seconds": self.seconds,
             "losses": list(self.losses),
             "history": list(self.history),
@@ -81,21 +86,34 @@ class TrainingResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], folder: Path) -> TrainingResult:
-        """The result that ``to_dict`` described, with the checkpoint in ``folder``, wherever it was then."""
+        """The result that ``to_dict`` described, with the checkpoint in ``folder``, wherever it was then.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: it is not what ``to_dict`` gives.
+        """
         names = tuple(values["class_names"])
+        if values["selected_on"] not in SELECTIONS:
+            raise ValueError(f"selected_on is {values['selected_on']!r}")
         return cls(
             checkpoint=folder / Path(values["checkpoint"]).name,
-            score=score_from_confusion(values["confusion"], names),
+            score=stored_score(values["confusion"], names),
             class_names=names,
-            epoch=values["epoch"],
+            epoch=int(values["epoch"]),
             selected_on=values["selected_on"],
-            seconds=values["seconds"],
-            history=tuple(values["history"]),
+            seconds=float(values["seconds"]),
+            history=tuple({**entry, "loss": float(entry["loss"])} for entry in values["history"]),
+            listed_clips=int(values["listed_clips"]),
+            unreadable=dict(values["unreadable"]),
         )
 
 
-def score_from_confusion(confusion: Sequence[Sequence[int]] | Int64, class_names: Sequence[str]) -> Score:
-    """The score behind a confusion matrix of counts [C, C]; rows are labels, columns predictions."""
+def stored_score(confusion: Any, class_names: tuple[str, ...]) -> Score:
+    """The score behind a confusion matrix as a file gives it, lists of counts [C, C].
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is not such a matrix.
+    """
     counts = np.asarray(confusion, dtype=np.int64)
-    labels, predictions = np.indices(counts.shape).reshape(2, -1)
-    return score_of(np.repeat(labels, counts.ravel()), np.repeat(predictions, counts.ravel()), class_names)
+    if counts.shape != (len(class_names),) * 2 or counts.min() < 0 or counts.sum() <= 0:
+        raise ValueError(f"no confusion matrix of {len(class_names)} classes")
+    return score_from_confusion(counts, class_names)

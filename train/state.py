@@ -6,10 +6,11 @@ one. It holds tensors, numbers and strings only and is read with ``weights_only=
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ import torch
 
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import atomic_file
+from dfer_deploy.files import atomic_file, sha256_of_file
 from dfer_deploy.safe_pickle import load_tensors
 from dfer_deploy.specs import ModelSpec
 from dfer_deploy.train.recipe import Recipe
 
 STATE, RESULT = "state.pt", "result.json"
 
-_FORMAT = "dfer-deploy-training-state/1"
+DATASET = "dataset.json"
+"""What a data set says about itself, in its root; the drawn one does."""
+
+_FORMAT = "dfer-deploy-training-state/2"
 
 _IRRELEVANT = {"run": ("device", "save_every_s", "tensorboard"), "data": ("root", "data_root", "cache")}
 """Settings that may differ between a run and its continuation: none of them changes what is computed."""
@@ -40,7 +44,8 @@ class Progress:
         step: steps that were done in it.
         loss_sum, hits, seen: of the epoch's steps: summed loss, right answers, and clips.
         history: of every finished epoch: number, loss, training WAR, learning rates, and scores where measured.
-        best: epoch, WAR and confusion matrix of the best epoch so far, where epochs are compared.
+        best: of the best epoch so far, where epochs are compared: number (``epoch``), ``war``, ``confusion`` matrix and
+            ``unreadable`` clips.
         seconds: wall time so far, of all parts of the run together.
     """
 
@@ -65,19 +70,31 @@ class Progress:
 
 
 def run_identity(recipe: Recipe, spec: ModelSpec, annotations: Sequence[Annotation]) -> dict[str, Any]:
-    """What two parts of one run must have in common: the settings that matter, and the listed clips with their labels.
+    """What two parts of one run must have in common.
+
+    These are the settings that matter, the lines of the lists, the data set's own description where it has one, and the
+    file of the pretrained weights where the recipe names one. The clips themselves are not read for it.
 
     Args:
         recipe: of the run.
         spec: of its model; the recipe can name files for it.
         annotations: training clips and test clips, in their order.
+
+    Raises:
+        DferDeployError: a file is there and cannot be read.
     """
     settings = recipe.to_dict()
     for table, names in _IRRELEVANT.items():
         for name in names:
             settings[table].pop(name)
-    lines = "".join(f"{annotation.name}\t{annotation.label}\n" for annotation in annotations)
-    return {"recipe": settings, "spec": spec.to_dict(), "clips": hashlib.sha256(lines.encode()).hexdigest()}
+    lines = "".join(f"{clip.name}\t{clip.listed_frames}\t{clip.label}\n" for clip in annotations)
+    return {
+        "recipe": settings,
+        "spec": spec.to_dict(),
+        "clips": hashlib.sha256(lines.encode()).hexdigest(),
+        "dataset": _digest(Path(recipe.data.root or ".") / DATASET),
+        "pretrained": _digest(Path(recipe.model.pretrained)) if recipe.model.pretrained_is_file else None,
+    }
 
 
 def save_state(path: Path, identity: dict[str, Any], progress: Progress, tensors: dict[str, Any]) -> None:
@@ -114,10 +131,11 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DferDeployError(f"{path} is no training state of this version; begin anew with --fresh")
-    _check_identity(path, content["identity"], identity)
-    # Out of the mapped file: an optimiser keeps what it is given.
-    tensors = {name: _own_memory(content[name]) for name in content.keys() - {"format", "identity", "progress"}}
-    return Progress(**content["progress"]), tensors
+    with damage_named(path):
+        _check_identity(path, content["identity"], identity)
+        # Out of the mapped file: an optimiser keeps what it is given.
+        tensors = {name: _own_memory(content[name]) for name in content.keys() - {"format", "identity", "progress"}}
+        return _progress(content["progress"]), tensors
 
 
 def load_result(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -128,13 +146,43 @@ def load_result(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    try:
+    with damage_named(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = content["identity"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DferDeployError(f"{path} is not the result of a training; begin anew with --fresh") from error
-    _check_identity(path, found, identity)
-    return content  # type: ignore[no-any-return]
+        _check_identity(path, content["identity"], identity)
+        return content  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What it takes to find out that a file of an earlier run is not what was written becomes one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        raise DferDeployError(f"{path} is damaged ({type(error).__name__}); begin anew with --fresh") from error
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    progress, initial = Progress(**values), Progress()
+    for name in values.keys() - {"best"}:
+        if type(getattr(progress, name)) is not type(getattr(initial, name)):
+            raise TypeError(name)
+    if progress.step < 0 or progress.epoch != len(progress.history) + 1:
+        raise ValueError("epoch")
+    kinds = {"epoch": int, "loss": float, "train_war": float, "rates": dict}
+    if any(type(entry[name]) is not kind for entry in progress.history for name, kind in kinds.items()):
+        raise TypeError("history")
+    if progress.best is not None and not isinstance(progress.best["war"], float):
+        raise TypeError("best")
+    return progress
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_of_file(path) if path.is_file() else None
+    except OSError as error:
+        raise DferDeployError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -145,8 +193,11 @@ def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -
     if different:
         name, others = different[0], f" and {len(different) - 1} more" if len(different) > 1 else ""
         what = f"{name}{others}: {known.get(name)!r} there, {asked.get(name)!r} here"
+    elif found["clips"] != wanted["clips"]:
+        what = "the lists name other clips, frame counts or labels now"
     else:
-        what = "the lists name other clips or labels now"
+        changed = DATASET if found["dataset"] != wanted["dataset"] else "the file model.pretrained"
+        what = f"{changed} has another content now"
     raise DferDeployError(
         f"{path} is of another run ({what}); choose another -o, or add --fresh to replace that run's files"
     )

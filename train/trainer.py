@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,7 +28,11 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """What moves the weights. On a CPU all of it is determined by the recipe, bit for bit."""
+    """What moves the weights. On a CPU all of it is determined by the recipe, bit for bit: no step draws anything.
+
+    Attributes:
+        outcome: the model to score and to write: the average of the weights where the recipe asks for one.
+    """
 
     def __init__(
         self,
@@ -41,7 +46,7 @@ class Trainer:
 
         Args:
             model: with its starting weights, on the processes' device.
-            parts: its parameters that learn, by part; all others are frozen.
+            parts: its parameters that learn, by part, as ``trainable_parts`` gives them; all others are frozen.
             clips: what it learns from.
             recipe: how.
             processes: with whom; each computes its share of every step.
@@ -58,15 +63,16 @@ class Trainer:
         self.optimizer = build_optimizer(parts, recipe)
         self.scheduler = build_scheduler(self.optimizer, recipe, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "fp16")
-        self.trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        model.requires_grad_(False)
-        for parameter in self.trainable:
-            parameter.requires_grad_(True)
-        self.average = (
-            None
-            if recipe.ema_decay is None
-            else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))  # type: ignore[no-untyped-call]
-        )
+        self.trainable = nn.ParameterList(p for group in self.optimizer.param_groups for p in group["params"])
+        self.average: AveragedModel | None = None
+        self.outcome = model
+        if recipe.ema_decay is not None:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.trainable, multi_avg_fn=average)
+            # A copy of the model that shares what is frozen.
+            shared = {id(parameter): parameter for parameter in model.parameters()}
+            averaged = zip(self.trainable, self.average.module.parameters(), strict=True)
+            self.outcome = copy.deepcopy(model, shared | {id(ours): mean for ours, mean in averaged})
         if recipe.checkpoint_activations and parts.get("image_encoder"):
             model.image_encoder.set_grad_checkpointing()
         self.parallel: nn.Module = model
@@ -76,11 +82,6 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 model, [processes.device] if processes.device.type == "cuda" else None, broadcast_buffers=False
             )
-
-    @property
-    def outcome(self) -> DferClip:
-        """The model to score and to write: the average of the weights where the recipe asks for one."""
-        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
     def rates(self, epoch: int) -> dict[str, float]:
         """Learning rate of every part in the last step of an epoch."""
@@ -95,7 +96,7 @@ class Trainer:
             after_step: called after every step, when model and progress agree, with the step's mean loss.
 
         Raises:
-            DferDeployError: the loss is not finite any more, or too many clips cannot be read.
+            DferDeployError: the loss is not finite any more, or too many clips cannot be read; in every process.
         """
         self.model.train()
         batches = self.clips.batches(
@@ -106,7 +107,10 @@ class Trainer:
             (self.processes.rank, self.processes.world),
         )
         for frames, labels in batches:
-            loss_sum, hits, seen = self.processes.sums(self._step(frames, labels))
+            sums = self.processes.sums([*self._step(frames, labels), len(self.clips.found)])
+            loss_sum, hits, seen, unreadable = sums
+            if unreadable:
+                self.clips.leave_out(self.processes.merged(self.clips.found))
             if not math.isfinite(loss_sum):
                 raise DferDeployError(
                     f"the loss became {loss_sum} in epoch {progress.epoch}; lower the learning rates or set "
@@ -126,21 +130,22 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.processes.device.type == "cuda" else [],
         }
 
     def restore(self, tensors: Mapping[str, Any]) -> None:
-        """Goes back to where ``tensors`` were taken."""
+        """Goes back to where ``tensors`` were taken.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError, AttributeError: they are not those of such a trainer.
+        """
         self.model.load_state_dict(tensors["model"])
         if self.average is not None:
             self.average.load_state_dict(tensors["average"])
         self.optimizer.load_state_dict(tensors["optimizer"])
+        if tensors["scheduler"].keys() != self.scheduler.state_dict().keys():
+            raise ValueError("another schedule")
         self.scheduler.load_state_dict(tensors["scheduler"])
         self.scaler.load_state_dict(tensors["scaler"])
-        torch.set_rng_state(tensors["random"])
-        if len(tensors["random_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(tensors["random_cuda"])
 
     def _step(self, frames: Tensor, labels: Tensor) -> tuple[float, float, float]:
         """One step of all processes on this one's share; gives its summed loss, right answers and clips."""
@@ -170,7 +175,7 @@ class Trainer:
         self.scaler.update()
         self.scheduler.step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update_parameters(self.trainable)
         return (float(loss_sum), float(hits), float(own)) if own else (0.0, 0.0, 0.0)
 
     def _loss(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

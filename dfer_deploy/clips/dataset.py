@@ -14,6 +14,9 @@ from dfer_deploy.clips.reading import Clip, clip_from_path
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
 
+MOST_UNREADABLE = 0.05
+"""Largest share of a list's clips that may be unreadable where a number or a model comes from the others."""
+
 _READ_AHEAD = 32
 
 T = TypeVar("T")
@@ -67,6 +70,18 @@ class LabelledClips:
         if self.unreadable:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in self.unreadable.items())
             warn(f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read and are left out:{lines}")
+
+    def require_readable(self) -> None:
+        """Call it after an iteration.
+
+        Raises:
+            DferDeployError: more than 5 % of the clips could not be read.
+        """
+        if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
+            raise DferDeployError(
+                f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read, at most "
+                f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
+            )
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -135,7 +135,7 @@ def bench(
     older = read_bench(older_file) if older_file else None
     if older:
         check_comparable(older, machine=machine(), rounds=rounds)
-    contestants = choose_contestants(opened, chosen, url=url)
+    contestants = choose_contestants(opened, chosen, url=url, host_code_allowed=allow_host_code)
     limits: BenchPolicy | None = policy_from_toml(policy_file).bench if policy_file else None
     if limits:
         limits.check_measurable(served=contestants.served, memory=memory_is_measured(opened, url))
@@ -153,7 +153,7 @@ def bench(
                 predictors.append(stack.enter_context(TorchPredictor(model)))
         server = None
         if contestants.served:
-            address = url or stack.enter_context(served_bundle(opened)).grpc_url
+            address = url or stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code)).grpc_url
             stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
             server = LoadTarget(triton_environment(), address, opened.manifest.name)
         result = run_bench(server, predictors, clips, concurrencies, rounds=rounds, requests=requests)

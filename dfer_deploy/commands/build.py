@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -107,7 +108,7 @@ def build(
     )
     stdout.print(f"recorded in {sidecar}", markup=False)
     if builder == "tensorrt":
-        stdout.print(f"next:\n  dfer-deploy serve {bundle}", markup=False)
+        stdout.print(f"next:\n  dfer-deploy serve {shlex.quote(str(bundle))}", markup=False)
     else:
         stdout.print("Triton cannot load these engines; build with tensorrt on the machine that serves.")
     if json_file:

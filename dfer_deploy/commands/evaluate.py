@@ -44,11 +44,16 @@ def evaluate(
     from dfer_deploy.clips.dataset import LabelledClips
     from dfer_deploy.console import progress
     from dfer_deploy.train.evaluation import evaluate as run_evaluation
+    from dfer_deploy.train.result import SELECTIONS
 
     with step(f"read {checkpoint}"):
         loaded = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
         model = loaded.build_model().to("cuda" if torch.cuda.is_available() else "cpu")
     names = loaded.spec.prompts.class_names
+    selected_on = loaded.provenance.get("selected_on")
+    if not isinstance(selected_on, str) or selected_on not in SELECTIONS:
+        selected_on = None
+    optimistic = None if selected_on is None else selected_on == "test"
     clips = LabelledClips.from_list(data, len(names), loaded.spec.clip.vision.image_size, data_root)
     if output is not None:
         _make_folder(output)
@@ -68,12 +73,16 @@ def evaluate(
         (f"calibration error ({CALIBRATION_BINS} bins)", f"{calibration:.2f} %"),
         *((f"recall {name}", "no clip" if value is None else f"{value:.1f} %") for name, value in recalls.items()),
         ("unreadable clips", len(clips.unreadable)),
+        ("epoch chosen by", (selected_on or "not stated") + (" (optimistic)" if optimistic else "")),
     ]
     table(f"{checkpoint} on {len(evaluation.labels)} of {len(clips)} clips", ("what", "value"), rows)
     if score.absent:
         warn(f"no clip of {', '.join(score.absent)}: the UAR is the mean over the other classes")
+    if optimistic:
+        warn("the checkpoint's epoch was chosen on its test list: on clips of that list these numbers are optimistic")
     if output is not None:
-        _write_confusion(output, score, names, len(evaluation.labels))
+        title = f"{len(evaluation.labels)} clips, UAR {score.uar:.2f} %, WAR {score.war:.2f} %"
+        _write_confusion(output, score, names, title + (" (chosen on a test list: optimistic)" * bool(optimistic)))
         stdout.print(f"wrote {output / 'confusion.csv'} and {output / 'confusion.png'}", markup=False)
     if json_file:
         write_json(
@@ -88,6 +97,8 @@ def evaluate(
                 "calibration_error": calibration,
                 "recalls": recalls,
                 "confusion": score.confusion.tolist(),
+                "selected_on": selected_on,
+                "optimistic": optimistic,
                 "unreadable": dict(clips.unreadable),
             },
         )
@@ -100,7 +111,7 @@ def _make_folder(folder: Path) -> None:
         raise DferDeployError(f"cannot make the folder {folder} ({error.strerror}); choose another -o") from error
 
 
-def _write_confusion(folder: Path, score: Score, names: tuple[str, ...], clips: int) -> None:
+def _write_confusion(folder: Path, score: Score, names: tuple[str, ...], title: str) -> None:
     """Counts as csv (rows are labels, columns predictions) and the picture of them."""
     from dfer_deploy.pictures import write_confusion_picture
 
@@ -108,5 +119,4 @@ def _write_confusion(folder: Path, score: Score, names: tuple[str, ...], clips: 
         writer = csv.writer(file)
         writer.writerow(["labelled \\ predicted", *names])
         writer.writerows([name, *map(int, row)] for name, row in zip(names, score.confusion, strict=True))
-    title = f"{clips} clips, UAR {score.uar:.2f} %, WAR {score.war:.2f} %"
     write_confusion_picture(folder / "confusion.png", score.confusion, names, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import typing
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,11 +92,14 @@ def export(
     rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
     table(str(output), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
     stdout.print("next:")
-    if target == "tensorrt":
-        stdout.print(f"  dfer-deploy build {output}", markup=False)
-    stdout.print(f"  dfer-deploy serve {output}", markup=False)
-    stdout.print(f"  dfer-deploy predict --bundle {output} VIDEO", markup=False)
-    stdout.print(f"  dfer-deploy verify {output} --checkpoint {checkpoint} --data LIST", markup=False)
+    typed, from_checkpoint = shlex.quote(str(output)), shlex.quote(str(checkpoint))
+    for line in (
+        *([f"build {typed}"] if target == "tensorrt" else []),
+        f"serve {typed}",
+        f"predict --bundle {typed} VIDEO",
+        f"verify {typed} --checkpoint {from_checkpoint} --data LIST",
+    ):
+        stdout.print(f"  dfer-deploy {line}", markup=False)
     if json_file:
         write_json(json_file, {"bundle": str(output), "written": written, "parity": manifest.parity})
 

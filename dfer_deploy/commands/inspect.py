@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -78,7 +79,7 @@ def inspect(
     else:
         _print_prompts(prompts, names)
     if spec.classifier != "image_conditioned_text":
-        stdout.print(f"next: dfer-deploy export {checkpoint}", markup=False)
+        stdout.print(f"next: dfer-deploy export {shlex.quote(str(checkpoint))}", markup=False)
     if json_file:
         summary = {name.replace(" ", "_"): value for name, value in rows}
         write_json(json_file, {"summary": summary, "spec": spec.to_dict(), "best_acc": found.best_acc})

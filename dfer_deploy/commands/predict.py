@@ -16,7 +16,7 @@ from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.console import progress, table
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
-from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
+from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Prediction, Predictor
 
 
@@ -59,7 +59,7 @@ def predict(
         predictor: Predictor
         if bundle_path is not None:
             bundle = open_bundle(bundle_path)
-            runtime = runtime or usual_runtimes(bundle).runtimes[-1]
+            runtime = runtime or usual_runtime(bundle, host_code_allowed=allow_host_code)
             predictor = stack.enter_context(open_predictor(runtime, bundle, host_code_allowed=allow_host_code))
             labels, image_size = bundle.spec.prompts.class_names, bundle.spec.clip.vision.image_size
         else:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def propose_serving(
     if target != "embedded" and context.get_parameter_source("concurrencies") is ParameterSource.DEFAULT:
         concurrencies = LOADS_OF_A_GPU
     # Of the bundle, not of its copy: what is missing is told with a path that stays.
-    installation = installation_for(bundle, version_compatible=host_code_allowed)
-    with temporary_bundle(bundle) as copy, progress_bar() as bar:
+    installation = installation_for(bundle, host_code_allowed=host_code_allowed)
+    with _sigterm_like_ctrl_c(), temporary_bundle(bundle) as copy, progress_bar() as bar:
 
         @contextlib.contextmanager
         def serve(serving: ServingOptions) -> Iterator[str]:
@@ -114,6 +115,16 @@ def propose_serving(
         write_json(json_file, content | {"p99_budget_ms": p99_ms})
     if not result.within_budget:
         context.exit(int(ExitCode.GATE_FAILED))
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """So that neither servers nor the copy of the bundle are left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _commands(bundle: Bundle, result: Proposal) -> list[str]:

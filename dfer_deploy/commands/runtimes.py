@@ -48,7 +48,12 @@ class Contestants:
 
 
 def choose_contestants(
-    bundle: Bundle, chosen: Sequence[str], *, url: str | None = None, in_process: bool = False
+    bundle: Bundle,
+    chosen: Sequence[str],
+    *,
+    url: str | None = None,
+    in_process: bool = False,
+    host_code_allowed: bool = False,
 ) -> Contestants:
     """Takes the user's choice, or everything that can be compared here.
 
@@ -57,6 +62,7 @@ def choose_contestants(
         chosen: from ``RUNTIMES`` and ``triton``; empty for everything.
         url: of a server that runs already.
         in_process: no server.
+        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
 
     Raises:
         DferDeployError: the options contradict each other, or the bundle has no engines that could be served.
@@ -68,7 +74,7 @@ def choose_contestants(
             raise DferDeployError(f"--in-process leaves the server away that --runtime {TRITON} asks for; choose one")
         runtimes = tuple(runtime for runtime in RUNTIMES if runtime in chosen)
         return Contestants(runtimes, TRITON in chosen, {})
-    usual = usual_runtimes(bundle)
+    usual = usual_runtimes(bundle, host_code_allowed=host_code_allowed)
     served = not in_process
     left_out = {}
     if bundle.manifest.target == "tensorrt":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import platform
 import shutil
 from collections import Counter
@@ -21,6 +21,7 @@ from dfer_deploy.bench import machine
 from dfer_deploy.bundle import Bundle, open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
+from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.console import stdout, step, table
 from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
@@ -30,8 +31,18 @@ from dfer_deploy.files import write_json
 from dfer_deploy.limits import LIMITS
 from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtimes
 from dfer_deploy.runtimes.predictor import Predictor
-from dfer_deploy.selftest import Outcome, Step, StepError, run_command, run_process, run_steps, write_report
+from dfer_deploy.selftest import (
+    Outcome,
+    Step,
+    StepError,
+    check_report,
+    run_command,
+    run_process,
+    run_steps,
+    write_report,
+)
 from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.triton.container import compose_command
 
 _CLIPS = 3
 
@@ -50,6 +61,7 @@ _CLIPS = 3
     show_default=True,
     help="With --gpu: the report.",
 )
+@host_code_option
 @click.option("--url", help="Without --gpu: hold this server against this process.")
 @json_option
 @click.pass_context
@@ -61,6 +73,7 @@ def selftest(
     data: Path | None,
     data_root: str | None,
     output: Path,
+    allow_host_code: bool,
     url: str | None,
     json_file: Path | None,
 ) -> None:
@@ -73,27 +86,32 @@ def selftest(
         raise click.UsageError("--checkpoint and --data belong together")
     if not gpu and checkpoint is not None:
         raise click.UsageError("--checkpoint and --data are for --gpu; without a GPU, use: dfer-deploy verify")
-    if gpu and (url or json_file):
-        raise click.UsageError("--gpu starts a server of its own and writes one report; leave --url and --json away")
-    if gpu:
-        ctx.exit(_on_a_gpu(bundle, checkpoint, data, data_root, output))
-    ctx.exit(_agreement(open_bundle(bundle), url, json_file))
+    if gpu and url:
+        raise click.UsageError("--gpu starts a server of its own; leave --url away")
+    if not gpu:
+        ctx.exit(_agreement(open_bundle(bundle), url, json_file, host_code_allowed=allow_host_code))
+    comparison: list[str | Path] = ["selftest", bundle]
+    if checkpoint is not None and data is not None:
+        comparison = ["verify", bundle, "--checkpoint", checkpoint, "--data", data]
+        comparison += ["--data-root", data_root] if data_root else []
+    ctx.exit(_on_a_gpu(bundle, comparison, output, json_file, host_code_allowed=allow_host_code))
 
 
-def _agreement(bundle: Bundle, url: str | None, json_file: Path | None) -> ExitCode:
+def _agreement(bundle: Bundle, url: str | None, json_file: Path | None, *, host_code_allowed: bool) -> ExitCode:
     """onnxruntime on the CPU against the given server, or against all other runtimes of this process."""
     # The CPU first: it is the one that cannot be wrong because of a driver.
     runtimes: list[Runtime] = ["onnxruntime-cpu"]
     absent = ""
     if not url:
-        usual = usual_runtimes(bundle)
+        usual = usual_runtimes(bundle, host_code_allowed=host_code_allowed)
         runtimes += [runtime for runtime in usual.runtimes if runtime not in runtimes]
         absent = usual.no_tensorrt if bundle.manifest.target == "tensorrt" else ""
     with ExitStack() as stack:
         predictors: list[Predictor] = []
         for runtime in runtimes:
             with step(f"load the graphs in {runtime}"):
-                predictors.append(stack.enter_context(open_predictor(runtime, bundle)))
+                predictor = open_predictor(runtime, bundle, host_code_allowed=host_code_allowed)
+                predictors.append(stack.enter_context(predictor))
         if url:
             predictors.append(stack.enter_context(TritonPredictor(url, bundle.contract)))
         clips = drawn_clips(_CLIPS, bundle.spec.clip.vision.image_size)
@@ -128,7 +146,9 @@ def _print(found: list[Agreement]) -> None:
     )
 
 
-def _on_a_gpu(path: Path, checkpoint: Path | None, data: Path | None, data_root: str | None, report: Path) -> ExitCode:
+def _on_a_gpu(
+    path: Path, comparison: list[str | Path], report: Path, json_file: Path | None, *, host_code_allowed: bool
+) -> ExitCode:
     gpus = probe_gpus()
     if not gpus.devices:
         found = gpu_findings(gpus)[0]
@@ -137,14 +157,11 @@ def _on_a_gpu(path: Path, checkpoint: Path | None, data: Path | None, data_root:
         )
     bundle = open_bundle(path)
     about = _about(gpus)
-    comparison: list[str | Path] = ["selftest", path]
-    if checkpoint is not None and data is not None:
-        comparison = ["verify", path, "--checkpoint", checkpoint, "--data", data]
-        comparison += ["--data-root", data_root] if data_root else []
-    write_report(report, about, [])
+    check_report(report)
+    write_report(report, about, [], json_file)
     with ExitStack() as stack:
-        steps = gpu_steps(bundle, comparison, stack)
-        records = run_steps(steps, lambda so_far: write_report(report, about, so_far))
+        steps = gpu_steps(bundle, comparison, stack, host_code_allowed=host_code_allowed)
+        records = run_steps(steps, lambda so_far: write_report(report, about, so_far, json_file))
     failed = [record for record in records if record.state == "failed"]
     table(
         "selftest --gpu",
@@ -155,18 +172,23 @@ def _on_a_gpu(path: Path, checkpoint: Path | None, data: Path | None, data_root:
     return ExitCode.GATE_FAILED if failed else ExitCode.DONE
 
 
-def gpu_steps(bundle: Bundle, comparison: list[str | Path], stack: ExitStack) -> list[Step]:
+def gpu_steps(
+    bundle: Bundle, comparison: list[str | Path], stack: ExitStack, *, host_code_allowed: bool = False
+) -> list[Step]:
     """All of the way from the graphs to the measured server.
 
     Args:
         bundle: of any target; engines are built for the target tensorrt only.
         comparison: the command that compares answers, without the options that say which.
         stack: keeps the server until it is closed.
+        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
     """
     path = bundle.path
+    allowed = ["--allow-host-code"] if host_code_allowed else []
+    comparison = [*comparison, *allowed]
 
     def serve(done: Mapping[str, Outcome]) -> Outcome:
-        installation = installation_for(bundle)
+        installation = installation_for(bundle, host_code_allowed=host_code_allowed)
         endpoints = stack.enter_context(served_bundle(bundle, installation))
         return Outcome({"server": installation.description, "grpc_url": endpoints.grpc_url})
 
@@ -178,7 +200,7 @@ def gpu_steps(bundle: Bundle, comparison: list[str | Path], stack: ExitStack) ->
     # 3: the clips are too few to decide, and nothing failed.
     undecided = (ExitCode.DONE, ExitCode.UNDECIDED)
     building = [
-        Step("build", lambda done: run_command("build", path)),
+        Step("build", lambda done: _build(bundle)),
         Step("build in the container", lambda done: _build_in_container(path), unless="build"),
         Step("engines", lambda done: Outcome(engine_facts(bundle))),
     ]
@@ -193,7 +215,7 @@ def gpu_steps(bundle: Bundle, comparison: list[str | Path], stack: ExitStack) ->
             lambda done: run_command(*comparison, "--url", url(done), *only_served, accepted=undecided),
             ("serve",),
         ),
-        Step("bench", lambda done: run_command("bench", path, "--url", url(done)), ("serve",)),
+        Step("bench", lambda done: run_command("bench", path, "--url", url(done), *allowed), ("serve",)),
     ]
 
 
@@ -226,15 +248,25 @@ def output_types(layers: str) -> dict[str, int]:
         raise DferDeployError(f"what the engine inspector said is not understood ({error!r})") from error
 
 
+def _build(bundle: Bundle) -> Outcome:
+    """Engines that are there may have been built with other options; they are not replaced."""
+    built = None
+    with contextlib.suppress(DferDeployError):  # damaged, or for another largest batch
+        built = engines_of(bundle)
+    if built is None:
+        return run_command("build", bundle.path)
+    kept = f"nothing was built: the bundle has engines of {built.builder.module} {built.builder.version}, which stay"
+    return Outcome({"kept": dataclasses.asdict(built.builder)}, kept)
+
+
 def _build_in_container(path: Path) -> Outcome:
-    """The service of the bundle's compose.yaml, as its comment says."""
+    """The service of the bundle's compose.yaml."""
     if shutil.which("docker") is None:
         raise StepError("docker is not on PATH, so the engines cannot be built in a container either")
-    command = ["docker", "compose", "-f", str(path / "compose.yaml"), "run", "--rm", "build"]
-    user = {"UID": str(os.getuid()), "GID": str(os.getgid())}
-    returncode, output = run_process(command, environment=user)
+    command = compose_command(path, "run", "--rm", "build")
+    returncode, output = run_process(["sh", "-c", f"exec {command}"])
     if returncode != 0:
-        raise StepError(f"{' '.join(command)} failed with exit code {returncode}", output)
+        raise StepError(f"{command} failed with exit code {returncode}", output)
     return Outcome(None, output)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import FrameType
 import click
 
 from dfer_deploy.bundle import open_bundle
+from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.commands.serving import START_TIMEOUT_S, installation_for
 from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import DferDeployError
@@ -31,11 +34,7 @@ from dfer_deploy.triton.server import TritonServer
     "--image",
     help="Serve with Docker and this image.  [default: tritonserver on PATH, else the image that fits the engines]",
 )
-@click.option(
-    "--version-compatible",
-    is_flag=True,
-    help="Load engines that were built with --version-compatible and carry code, which the server executes.",
-)
+@host_code_option
 @click.option(
     "--log", type=click.Path(path_type=Path, dir_okay=False), help="Where the server's log goes and stays."
 )  # fmt: skip
@@ -47,7 +46,7 @@ def serve(
     host: str,
     insecure: bool,
     image: str | None,
-    version_compatible: bool,
+    allow_host_code: bool,
     log: Path | None,
 ) -> None:
     """Serve BUNDLE with Triton on this machine.
@@ -59,11 +58,17 @@ def serve(
     target = opened.manifest.target
     if image and target == "embedded":
         raise click.UsageError("--image is for the targets tensorrt and onnxruntime; embedded runs without Docker")
-    check_host(host, insecure, server="the embedded server" if target == "embedded" else image or "")
+    server_name = image or ""
+    if target == "embedded":
+        server_name = "the embedded server"
+    elif image is None and shutil.which("tritonserver"):
+        # In NVIDIA's images (server/build.py); elsewhere it cannot be told.
+        server_name = f"tritonserver:{os.environ.get('NVIDIA_TRITON_SERVER_VERSION', '')}"
+    check_host(host, insecure, server=server_name)
     with _stop_signals(), contextlib.suppress(_StopSignal):
         # Before a server is looked for, which may be a download of many GB.
         reserve_ports(host, {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port})
-        installation = installation_for(opened, image=image, version_compatible=version_compatible)
+        installation = installation_for(opened, image=image, host_code_allowed=allow_host_code)
         server = TritonServer(
             installation,
             opened.model_repository,
@@ -92,7 +97,7 @@ def check_host(host: str, insecure: bool, *, server: str) -> None:
     Args:
         host: the address to listen on.
         insecure: listen there all the same.
-        server: ``the embedded server``, an image, or nothing for a current Triton.
+        server: ``the embedded server``, an image, ``tritonserver:`` and its release, or nothing for a current Triton.
 
     Raises:
         DferDeployError: the host is no IPv4 address, or not of the loopback, the server is old and ``insecure`` is not

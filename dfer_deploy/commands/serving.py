@@ -15,7 +15,7 @@ from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.runtimes.available import cuda_devices
-from dfer_deploy.triton.container import TritonContainer, ensure_image, image_for
+from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import Installation, TritonOnPath
 from dfer_deploy.triton.ports import Endpoints
@@ -27,19 +27,24 @@ START_TIMEOUT_S = {"embedded": 180.0, "onnxruntime": 900.0, "tensorrt": 900.0}
 
 @contextlib.contextmanager
 def served_bundle(
-    bundle: Bundle, installation: Installation | None = None, *, quiet: bool = False
+    bundle: Bundle,
+    installation: Installation | None = None,
+    *,
+    host_code_allowed: bool = False,
+    quiet: bool = False,
 ) -> Iterator[Endpoints]:
     """Serves a bundle on free ports of the loopback until the context ends; then nothing of the server is left.
 
     Args:
         bundle: an opened bundle.
         installation: of ``installation_for``, which is asked where there is none.
+        host_code_allowed: of ``installation_for`` too.
         quiet: show no step.
 
     Raises:
         DferDeployError: this machine has no server for the bundle, or the server cannot start.
     """
-    installation = installation or installation_for(bundle)
+    installation = installation or installation_for(bundle, host_code_allowed=host_code_allowed)
     server = TritonServer(
         installation, bundle.model_repository, start_timeout_s=START_TIMEOUT_S[bundle.manifest.target]
     )
@@ -51,7 +56,7 @@ def served_bundle(
         server.stop()
 
 
-def installation_for(bundle: Bundle, *, image: str | None = None, version_compatible: bool = False) -> Installation:
+def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allowed: bool = False) -> Installation:
     """The Triton that serves a bundle here, after checking that the bundle can be served.
 
     For the target embedded, the private environment. For the others a tritonserver on PATH, else Docker.
@@ -59,7 +64,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, version_compat
     Args:
         bundle: an opened bundle.
         image: use Docker with this image; without it, the one that fits the engines.
-        version_compatible: let the server execute the code that version-compatible engines carry.
+        host_code_allowed: let the server execute the code that version-compatible engines carry.
 
     Raises:
         DferDeployError: something is missing: engines, a server, permission for the engines' code.
@@ -67,38 +72,38 @@ def installation_for(bundle: Bundle, *, image: str | None = None, version_compat
     check_model_repository(bundle)
     if bundle.manifest.target == "embedded":
         return triton_environment()
-    built = _engines_to_serve(bundle, version_compatible=version_compatible)
+    built = _engines_to_serve(bundle, host_code_allowed=host_code_allowed)
     on_path = shutil.which("tritonserver")
     if on_path is not None and image is None:
-        return TritonOnPath(Path(on_path), cuda_devices() > 0, version_compatible)
+        return TritonOnPath(Path(on_path), cuda_devices() > 0, host_code_allowed)
     docker = probe_docker()
     if docker.client is None or docker.problem:
         reason = f"Docker {docker.problem}" if docker.client else "Docker is not on PATH either"
-        compose = shlex.quote(str(bundle.path / "compose.yaml"))
         raise DferDeployError(
             f"the target {bundle.manifest.target!r} needs Triton with its own backends, and no tritonserver is on PATH "
-            f"({reason}); where Docker runs, type: docker compose -f {compose} up server"
+            f"({reason}); where Docker runs, type: {compose_command(bundle.path, 'up', 'server')}"
         )
     has_gpu = bundle.manifest.target == "tensorrt" or cuda_devices() > 0
-    container = TritonContainer(Path(docker.client), image or image_for(built), has_gpu, version_compatible)
+    image = image or image_for(built, bundle.path)
+    container = TritonContainer(Path(docker.client), image, has_gpu, host_code_allowed)
     ensure_image(container.docker, container.image)
     return container
 
 
-def _engines_to_serve(bundle: Bundle, *, version_compatible: bool) -> EngineSet | None:
+def _engines_to_serve(bundle: Bundle, *, host_code_allowed: bool) -> EngineSet | None:
     """The engines of the target tensorrt; None of the target onnxruntime."""
     if bundle.manifest.target != "tensorrt":
         return None
     built = engines_of(bundle)
-    folder = shlex.quote(str(bundle.path))
     if built is None:
+        folder, inside = shlex.quote(str(bundle.path)), compose_command(bundle.path, "run", "--rm", "build")
         raise DferDeployError(
             f"the engines of {bundle.path} are not built; build them with TensorRT on this machine: dfer-deploy build "
-            f"{folder}, or inside the image that serves them: cd {folder} && docker compose run --rm build"
+            f"{folder}, or inside the image that serves them: {inside}"
         )
-    if built.builder.version_compatible and not version_compatible:
+    if built.builder.version_compatible and not host_code_allowed:
         raise DferDeployError(
-            f"the engines of {bundle.path} are version-compatible: they carry code that the server would execute; if "
-            f"you built them yourself, start it with: dfer-deploy serve {folder} --version-compatible"
+            f"the engines of {bundle.path} are version-compatible: they carry code that the server would execute; "
+            "allow it with --allow-host-code if you built them"
         )
     return built

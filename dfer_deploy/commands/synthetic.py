@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -50,4 +51,4 @@ def synthetic(
     stdout.print(NOTE)
     stdout.print("next:")
     recipe = "synthetic" if layout == "lists" else layout
-    stdout.print(f"  dfer-deploy train {recipe} --data {root} -o RUN", markup=False)
+    stdout.print(f"  dfer-deploy train {recipe} --data {shlex.quote(str(root))} -o RUN", markup=False)

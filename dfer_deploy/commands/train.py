@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,9 @@ _SUMMARY = "summary.json"
 @click.command()
 @click.argument("recipe")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run; an interrupted one goes on.")
-@click.option("--data", "data", type=click.Path(path_type=Path), help="Folder of the annotation lists.")
+@click.option(
+    "--data", "data", type=click.Path(path_type=Path), help="Folder of the lists, or of the data set as distributed."
+)
 @click.option(
     "--set",
     "overrides",
@@ -70,6 +73,8 @@ def train(
     """
     from dfer_deploy.train.recipe import recipe_from_toml
 
+    if preview is not None and (folds is not None or seeds is not None or fresh or json_file is not None):
+        raise click.UsageError("--preview only draws; leave --folds, --seeds, --fresh and --json away")
     settings = recipe_from_toml(recipe, overrides)
     if data is not None:
         settings = replace(settings, data=replace(settings.data, root=str(data)))
@@ -94,14 +99,19 @@ def _train(
     from dfer_deploy.train.distributed import training_processes
     from dfer_deploy.train.loop import train as run_training
     from dfer_deploy.train.runs import folds_from_text, train_all
+    from dfer_deploy.train.test_list import require_another_list, write_test_list
 
     with training_processes(settings.run.device) as processes:
         if folds is None and seeds is None:
+            require_another_list(settings, output)
             result = run_training(settings, output, fresh=fresh)
             values = {**result.to_dict(), "seed": settings.run.seed}
         else:
             first, data = settings.run.seed, settings.data
             chosen = [data.fold] if folds is None else folds_from_text(folds, data.folds)
+            of_fold = {fold: replace(settings, data=replace(data, fold=fold)) for fold in chosen}
+            for fold, one in of_fold.items():
+                require_another_list(one, output / f"fold_{fold}")
             summary = train_all(settings, output, chosen, range(first, first + (seeds or 1)), fresh=fresh)
             values = summary.to_dict()
         if not processes.is_first:
@@ -113,6 +123,11 @@ def _train(
             write_json(output / _SUMMARY, values)
         if json_file:
             write_json(json_file, values)
+        if folds is None and seeds is None:
+            _print_next(result.checkpoint, write_test_list(settings, output))
+        else:
+            lists = [write_test_list(one, output / f"fold_{fold}") for fold, one in of_fold.items()]
+            _print_next(summary.results[chosen[0], first].checkpoint, lists[0])
 
 
 def _print_run(result: TrainingResult) -> None:
@@ -133,8 +148,6 @@ def _print_run(result: TrainingResult) -> None:
         ],
     )
     _print_selection(result.selected_on)
-    stdout.print("next:")
-    stdout.print(f"  dfer-deploy export {result.checkpoint}", markup=False)
 
 
 def _print_runs(summary: RunSummary) -> None:
@@ -162,6 +175,17 @@ def _print_selection(selected_on: str) -> None:
     from dfer_deploy.train.result import SELECTIONS
 
     stdout.print(f"The checkpoint is of {SELECTIONS[selected_on]}.")
+
+
+def _print_next(checkpoint: Path, test_list: Path) -> None:
+    typed, tests = shlex.quote(str(checkpoint)), shlex.quote(str(test_list))
+    stdout.print("next:")
+    for line in (
+        f"evaluate {typed} --data {tests}",
+        f"export {typed}",
+        f"verify {checkpoint.stem}.bundle --checkpoint {typed} --data {tests}",
+    ):
+        stdout.print(f"  dfer-deploy {line}", markup=False)
 
 
 def _listed(numbers: list[int]) -> str:

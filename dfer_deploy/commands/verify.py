@@ -143,7 +143,9 @@ def verify(
         # Before the minutes of work: a package that it needs may be missing.
         from dfer_deploy.report.page import write_report
     opened = open_bundle(bundle)
-    contestants = choose_contestants(opened, chosen, url=urls[0] if urls else None, in_process=in_process)
+    contestants = choose_contestants(
+        opened, chosen, url=urls[0] if urls else None, in_process=in_process, host_code_allowed=allow_host_code
+    )
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
     policy = policy_from_toml(policy_file) if policy_file else Policy()
@@ -173,7 +175,7 @@ def verify(
         on_the_cpu = [p.name for r, p in zip(contestants.runtimes, predictors, strict=True) if r == "onnxruntime-cpu"]
         if contestants.served:
             if not urls:
-                endpoints = stack.enter_context(served_bundle(opened))
+                endpoints = stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code))
                 urls = endpoints.grpc_url, endpoints.http_url
             for url in urls:
                 client = stack.enter_context(TritonPredictor(url, opened.contract))

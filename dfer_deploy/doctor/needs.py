@@ -19,6 +19,7 @@ from dfer_deploy.doctor.servers import docker_findings
 from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.plans import fitting_containers, gpu_mismatch, tensorrt_mismatch
+from dfer_deploy.triton.container import compose_command
 
 _BYTES = {"fp32": 4, "fp16": 2}
 _INSTALL = "pip install 'dfer-deploy[gpu]'"
@@ -36,8 +37,8 @@ def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
         Finding(
             "bundle",
             "ok",
-            f"{manifest.name}, target {manifest.target}, {manifest.precision_name}, {spec.prompts.num_classes} classes, "
-            f"clips of {spec.temporal.max_frames} × {spec.clip.vision.image_size} × {spec.clip.vision.image_size}, "
+            f"{manifest.name}, target {manifest.target}, {manifest.precision_name}, "
+            f"{spec.prompts.num_classes} classes, clips of {spec.temporal.max_frames} × {spec.clip.vision.image_size} × {spec.clip.vision.image_size}, "
             f"batches up to {manifest.serving.max_batch_size}",
         ),
         Finding(
@@ -99,7 +100,14 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
         reason = str(error)
     except OSError as error:
         reason = f"{error.filename} cannot be read ({error.strerror})"
-    return Finding("files", "problem", reason, command=f"dfer-deploy export CHECKPOINT -o {_path(bundle)} --force")
+    configure = f"dfer-deploy configure {_path(bundle)}"
+    manifest = bundle.manifest
+    export = (
+        f"dfer-deploy export CHECKPOINT -o {_path(bundle)} --target {manifest.target} --name {manifest.name} "
+        f"--precision {manifest.precision} --force"
+    )
+    # Where that mends it, the reason says so.
+    return Finding("files", "problem", reason, command=configure if reason.endswith(configure) else export)
 
 
 def _engines(bundle: Bundle) -> tuple[EngineSet | None, str]:
@@ -169,7 +177,10 @@ def _plans_on_gpus(machine: Machine, engines: EngineSet, can_build: str) -> list
 
 def _plans_in_servers(bundle: Bundle, machine: Machine, engines: EngineSet, can_build: str) -> list[Finding]:
     builder = engines.builder
-    flag = "start Triton with --backend-config=tensorrt,version-compatible=true" if builder.version_compatible else ""
+    flag = ""
+    if builder.version_compatible:
+        flag = "they carry code: if you built them, serve them with --allow-host-code, which starts Triton with "
+        flag += "--backend-config=tensorrt,version-compatible=true"
     triton = machine.triton
     if triton.path and not triton.problem:
         what = "plans, server"
@@ -192,7 +203,7 @@ def _plans_in_servers(bundle: Bundle, machine: Machine, engines: EngineSet, can_
         return [Finding("plans, Docker", "ok", f"fit the TensorRT of tritonserver {tags}", flag)]
     found = f"no tritonserver container without known holes is known to have TensorRT {builder.version}"
     advice = "build them inside the image that serves them, with its build_engines.py"
-    return [Finding("plans, Docker", "problem", found, advice, _container_build(_path(bundle)))]
+    return [Finding("plans, Docker", "problem", found, advice, _container_build(bundle))]
 
 
 def _plans_in_process(machine: Machine, engines: EngineSet) -> list[Finding]:
@@ -255,10 +266,27 @@ def _memory(bundle: Bundle, machine: Machine, engines: EngineSet | None) -> Find
         available, place = machine.resources.available_bytes, "of memory"
     if available is not None and needed > available:
         found = f"{least}; there is {gigabytes(available)} {place}"
-        largest = max(1, bundle.manifest.serving.max_batch_size // 2)
-        command = f"dfer-deploy export CHECKPOINT -o {_path(bundle)} --force --max-batch-size {largest}"
-        return Finding("memory", "problem", found, "export with a smaller batch", command)
+        advice, command = _smaller(bundle, machine)
+        return Finding("memory", "problem", found, advice, command)
     return Finding("memory", "ok", f"{least}; there is {gigabytes(available)} {place}" if available else least)
+
+
+def _smaller(bundle: Bundle, machine: Machine) -> tuple[str, str]:
+    """What takes less memory, in words and to type."""
+    serving = bundle.manifest.serving
+    configure = f"dfer-deploy configure {_path(bundle)}"
+    if serving.instances > 1:
+        return "serve it with one instance", f"{configure} --instances 1"
+    if serving.max_batch_size == 1:
+        return "serve it on a machine with more", ""
+    largest = serving.max_batch_size // 2
+    command = f"{configure} --max-batch-size {largest}"
+    recorded = [batch for batch in serving.cuda_graph_batches if batch <= largest]
+    if len(recorded) < len(serving.cuda_graph_batches):
+        command += f" --cuda-graph-batches {','.join(map(str, recorded)) or 'none'}"
+    if bundle.manifest.target == "tensorrt" and (build := _build_command(bundle, machine)):
+        command += f" && {build}"
+    return "serve it with smaller batches", command
 
 
 def _size(path: Path) -> int:
@@ -275,12 +303,11 @@ def _build_command(bundle: Bundle, machine: Machine) -> str:
         return ""
     if usable_tensorrt(machine.packages):
         return f"dfer-deploy build {_path(bundle)}"
-    return _container_build(_path(bundle)) if machine.docker.server and machine.docker.nvidia else ""
+    return _container_build(bundle) if machine.docker.server and machine.docker.nvidia else ""
 
 
-def _container_build(path: str) -> str:
-    """As the bundle's compose.yaml says it."""
-    return f"env UID=$(id -u) GID=$(id -g) docker compose --project-directory {path} run --rm build"
+def _container_build(bundle: Bundle) -> str:
+    return compose_command(bundle.path, "run", "--rm", "build")
 
 
 def _elsewhere(machine: Machine, *, gpu: bool = False) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.console import warn
 from dfer_deploy.engines import engines_of
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, missing_extra
 from dfer_deploy.plans import Gpu, gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider, open_session
 from dfer_deploy.runtimes.predictor import Predictor
@@ -31,15 +32,30 @@ class UsualRuntimes:
     no_tensorrt: str
 
 
-def usual_runtimes(bundle: Bundle) -> UsualRuntimes:
-    """The runtimes to use where nobody chose.
+def usual_runtimes(bundle: Bundle, *, host_code_allowed: bool = False) -> UsualRuntimes:
+    """The runtimes to compare where nobody chose.
+
+    Args:
+        bundle: an opened bundle.
+        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
 
     Raises:
         DferDeployError: onnxruntime is not installed, or the record of the engines is damaged.
     """
-    no_tensorrt = tensorrt_obstacle(bundle)
+    no_tensorrt = tensorrt_obstacle(bundle, host_code_allowed=host_code_allowed)
     onnxruntime = _usual_onnxruntime(bundle)
     return UsualRuntimes((onnxruntime,) if no_tensorrt else (onnxruntime, "tensorrt"), no_tensorrt)
+
+
+def usual_runtime(bundle: Bundle, *, host_code_allowed: bool = False) -> Runtime:
+    """The one runtime to use where nobody chose: TensorRT, which then needs no onnxruntime beside it, else onnxruntime.
+
+    Raises:
+        DferDeployError: neither is there, or the record of the engines is damaged.
+    """
+    if not tensorrt_obstacle(bundle, host_code_allowed=host_code_allowed):
+        return "tensorrt"
+    return _usual_onnxruntime(bundle)
 
 
 def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool = False) -> Predictor:
@@ -54,14 +70,22 @@ def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool 
         DferDeployError: this machine or this bundle does not allow it; the sentence says why.
     """
     if runtime == "tensorrt":
-        from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
-
+        try:
+            from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise missing_extra("torch", "gpu", "running a TensorRT engine in this process") from error
         return TensorRtPredictor.from_bundle(bundle, host_code_allowed=host_code_allowed)
     return OnnxRuntimePredictor.from_bundle(bundle, "cuda" if runtime == "onnxruntime-cuda" else "cpu")
 
 
-def tensorrt_obstacle(bundle: Bundle) -> str:
+def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str:
     """Why a bundle's engines are not expected to run in this process, or nothing.
+
+    Args:
+        bundle: an opened bundle.
+        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
 
     Raises:
         DferDeployError: the record of the engines is damaged.
@@ -70,11 +94,11 @@ def tensorrt_obstacle(bundle: Bundle) -> str:
         return f"the bundle is for the target {bundle.manifest.target!r} and has no engines"
     built = engines_of(bundle)
     if built is None:
-        return f"the engines are not built; build them with: dfer-deploy build {bundle.path}"
+        return f"the engines are not built; build them with: dfer-deploy build {shlex.quote(str(bundle.path))}"
     if cuda_devices() == 0:
         return "this machine has no NVIDIA GPU"
-    if built.builder.version_compatible:
-        return "the engines are version-compatible and carry code; allow it with --runtime tensorrt --allow-host-code"
+    if built.builder.version_compatible and not host_code_allowed:
+        return "the engines are version-compatible and carry code; allow it with --allow-host-code if you built them"
     try:
         import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,7 +77,8 @@ class TensorRtPredictor:
         built = engines_of(bundle)
         if built is None:
             raise DferDeployError(
-                f"the engines of {bundle.path} are not built; build them with: dfer-deploy build {bundle.path}"
+                f"the engines of {bundle.path} are not built; build them with: dfer-deploy build "
+                f"{shlex.quote(str(bundle.path))}"
             )
         if built.builder.version_compatible and not host_code_allowed:
             raise DferDeployError(

@@ -57,7 +57,8 @@ class ShapeRange:
         require(
             fits,
             f"{name} has the shape {list(shape)}, but the engine was built for {list(self.smallest)} to "
-            f"{list(self.largest)}; give it such a shape, or export with another --max-batch-size and build it again",
+            f"{list(self.largest)}; give it such a shape, or change the batch with: dfer-deploy configure BUNDLE "
+            "--max-batch-size N, and then build the engines with: dfer-deploy build BUNDLE",
         )
 
     def room_for(self, tensor: TensorSpec) -> int:
@@ -252,13 +253,9 @@ class EngineRunner:
         engine = self._loaded.engine
         self._activations = torch.empty(max(engine.device_memory_size_v2, 1), dtype=torch.uint8, device=self.device)
         self._context = self._new_context()
+        self._caller: torch.cuda.Stream | None = None
         self._cuda_graphs = cuda_graphs
         self._captured: dict[tuple[tuple[int, ...], int], _Captured] = {}
-
-    @property
-    def captured_shapes(self) -> list[tuple[int, ...]]:
-        """Input shapes whose launches are replayed."""
-        return [shape for shape, _ in self._captured]
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """Copies an array through pinned memory into the engine's own input memory, on the current stream.
@@ -292,9 +289,17 @@ class EngineRunner:
             DferDeployError: the tensor does not fit, or TensorRT refuses to run.
         """
         self._check(tensor)
+        # A thread's current device may be another one.
+        with torch.cuda.device(self.device):
+            return self._run(tensor, stays=stays)
+
+    def _run(self, tensor: Tensor, *, stays: bool) -> tuple[Tensor, ...]:
         key = tuple(tensor.shape), tensor.data_ptr()
         current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
+        # Whoever asked before, on another stream, may still read the answer that lies in this engine's memory.
+        for stream in {current, self._caller or current}:
+            self.stream.wait_stream(stream)
+        self._caller = current
         if key in self._captured:
             with torch.cuda.stream(self.stream):
                 self._captured[key].graph.replay()
@@ -381,10 +386,9 @@ class EngineRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stream.synchronize()
-        for captured in self._captured.values():
-            captured.graph.reset()
         # Graphs before their contexts, contexts before the engine, and the memory that all of them point to last.
-        self._captured.clear()
+        while self._captured:
+            self._captured.popitem()[1].graph.reset()
         del self._context
         self._loaded.close()
         del self._memory, self._pinned, self._activations

@@ -6,12 +6,13 @@ import csv
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.console import step
+from dfer_deploy.console import step, warn
 from dfer_deploy.engines import EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR, fitting_containers
@@ -89,8 +90,18 @@ class TritonContainer:
         return dict(os.environ)
 
 
-def image_for(built: EngineSet | None) -> str:
+def compose_command(bundle: Path, *arguments: str) -> str:
+    """A command line for the compose.yaml in a bundle's folder, as its comments say it: by who reads and writes it."""
+    folder = shlex.quote(str(bundle))
+    return f"env UID=$(id -u) GID=$(id -g) docker compose --project-directory {folder} {' '.join(arguments)}"
+
+
+def image_for(built: EngineSet | None, bundle: Path) -> str:
     """The image whose TensorRT runs the engines; without engines, the oldest without known critical vulnerabilities.
+
+    Args:
+        built: the engines.
+        bundle: the folder of their bundle, for advice.
 
     Raises:
         DferDeployError: no such image is known.
@@ -98,18 +109,24 @@ def image_for(built: EngineSet | None) -> str:
     if built is None:
         return next(container.image for container in CONTAINERS if container.tag == SECURITY_FLOOR)
     fitting = fitting_containers(built.builder)
+    build = compose_command(bundle, "run", "--rm", "build")
     if not fitting:
         raise DferDeployError(
             f"no container since {SECURITY_FLOOR} is known to have TensorRT {built.builder.version}, with which the "
-            "engines were built; build them inside the image that serves them (docker compose run --rm build, in the "
-            "bundle's folder), or name the image with: dfer-deploy serve --image"
+            "engines were built; build them inside the image that serves them "
+            f"({build}), or name the image with: dfer-deploy serve {shlex.quote(str(bundle))} --image IMAGE"
+        )
+    if not fitting[0].certain:
+        warn(
+            f"{fitting[0].image} probably has TensorRT {fitting[0].tensorrt}, which is inferred from the releases "
+            f"before it; if it refuses the engines, build them in the image that serves them: {build}"
         )
     return fitting[0].image
 
 
 def is_outdated(image: str) -> bool:
     """Whether an image is one of NVIDIA's with known critical vulnerabilities; False of any that it cannot tell."""
-    release = re.search(r"/tritonserver:(\d\d\.\d\d)-", image)
+    release = re.search(r"(?:^|/)tritonserver:(\d\d\.\d\d)(?:-|$)", image)
     return release is not None and release.group(1) < SECURITY_FLOOR
 
 

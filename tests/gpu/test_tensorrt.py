@@ -51,9 +51,9 @@ def test_a_replayed_graph_answers_what_the_launches_answer(built: Any, monkeypat
             np.testing.assert_array_equal(graphs.predict(clip).logits, eager.predict(clip).logits)
             for runner in (graphs._encoder, graphs._head):
                 monkeypatch.setattr(runner, "_execute", None)
-        assert graphs._encoder.captured_shapes == [clips[:1].shape]
-        assert len(graphs._head.captured_shapes) == 1
-        assert eager._encoder.captured_shapes == []
+        assert [shape for shape, _ in graphs._encoder._captured] == [clips[:1].shape]
+        assert len(graphs._head._captured) == 1
+        assert eager._encoder._captured == {}
 
 
 def test_shapes_take_turns_and_graphs_are_bounded(tiny_built: Any) -> None:
@@ -64,7 +64,7 @@ def test_shapes_take_turns_and_graphs_are_bounded(tiny_built: Any) -> None:
             for batch, frames in shapes:
                 clips = tiny_built.clips(batch, frames)
                 np.testing.assert_array_equal(graphs.predict(clips).logits, eager.predict(clips).logits)
-        assert len(graphs._encoder.captured_shapes) == MAX_GRAPHS
+        assert len(graphs._encoder._captured) == MAX_GRAPHS
 
 
 def test_more_clips_than_the_engines_take_go_in_pieces(tiny_built: Any, tensorrt: TensorRtPredictor) -> None:

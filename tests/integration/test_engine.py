@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,7 @@ def _save(path: Path, nodes: list[onnx.NodeProto], dtype: int, shape: list[int |
         ({"frame_features": Profile((8, 1, 64), (1, 16, 64), (64, 16, 64))}, "MIN<=OPT<=MAX"),
         ({"frame_features": Profile((1, 1, 32), (1, 16, 32), (4, 16, 32))}, r"expected \[-1, -1, 64\]"),
         ({"frame_features": Profile((1, 64), (1, 64), (4, 64))}, r"expected \[-1, -1, 64\]"),
+        ({"frame_features": Profile((-1, 1, 64), (1, 16, 64), (4, 16, 64))}, "profile of 'frame_features' is refused"),
         ({"features": HEAD_PROFILE}, r"\['features'\], the dynamic inputs are \['frame_features'\]"),
         ({}, r"\[\], the dynamic inputs are \['frame_features'\]"),
     ],
@@ -181,13 +184,13 @@ def test_wrong_options(changes: dict[str, Any], message: str) -> None:
 def test_the_options_reach_the_builder() -> None:
     config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
     assert config.get_flag(trt.BuilderFlag.TF32)  # NVIDIA's default, which would round the products of an fp32 engine
+    # TensorRT-RTX takes no notice of the hardware compatibility.
     options = BuildOptions(5, 1 << 28, "same_compute_capability", version_compatible=True)
     engine_module._configure(trt, config, options)
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     assert config.builder_optimization_level == 5
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 28
-    assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
@@ -206,6 +209,33 @@ def test_progress_rises_to_the_end_and_can_stop_the_build(head: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         engine_from_onnx(trt, head, {"frame_features": HEAD_PROFILE}, OPTIONS, report=interrupt)
+
+
+def test_the_monitor_stands_many_threads_and_keeps_an_interruption() -> None:
+    """TensorRT calls it from threads of its own (NvInfer.h, IProgressMonitor), and swallows what a callback raises."""
+    shares: list[float] = []
+    monitor = engine_module._monitor(trt, "graph", lambda graph, phase, share: shares.append(share))
+    monitor.phase_start("build", None, 4)
+
+    def work(number: int) -> None:
+        for step in range(200):
+            monitor.phase_start(f"phase {number}.{step}", "build", 2)
+            assert monitor.step_complete(f"phase {number}.{step}", 0)
+            monitor.phase_finish(f"phase {number}.{step}")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, number) for number in range(4)]:
+            done.result()
+    assert monitor.stopped_by is None
+    assert shares == sorted(shares)
+
+    def interrupt(graph: str, phase: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    monitor = engine_module._monitor(trt, "graph", interrupt)
+    monitor.phase_start("build", None, 4)
+    assert not monitor.step_complete("build", 0)
+    assert isinstance(monitor.stopped_by, KeyboardInterrupt)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +286,7 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     with pytest.raises(DferDeployError, match=r"not the engine that was built; build again with: dfer-deploy build"):
         open_bundle(bundle)
     assert build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)[2] == ["dfer_image_encoder"]
+    open_bundle(bundle)
     assert len(build_bundle(tensorrt, bundle, BuildOptions(optimization_level=1), opt_batch=4, report=_silent)[2]) == 2
     open_bundle(bundle)
 
@@ -282,7 +313,14 @@ def _edit(path: Path, change: Callable[[Any], object]) -> None:
         (lambda c: c.pop("device"), "is damaged"),
         (lambda c: c["builder"].update(version=11), "is damaged"),
         (lambda c: c["engines"]["dfer_image_encoder"].update(profile={"frames": 3}), "is damaged"),
-        (lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(max=[]), "is damaged"),
+        (
+            lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(opt=[]),
+            "has no profile of 'frames'",
+        ),
+        (lambda c: c["engines"]["dfer_image_encoder"].update(profile={}), "has no profile of 'frames'"),
+        (lambda c: c["builder"].update(version="11.1.0'; touch pwned; '"), "is damaged .builder.version is"),
+        (lambda c: c["builder"].update(version="1" * 5000), "is damaged"),
+        (lambda c: c["engines"].update(dfer_image_encoder="x"), "is damaged"),
         (
             lambda c: c["engines"]["dfer_image_encoder"]["profile"]["frames"].update(max=[8, 16, 32, 32, 3]),
             "takes up to 8 clips, the bundle is configured for 64",
@@ -325,13 +363,79 @@ def test_what_cannot_be_built_is_told_before(bundle: Path, tensorrt: Any, own_ch
         build_bundle(trt, tmp_path, OPTIONS, report=_silent)
 
 
+def test_a_damaged_record_is_built_anew(bundle: Path, tensorrt: Any) -> None:
+    build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    _edit(bundle / SIDECAR, lambda content: content["engines"].update(dfer_image_encoder="x"))
+    assert build_bundle(tensorrt, bundle, OPTIONS, report=_silent)[2] == ["dfer_image_encoder"]
+    open_bundle(bundle)
+
+
+@pytest.mark.parametrize("folder", ["engines", "model_repository/dfer_temporal_head/1"])
+def test_nothing_is_written_through_a_link(bundle: Path, tensorrt: Any, tmp_path: Path, folder: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(bundle / folder, ignore_errors=True)
+    (bundle / folder).symlink_to(elsewhere)
+    with pytest.raises(EngineError, match="is a link to another place"):
+        build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    assert not list(elsewhere.iterdir())
+
+
+_KILLED = """
+import os, signal, sys, types
+from pathlib import Path
+import tensorrt_rtx as trt
+from dfer_deploy.export.engine import BuildOptions, build_bundle
+module = types.ModuleType("tensorrt")
+module.__dict__.update({name: getattr(trt, name) for name in dir(trt) if not name.startswith("__")})
+module.__version__ = "11.4.0.1"
+left = int(sys.argv[2])
+def counted(replace):
+    def call(self, target):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return replace(self, target)
+    return call
+Path.replace = counted(Path.replace)
+build_bundle(module, Path(sys.argv[1]), BuildOptions(), report=lambda *report: None)
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_a_killed_build_is_mended_by_the_next(bundle: Path, tensorrt: Any, renames: int) -> None:
+    """Killed before each of its renames: record, plan, record, plan."""
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), str(renames)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    engines = engines_of(open_bundle(bundle))
+    assert engines is not None
+    assert len(engines.engines) == 2
+
+
+@pytest.mark.parametrize("key", ["name", "version", "precision", "serving", "spec", "files"])
+def test_a_damaged_manifest_is_told_in_words(bundle: Path, key: str) -> None:
+    _edit(bundle / "manifest.json", lambda content: content.pop(key))
+    with pytest.raises(EngineError, match="is no manifest of a bundle"):
+        build_bundle(trt, bundle, OPTIONS, report=_silent)
+
+
+def test_a_name_that_leaves_the_folder_is_refused(bundle: Path) -> None:
+    _edit(bundle / "manifest.json", lambda content: content.update(name="../../dfer"))
+    with pytest.raises(EngineError, match="is no manifest of a bundle"):
+        build_bundle(trt, bundle, OPTIONS, report=_silent)
+
+
 def test_a_new_version_keeps_the_old_engine(bundle: Path, tensorrt: Any, tmp_path: Path) -> None:
     from dfer_deploy.checkpoint import save_checkpoint
 
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
     save_checkpoint(tmp_path / "other.pt", tiny_model(seed=1), {})
+    (bundle / "engines" / "gpu.timing_cache").write_bytes(b"measured")
     options = ExportOptions("tensorrt", ServingOptions(64))
     opened, _ = export_bundle(tmp_path / "other.pt", bundle, options, add_version=True)
+    (bundle / "engines" / "gpu.timing_cache").write_bytes(b"measured anew")
     encoder = opened.model_repository / "dfer_image_encoder"
     assert sorted(path.relative_to(encoder).as_posix() for path in encoder.rglob("*.plan")) == ["1/model.plan"]
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)

@@ -1,6 +1,10 @@
 """Serving options measured with a real server and real load."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,22 @@ def test_a_proposal_of_a_real_server_leaves_nothing_behind(cli: Any, bundle: Bun
     assert ("the bundle is configured so already" in result.output) != changed
     assert sorted(bundle.path.parent.iterdir()) == beside
     assert (bundle.path / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.usefixtures("environment")
+def test_sigterm_leaves_no_trial_behind(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "b")
+    command = [sys.executable, "-m", "dfer_deploy", "bench", str(tmp_path / "b"), "--propose"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not list(tmp_path.glob(".b.*.trial/manifest.json")):
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    assert list(tmp_path.iterdir()) == [tmp_path / "b"]
 
 
 @pytest.mark.usefixtures("environment")

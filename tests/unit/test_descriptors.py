@@ -79,6 +79,8 @@ def test_the_file_keeps_every_letter(tmp_path: Path) -> None:
         ("a = 'x'\n", "is no prompts file"),
         ("[descriptors]\n[more]\n", "is no prompts file"),
         ("[descriptors", "is not valid TOML"),
+        pytest.param("a = " + "[" * 100_000, "is not valid TOML", id="lists"),
+        pytest.param("a = 1" + "0" * 5000, "is not valid TOML", id="large"),
         ("#" * (1 << 20) + "\n[descriptors]\n", "is no prompts file"),
     ],
 )

@@ -16,6 +16,7 @@ from dfer_deploy.selftest import (
     Step,
     StepError,
     StepRecord,
+    check_report,
     run_command,
     run_process,
     run_steps,
@@ -88,7 +89,7 @@ def test_the_report_has_everything_and_no_secrets(tmp_path: Path) -> None:
         StepRecord("build", "done", 1.5, result={"plan": f"{home}/b/model.plan"}, output=output),
         StepRecord("serve", "failed", 0.1, message="port | taken"),
     ]
-    write_report(tmp_path / "report.md", {"GPU": "H100"}, records)
+    write_report(tmp_path / "report.md", {"GPU": "H100"}, records, tmp_path / "report.json")
     text = (tmp_path / "report.md").read_text()
     assert "| serve | failed | 0.1 | port \\| taken |" in text
     assert "````\nread ~/clips and ```code``` from https://***@example.org/x\n````" in text
@@ -96,9 +97,19 @@ def test_the_report_has_everything_and_no_secrets(tmp_path: Path) -> None:
     assert f"{home}/" not in text
     block = re.search(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert block is not None
+    assert (tmp_path / "report.json").read_text() == block[1]
     content = json.loads(block[1])
     assert content["machine"] == {"GPU": "H100"}
     assert content["steps"]["build"]["result"] == {"plan": "~/b/model.plan"}
+
+
+def test_only_a_report_is_replaced_by_a_report(tmp_path: Path) -> None:
+    check_report(tmp_path / "new.md")
+    write_report(tmp_path / "report.md", {}, [])
+    check_report(tmp_path / "report.md")
+    (tmp_path / "notes.md").write_text("# My notes")
+    with pytest.raises(DferDeployError, match=r"notes\.md exists and is no report"):
+        check_report(tmp_path / "notes.md")
 
 
 def test_only_the_home_folder_itself_is_hidden() -> None:

@@ -2,11 +2,11 @@
 """Gives a Triton image the Python module of the TensorRT that is in it, to build engines that this image can serve.
 
 Runs inside the image, with its Python and the standard library only. The module must be of exactly the version of the
-image's libnvinfer, because a plan runs with the TensorRT that built it. Only the bindings are installed; the libraries
-stay the image's own.
+image's libnvinfer, because a plan runs with the TensorRT that built it. Only the module and its bindings are installed;
+the libraries, libnvonnxparser and libnvinfer_plugin among them, stay the image's own.
 
-Sources: TensorRT's NvInferRuntime.h, getInferLibMajorVersion and its like; NVIDIA's packages tensorrt-cu12-bindings and
-tensorrt-cu13-bindings, whose module takes the libraries that the loader finds where no package brings them.
+Sources: TensorRT's NvInferRuntime.h, getInferLibMajorVersion and its like; NVIDIA's packages tensorrt-cu13 (the
+module) and tensorrt-cu13-bindings, which take the libraries that the loader finds where no package brings them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def main() -> int:
         found = module_version()
         if found is None:
             # The star admits a package of the same version that was only repacked, such as 10.14.1.48.post1.
-            package = f"tensorrt-cu{cuda_major(os.environ.get('CUDA_VERSION', ''))}-bindings=={version}.*"
-            print(f"the image has TensorRT {version} without its Python module; installing {package}", flush=True)
-            install(package)
+            name = f"tensorrt-cu{cuda_major(os.environ.get('CUDA_VERSION', ''))}"
+            packages = [f"{name}-bindings=={version}.*", f"{name}=={version}.*"]
+            print(f"the image has TensorRT {version} without its Python module; installing {packages}", flush=True)
+            install(packages)
             found = module_version()
         if found is None or not is_same(found, version):
-            raise LookupError(f"the image's TensorRT is {version}, its Python module is {found or 'not importable'}")
+            reason = found or f"not importable ({import_error()})"
+            raise LookupError(f"the image's TensorRT is {version}, its Python module is {reason}")
     except (OSError, LookupError) as error:
         print(f"{error}; use the image nvcr.io/nvidia/tensorrt of the same release to build instead", file=sys.stderr)
         return 1
@@ -95,16 +97,22 @@ def cuda_major(version: str) -> str:
     return major
 
 
-def install(package: str) -> None:
-    """Installs one package without what it depends on.
+def import_error() -> str:
+    """The last line of what Python says about importing the module."""
+    done = subprocess.run([sys.executable, "-c", SHOW_VERSION], capture_output=True, text=True, check=False)
+    return (done.stderr.strip().splitlines() or ["without a word"])[-1]
+
+
+def install(packages: list[str]) -> None:
+    """Installs packages without what they depend on.
 
     Raises:
         LookupError: pip failed.
     """
     # Ubuntu marks its Python as managed by apt; in an image that nobody else uses that does not matter.
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-cache-dir", "--break-system-packages"]
-    if subprocess.run([*command, package], check=False).returncode != 0:
-        raise LookupError(f"pip could not install {package}, its message is above")
+    if subprocess.run([*command, *packages], check=False).returncode != 0:
+        raise LookupError(f"pip could not install {' and '.join(packages)}, its message is above")
 
 
 def is_same(module: str, library: str) -> bool:

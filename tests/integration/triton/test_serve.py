@@ -16,12 +16,16 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from dfer_deploy.bundle import open_bundle
+from dfer_deploy.bundle import ServingOptions, open_bundle
 from dfer_deploy.commands.serve import serve
 from dfer_deploy.commands.serving import installation_for, served_bundle
+from dfer_deploy.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.triton.container import compose_command
 from dfer_deploy.triton.environment import TritonEnvironment
+from dfer_deploy.triton.installation import TritonOnPath
 
 START = """
 import sys
@@ -103,12 +107,27 @@ def test_an_old_image_is_refused_for_other_machines_too(onnxruntime_bundle: Path
     assert f"{image} is a Triton with known critical vulnerabilities" in str(result.exception)
 
 
+@pytest.mark.parametrize(("release", "refused"), [("24.01", True), ("26.07", False), (None, False)])
+def test_an_old_tritonserver_on_path_is_refused_for_other_machines_too(
+    onnxruntime_bundle: Path, release: str | None, refused: bool, monkeypatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tritonserver").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "tritonserver").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
+    if release:
+        monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", release)
+    result = CliRunner().invoke(serve, [str(onnxruntime_bundle), "--host", "192.0.2.1"])
+    assert isinstance(result.exception, DferDeployError)
+    assert ("tritonserver:24.01 is a Triton with known critical" in str(result.exception)) is refused
+
+
 def test_without_any_server_it_tells_what_to_type(onnxruntime_bundle: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     result = CliRunner().invoke(serve, [str(onnxruntime_bundle), "--http-port=0", "--grpc-port=0", "--metrics-port=0"])
     assert isinstance(result.exception, DferDeployError)
     assert "no tritonserver is on PATH (Docker is not on PATH either)" in str(result.exception)
-    assert str(result.exception).endswith(f"docker compose -f {onnxruntime_bundle}/compose.yaml up server")
+    assert str(result.exception).endswith(compose_command(onnxruntime_bundle, "up", "server"))
 
 
 def test_a_docker_without_daemon_is_told(onnxruntime_bundle: Path, monkeypatch, tmp_path: Path) -> None:
@@ -152,4 +171,53 @@ def test_engines_have_to_be_built(tensorrt_bundle: Path) -> None:
     with pytest.raises(DferDeployError) as refused:
         installation_for(opened)
     assert f"dfer-deploy build '{opened.path}'" in str(refused.value)
-    assert f"cd '{opened.path}' && docker compose run --rm build" in str(refused.value)
+    assert compose_command(opened.path, "run", "--rm", "build") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve", "BUNDLE", "--http-port=0", "--grpc-port=0", "--metrics-port=0"),
+        ("bench", "BUNDLE", "--propose"),
+        ("bench", "BUNDLE", "--runtime=onnxruntime-cpu", "--runtime=triton"),
+        ("verify", "BUNDLE", "--checkpoint=CHECKPOINT", "--data=LIST", "--runtime=triton"),
+    ],
+    ids=["serve", "bench --propose", "bench", "verify"],
+)
+def test_one_permission_lets_engines_carry_code(
+    cli,
+    bundle_for_tensorrt: Path,
+    own_checkpoint: Path,
+    clip_list: Path,
+    command: tuple[str, ...],
+    monkeypatch,
+    tmp_path,
+) -> None:
+    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
+    monkeypatch.setattr("dfer_deploy.commands.serving.engines_of", lambda bundle: built)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    names = {"BUNDLE": bundle_for_tensorrt, "CHECKPOINT": own_checkpoint, "LIST": clip_list}
+    words = [re.sub("[A-Z]+$", lambda name: str(names[name[0]]), word) for word in command]
+    refused = cli(*words)
+    assert refused.exit_code == 2, refused.output
+    assert "allow it with --allow-host-code if you built them" in refused.output
+    allowed = cli(*words, "--allow-host-code")
+    assert "no tritonserver is on PATH" in allowed.output
+
+
+def test_the_permission_reaches_the_server(bundle_for_tensorrt: Path, monkeypatch, tmp_path: Path) -> None:
+    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
+    monkeypatch.setattr("dfer_deploy.commands.serving.engines_of", lambda bundle: built)
+    (tmp_path / "tritonserver").write_text("#!/bin/sh\n")
+    (tmp_path / "tritonserver").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    installation = installation_for(open_bundle(bundle_for_tensorrt), host_code_allowed=True)
+    assert isinstance(installation, TritonOnPath)
+    assert installation.version_compatible
+
+
+@pytest.fixture(scope="module")
+def bundle_for_tensorrt(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the graphs of the tiny checkpoint; its engines are not built."""
+    options = ExportOptions("tensorrt", ServingOptions(max_batch_size=8))
+    return export_bundle(own_checkpoint, tmp_path_factory.mktemp("tensorrt") / "tiny", options)[0].path

@@ -84,8 +84,12 @@ def test_unreadable_clips_are_listed_and_the_rest_is_served_in_order(tmp_path: P
     clips = LabelledClips.from_list(_list(tmp_path, "a 16 0\nb 16 1\nc 16 2\nd 16 0\n"), 3, 32)
     assert [annotation.name for annotation, _ in clips] == ["a", "d"]
     assert set(clips.unreadable) == {"b", "c"}
+    with pytest.raises(DferDeployError, match=r"2 of 4 clips could not be read, at most 5% is accepted; the first: "):
+        clips.require_readable()
+    clips.annotations *= 10
+    clips.require_readable()
     clips.warn_about_unreadable()
     warning = capsys.readouterr().err
-    assert "2 of 4 clips could not be read" in warning
+    assert "2 of 40 clips could not be read" in warning
     assert "does not exist" in warning
     assert "00003.png" in warning

@@ -51,6 +51,27 @@ def test_scores_and_files(cli: Any, clip_list: Path, tmp_path: Path, changes: di
         assert min(picture.size) > 300
 
 
+@pytest.mark.parametrize(
+    ("provenance", "selected_on", "optimistic"),
+    [
+        ({"selected_on": "test"}, "test", True),
+        ({"selected_on": "validation"}, "validation", False),
+        ({}, None, None),
+        ({"selected_on": ["test"]}, None, None),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_was_chosen_on_its_test_list_is_named_optimistic(
+    cli: Any, clip_list: Path, tmp_path: Path, provenance: dict[str, Any], selected_on: str | None, optimistic: bool
+) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(), provenance)
+    done = cli("evaluate", tmp_path / "a.pt", "--data", clip_list, "--json", tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["selected_on"], found["optimistic"]) == (selected_on, optimistic)
+    assert (selected_on or "not stated") in done.output
+    assert ("these numbers are optimistic" in done.output) == bool(optimistic)
+
+
 def test_a_reference_checkpoint_takes_its_position_and_names(cli: Any, clip_list: Path, tmp_path: Path) -> None:
     path = save_reference(tmp_path / "a.pth", tiny_model(position="front"))
     arguments = ["evaluate", path, "--data", clip_list, "--class-names", "x,y,z", "--json", tmp_path / "a.json"]

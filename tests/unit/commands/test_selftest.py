@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import pytest
 
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.commands.selftest import engine_facts, gpu_steps, output_types
+from dfer_deploy.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.selftest import run_steps
 
@@ -65,6 +67,17 @@ def test_engines_are_built_for_the_target_tensorrt_only(bundle: Bundle) -> None:
     assert not {"build", "engines"} & {step.name for step in gpu_steps(bundle, ["selftest"], ExitStack())}
     with pytest.raises(DferDeployError, match="has no engines"):
         engine_facts(bundle)
+
+
+def test_engines_that_are_there_are_not_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = EngineSet(Builder("tensorrt", "11.1.0.106", 5, None, "none", version_compatible=False), None, {})
+    monkeypatch.setattr("dfer_deploy.commands.selftest.engines_of", lambda bundle: built)
+    monkeypatch.setattr("dfer_deploy.commands.selftest.run_command", lambda *words: pytest.fail("was built"))
+    for_tensorrt = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target="tensorrt"))
+    steps = [step for step in gpu_steps(for_tensorrt, ["selftest"], ExitStack()) if step.name.startswith("build")]
+    build, in_container = run_steps(steps, lambda so_far: None)
+    assert (build.state, in_container.state) == ("done", "skipped")
+    assert build.output == "nothing was built: the bundle has engines of tensorrt 11.1.0.106, which stay"
 
 
 def test_types_of_the_layers_are_counted() -> None:

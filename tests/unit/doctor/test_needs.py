@@ -77,7 +77,7 @@ def write_engines(bundle: Bundle, built_by: Builder, device: Device | None) -> P
         plan = f"model_repository/{graph.name}/1/model.plan"
         (bundle.path / plan).write_bytes(b"a plan of " + graph.name.encode())
         onnx = f"onnx/{graph.name}.onnx"
-        shape = [4, 16, 32, 32, 3] if graph is bundle.contract.image_encoder else [4, 16, 64]
+        shape = [4, 16, 32, 32, 3] if graph == bundle.contract.image_encoder else [4, 16, 64]
         records[graph.name] = {
             "plan": plan,
             "sha256": sha256_of_file(bundle.path / plan),
@@ -181,6 +181,7 @@ def test_version_compatible_engines_name_the_servers_option(tensorrt_bundle: Bun
     line = lines(tensorrt_bundle, machine(H100))["plans, Docker"]
     assert "26.07, 26.08, 26.09 (probably)" in line.found
     assert "version-compatible=true" in line.advice
+    assert "serve them with --allow-host-code" in line.advice
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,16 @@ def test_damaged_files_are_a_line(tensorrt_bundle: Bundle) -> None:
     assert "is damaged or was changed" in line.found
     able, command = verdict(tensorrt_bundle, machine(H100))
     assert not able
-    assert command == f"dfer-deploy export CHECKPOINT -o {tensorrt_bundle.path} --force"
+    export = f"dfer-deploy export CHECKPOINT -o {tensorrt_bundle.path}"
+    assert command == f"{export} --target tensorrt --name dfer --precision fp32 --force"
+
+
+def test_a_damaged_configuration_is_written_again(bundle: Bundle, tmp_path: Path) -> None:
+    copied = dataclasses.replace(bundle, path=tmp_path / "my bundle")
+    shutil.copytree(bundle.path, copied.path)
+    assert lines(copied, Machine())["files"].state == "ok"
+    (copied.model_repository / "dfer" / "config.pbtxt").write_text("name: 'x'")
+    assert lines(copied, Machine())["files"].command == f"dfer-deploy configure '{copied.path}'"
 
 
 def test_missing_graphs_are_a_line(tensorrt_bundle: Bundle) -> None:
@@ -228,7 +238,21 @@ def test_too_little_memory(tensorrt_bundle: Bundle, bundle: Bundle) -> None:
     small = dataclasses.replace(H100, memory_bytes=1 << 20)
     line = lines(tensorrt_bundle, machine(small))["memory"]
     assert line.state == "problem"
-    assert line.command.endswith("--max-batch-size 2")
+    path = tensorrt_bundle.path
+    assert line.command == f"dfer-deploy configure {path} --max-batch-size 2 && dfer-deploy build {path}"
+
+    def command(serving: ServingOptions) -> str:
+        manifest = dataclasses.replace(tensorrt_bundle.manifest, serving=serving)
+        changed = dataclasses.replace(tensorrt_bundle, manifest=manifest)
+        return lines(changed, machine(small, tensorrt=None, docker=Docker()))["memory"].command
+
+    configure = f"dfer-deploy configure {path}"
+    assert command(ServingOptions(8, cuda_graph_batches=(1, 8))) == (
+        f"{configure} --max-batch-size 4 --cuda-graph-batches 1"
+    )
+    assert command(ServingOptions(8, cuda_graph_batches=(8,))).endswith("--cuda-graph-batches none")
+    assert command(ServingOptions(8, instances=3)) == f"{configure} --instances 1"
+    assert command(ServingOptions(1)) == ""
     assert lines(bundle, Machine(resources=Resources(1 << 30, 1 << 20)))["memory"].state == "problem"
     assert lines(bundle, Machine(resources=Resources(1 << 30, 1 << 29)))["memory"].state == "ok"
 

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,53 @@ def test_whoever_is_killed_between_two_renames_is_told_what_to_type(
     assert open_bundle(copy).manifest.serving == (wanted if renames else old)
 
 
+_KILLED_AT_EVERY_OPERATION = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+from dfer_deploy.bundle import ServingOptions
+from dfer_deploy.export.configure import configure_bundle
+
+bundle, copies = map(Path, sys.argv[1:])
+for operations in itertools.count():
+    copy = copies / str(operations)
+    shutil.copytree(bundle, copy)
+    child = os.fork()
+    if child == 0:
+        left = operations
+
+        def hook(event, arguments):
+            global left
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            changes = event in ("os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir", "tempfile.mkstemp")
+            if (writes or changes) and str(arguments[0]).startswith(str(copy)):
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+        sys.addaudithook(hook)
+        configure_bundle(copy, ServingOptions(8, instances=2))
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+def test_whoever_is_killed_at_any_operation_types_the_same_again(copy: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    subprocess.run([sys.executable, "-c", _KILLED_AT_EVERY_OPERATION, str(copy), str(copies)], check=True)
+    configure_bundle(copy, ServingOptions(8, instances=2))
+    expected = contents(copy)
+    killed = sorted(copies.iterdir())
+    assert len(killed) > 4 * 4, "a file is opened, written, made readable and renamed"
+    for bundle in killed:
+        for name in contents(bundle).keys() - expected.keys():
+            assert "/" not in name, "in the model repository it would be a foreign file"
+        configure_bundle(bundle, ServingOptions(8, instances=2))
+        open_bundle(bundle)
+        assert contents(bundle) == expected
+
+
 def test_a_damaged_configuration_is_mended_and_other_damage_is_not_hidden(cli: Any, copy: Path) -> None:
     before = contents(copy)
     config = copy / "model_repository" / "dfer" / "config.pbtxt"
@@ -167,6 +216,22 @@ def test_a_trial_leaves_the_bundle_as_it_is(copy: Path) -> None:
     assert sorted(copy.parent.iterdir()) == beside
 
 
+def test_a_trial_whose_process_was_killed_vanishes_with_the_next_one(copy: Path) -> None:
+    trial = (
+        "import os, pathlib, signal, sys\n"
+        "from dfer_deploy.bundle import open_bundle\n"
+        "from dfer_deploy.export.configure import temporary_bundle\n"
+        "with temporary_bundle(open_bundle(pathlib.Path(sys.argv[1]))):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", trial, str(copy)], check=False)
+    (abandoned,) = copy.parent.glob(".b.*.trial")
+    with temporary_bundle(open_bundle(copy)) as first, temporary_bundle(open_bundle(copy)) as second:
+        assert not abandoned.exists()
+        assert contents(first) == contents(second), "the first is still used"
+    assert list(copy.parent.iterdir()) == [copy]
+
+
 def test_engines_for_another_largest_batch_are_named(cli: Any, tensorrt_bundle: Path) -> None:
     built = cli("configure", tensorrt_bundle, "--instances", 2, "--cuda-graph-batches", "1,4")
     assert built.exit_code == 0
@@ -202,14 +267,17 @@ def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Path:
     changed = dataclasses.replace(manifest, target="tensorrt", serving=serving, files=files)
     write_json(path / "manifest.json", dataclasses.asdict(changed))
     engines = {}
-    for graph, tensor in (("dfer_image_encoder", "frames"), ("dfer_temporal_head", "frame_features")):
+    for graph, tensor, rest in (
+        ("dfer_image_encoder", "frames", [32, 32, 3]),
+        ("dfer_temporal_head", "frame_features", [64]),
+    ):
         plan = f"model_repository/{graph}/1/model.plan"
         content = graph.encode()
         (path / plan).write_bytes(content)
         engines[graph] = {
             "plan": plan, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
             "onnx": f"onnx/{graph}.onnx", "onnx_sha256": files[f"onnx/{graph}.onnx"],
-            "profile": {tensor: {"min": [1, 1], "opt": [8, 16], "max": [16, 16]}},
+            "profile": {tensor: {"min": [1, 1, *rest], "opt": [8, 16, *rest], "max": [16, 16, *rest]}},
             "precision": "fp32", "matrix_products": {"FLOAT": 9}, "seconds": 1.0,
         }  # fmt: skip
     builder = {

@@ -172,3 +172,13 @@ def test_a_changed_graph_and_what_is_no_bundle_are_refused(bundle: Bundle, tmp_p
     (copy / "manifest.json").write_text("{")
     with pytest.raises(DferDeployError, match="is not valid JSON"):
         open_bundle(copy)
+
+
+def test_a_replacement_that_was_killed_halfway_says_where_the_old_bundle_is(
+    own_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "b[1]"
+    export_bundle(own_checkpoint, path, ExportOptions("embedded"))
+    path.rename(tmp_path / ".b[1].xyz.old")
+    with pytest.raises(DferDeployError, match=r"the old one is there: mv .*\.b\[1\]\.xyz\.old"):
+        open_bundle(path)

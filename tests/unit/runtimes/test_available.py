@@ -1,11 +1,21 @@
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dfer_deploy.bundle import Bundle, ServingOptions
+from dfer_deploy.commands.runtimes import choose_contestants
+from dfer_deploy.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.runtimes.available import RUNTIMES, cuda_devices, open_predictor, usual_runtimes
+from dfer_deploy.runtimes.available import (
+    RUNTIMES,
+    cuda_devices,
+    open_predictor,
+    tensorrt_obstacle,
+    usual_runtime,
+    usual_runtimes,
+)
 from dfer_deploy.runtimes.predictor import Predictor
 
 no_gpu = pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU")
@@ -40,6 +50,34 @@ def test_engines_that_are_not_built_are_told_with_the_command(engineless: Bundle
 def test_built_engines_need_a_gpu(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: object())
     assert usual_runtimes(engineless).no_tensorrt == "this machine has no NVIDIA GPU"
+
+
+def test_engines_that_carry_code_need_the_permission_only(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
+    monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: built)
+    monkeypatch.setattr("dfer_deploy.runtimes.available.cuda_devices", lambda: 1)
+    assert "allow it with --allow-host-code" in tensorrt_obstacle(engineless)
+    assert "--allow-host-code" not in tensorrt_obstacle(engineless, host_code_allowed=True)
+    assert "--allow-host-code" in choose_contestants(engineless, ()).left_out["TensorRT in this process"]
+    left_out = choose_contestants(engineless, (), host_code_allowed=True).left_out
+    assert "--allow-host-code" not in str(left_out)
+
+
+def test_tensorrt_needs_no_onnxruntime_beside_it(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DferDeployError, match=r"needs the package 'onnxruntime'.*\[runtime\]"):
+        usual_runtime(engineless)
+    monkeypatch.setattr("dfer_deploy.runtimes.available.tensorrt_obstacle", lambda bundle, **allowed: "")
+    assert usual_runtime(engineless) == "tensorrt"
+
+
+def test_tensorrt_without_pytorch_asks_for_the_gpu_packages(
+    engineless: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "dfer_deploy.runtimes.tensorrt", raising=False)
+    with pytest.raises(DferDeployError, match=r"needs the package 'torch'.*dfer-deploy\[gpu\]"):
+        open_predictor("tensorrt", engineless)
 
 
 @no_gpu

@@ -12,7 +12,9 @@ import torch
 from tiny import clips_of, write_frames
 
 from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.reading import Clip, Sampler
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.train import data
 from dfer_deploy.train.data import TrainingClips
 from dfer_deploy.train.recipe import AugmentRecipe
 
@@ -112,10 +114,11 @@ def test_a_clip_that_is_not_there_is_left_out_and_named_once(
 ) -> None:
     listed = damaged(annotations, tmp_path)
     clips = TrainingClips(listed, 16, AugmentRecipe(), 0, cache=cache)
-    assert len(clips) == len(listed) - 1
+    assert len(clips) == len(listed)
     assert list(clips.unreadable) == ["empty"]
     for epoch in (1, 2):
         assert len(joined(clips.batches(epoch, 4, 2))) == len(listed) - 1
+        assert clips.found == {}
     errors = " ".join(capsys.readouterr().err.split())
     assert errors.count("has no images") == 1
     assert "1 of 30 training clips cannot be read and are left out: empty:" in errors
@@ -132,8 +135,59 @@ def test_damage_that_shows_later_is_left_out_too(
         batches = list(clips.batches(epoch, 1, 2))
         assert len(batches) == len(listed)
         assert sorted(len(labels) for _, labels in batches)[:2] == [0, 1]
+        assert list(clips.found) == (["empty"] if epoch == 1 else [])
+        clips.leave_out(clips.found)
     assert list(clips.unreadable) == ["empty"]
     assert capsys.readouterr().err.count("empty: ") == 1
+
+
+def test_neither_the_cache_nor_a_clip_that_vanishes_changes_the_others(
+    annotations: list[Annotation], tmp_path: Path
+) -> None:
+    listed = damaged(annotations, tmp_path)
+    (tmp_path / "empty").rmdir()
+    write_frames(tmp_path / "empty", clips_of(1, frames=20, seed=9)[0])
+    (tmp_path / "empty" / "00020.png").write_bytes(b"no picture")  # a rest at the end, which 16 parts of 20 never show
+
+    def epochs(cache: bool) -> list[list[tuple[bytes, int]]]:
+        clips = TrainingClips(listed, 16, AugmentRecipe(), 0, cache=cache)
+        return [joined(clips.batches(epoch, 4)) for epoch in (1, 2)]
+
+    whole = epochs(cache=False)
+    assert epochs(cache=True) == whole
+    assert [len(epoch) for epoch in whole] == [30, 30]
+    for file in (tmp_path / "empty").iterdir():
+        file.unlink()
+    for before, after in zip(whole, epochs(cache=False), strict=True):
+        assert len(after) == 29
+        assert after == [clip for clip in before if clip in after], "the same order"
+
+
+def test_a_video_that_states_a_wrong_number_of_frames_is_drawn_as_in_the_cache(
+    annotations: list[Annotation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = TrainingClips(annotations[:1], 16, AugmentRecipe(), 0, cache=True).clip(0, 1, 4)
+    plain = data.clip_from_path
+
+    def twice(path: Path, size: int, sampler: Sampler) -> Clip:
+        sampler(25)
+        return plain(path, size, sampler)
+
+    monkeypatch.setattr(data, "clip_from_path", twice)
+    assert np.array_equal(TrainingClips(annotations[:1], 16, AugmentRecipe(), 0).clip(0, 1, 4), cached)
+
+
+def test_an_example_that_cannot_be_decoded_is_replaced_by_the_next(
+    annotations: list[Annotation], tmp_path: Path
+) -> None:
+    listed = damaged(annotations, tmp_path)
+    (tmp_path / "empty" / "00001.png").write_bytes(b"no picture")
+    clips = TrainingClips(listed, 16, AugmentRecipe(), 0)
+    assert np.array_equal(clips.example_frames(4), clips.unchanged(1, 4))
+    assert list(clips.unreadable) == ["empty"]
+    few = TrainingClips(listed[:10], 16, AugmentRecipe(), 0)
+    with pytest.raises(DferDeployError, match="1 of 10 training clips cannot be read"):
+        few.example_frames(4)
 
 
 @pytest.mark.parametrize("cache", [False, True])

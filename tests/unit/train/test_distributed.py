@@ -8,6 +8,7 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_runs import train_as_rank, weights_of
@@ -98,6 +99,54 @@ def test_a_mistake_that_the_first_process_finds_is_told_by_both(
     assert [rank.exitcode for rank in started(processes, uneven, tmp_path / "run")] == [2, 2]
     assert (tmp_path / "run.0").read_text() == (tmp_path / "run.1").read_text()
     assert "no torch checkpoint" in (tmp_path / "run.0").read_text()
+
+
+def test_what_two_processes_cannot_read_ends_both(
+    uneven: Recipe, processes: ForkServerContext, root: Path, tmp_path: Path
+) -> None:
+    lines = (root / "train.txt").read_text().splitlines()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00001.png").write_bytes(b"no picture")
+    where = [f"{root / line.split()[0]} {' '.join(line.split()[1:])}" for line in lines]
+    (tmp_path / "train.txt").write_text("\n".join([f"{tmp_path / 'a'} 1 0", *where, f"{tmp_path / 'b'} 1 0"]) + "\n")
+    (tmp_path / "test.txt").write_text("\n".join(where) + "\n")
+    model = replace(uneven.model, fast_start=False)
+    data = replace(uneven.data, root=str(tmp_path))
+    # Of 30 clips one may be unreadable. In one joint batch, each process has one of them: alone it would go on.
+    recipe = replace(uneven, model=model, data=data, optim=replace(uneven.optim, batch_size=30))
+    recipe = replace(recipe, run=replace(recipe.run, seed=seed_that_parts(0, 29, 30)))
+    assert [rank.exitcode for rank in started(processes, recipe, tmp_path / "run")] == [2, 2]
+    messages = [(tmp_path / f"run.{rank}").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert "2 of 30 training clips cannot be read" in messages[0]
+
+
+def seed_that_parts(first: int, second: int, clips: int) -> int:
+    """A seed whose first epoch has two clips in different halves."""
+    for seed in range(100):
+        order = np.random.default_rng([seed, 1]).permutation(clips).tolist()
+        if (order.index(first) < clips // 2) != (order.index(second) < clips // 2):
+            return seed
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and lacks RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; start with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two', expected a number of at least 1; start with torchrun"),
+    ],
+)
+def test_an_environment_that_is_not_torchrun_s_is_named(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DferDeployError, match=message), training_processes("cpu"):
+        pass
 
 
 def test_alone_nothing_is_joined() -> None:

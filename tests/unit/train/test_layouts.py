@@ -203,6 +203,28 @@ def test_an_empty_folder_is_named(tmp_path: Path, name: str) -> None:
         layouts.training_annotations(recipe_of(name, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [("12,1\n7,4\n12,1\n", "12"), ("12,1\n00012,1\n", "12 and 00012"), ("12,1\n./12,4\n", "12 and ./12")],
+)
+def test_a_clip_is_listed_once(dfew: Path, lines: str, names: str) -> None:
+    write(dfew, "EmoLabel_DataSplit/train(single-labeled)/set_2.csv", lines)
+    with pytest.raises(DferDeployError, match=rf"set_2.csv lists the clip {names} twice; remove one"):
+        layouts.training_annotations(recipe_of("dfew", dfew, "data.fold=2"))
+
+
+def test_clips_that_are_trained_on_and_tested_with_are_told(dfew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(layouts, "warn", said.append)
+    recipe = recipe_of("dfew", dfew, "data.fold=2")
+    layouts.warn_about_shared_clips(layouts.training_annotations(recipe), layouts.test_annotations(recipe))
+    assert said == []
+    write(dfew, "EmoLabel_DataSplit/test(single-labeled)/set_2.csv", "video_name,label\n1,2\n007,4\n")
+    layouts.warn_about_shared_clips(layouts.training_annotations(recipe), layouts.test_annotations(recipe))
+    assert len(said) == 1
+    assert "1 of the 2 test clips are in the training list as well (the first: 007)" in said[0]
+
+
 def test_label_names_must_be_classes_of_the_model(dfew: Path) -> None:
     with pytest.raises(DferDeployError, match=r"label_names.1 is 'hapiness', which is none.*did you mean 'happiness'"):
         layouts.training_annotations(recipe_of("dfew", dfew, "data.label_names.1=hapiness"))

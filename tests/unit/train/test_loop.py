@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,12 +142,20 @@ def test_selecting_by_validation_looks_at_the_test_list_once(
     assert load_checkpoint(tmp_path / "last.pt").provenance["epoch"] == 25
 
 
-def test_zero_shot_scores_and_writes_without_an_epoch(recipe: Recipe, tmp_path: Path) -> None:
-    model = replace(recipe.model, strategy="zero_shot")
-    result = train(replace(recipe, model=model, run=replace(recipe.run, select="validation")), tmp_path)
-    assert (result.epoch, result.selected_on, result.losses) == (0, "last", ())
+@pytest.mark.parametrize("select", ["validation", "test"])
+def test_zero_shot_scores_and_writes_without_an_epoch(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: Any
+) -> None:
+    model = replace(recipe.model, strategy="zero_shot", fast_start=False)
+    for unused in ("split_validation", "TrainingClips"):
+        monkeypatch.setattr(f"dfer_deploy.train.loop.{unused}", None)
+    result = train(replace(recipe, model=model, run=replace(recipe.run, select=select)), tmp_path)
+    assert (result.epoch, result.selected_on, result.losses) == (0, "none", ())
+    assert result.checkpoint == tmp_path / "last.pt"
+    assert result.to_dict()["selection"] == "no epoch: nothing was trained"
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.provenance["test_war"] == result.score.war
+    assert (checkpoint.provenance["selected_on"], checkpoint.provenance["optimistic"]) == ("none", False)
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -239,6 +248,49 @@ def test_a_diverged_loss_is_an_error_and_writes_nothing(recipe: Recipe, tmp_path
     with pytest.raises(DferDeployError, match="lower the learning rates"):
         train(replace(recipe, optim=wild), tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("select", ["test", "last"])
+def test_too_many_unreadable_test_clips_end_the_run_before_anything_is_chosen(
+    recipe: Recipe, root: Path, tmp_path: Path, select: Any
+) -> None:
+    tests = (root / "test.txt").read_text().splitlines()
+    for name in ("train.txt", "test.txt"):
+        lines = [f"{root}/{line}" for line in (root / name).read_text().splitlines()]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    with (tmp_path / "test.txt").open("a") as file:
+        file.write(f"{tmp_path / 'absent'} 16 0\n")
+    recipe = replace(recipe, data=replace(recipe.data, root=str(tmp_path)), run=replace(recipe.run, select=select))
+    recipe = replace(recipe, optim=replace(recipe.optim, epochs=1))
+    with pytest.raises(DferDeployError, match=f"1 of {len(tests) + 1} clips could not be read, at most 5%"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "best.pt").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("select", ["test", "last"])
+def test_a_result_says_which_test_clips_are_missing(recipe: Recipe, root: Path, tmp_path: Path, select: Any) -> None:
+    lines = [f"{root}/{line}" for line in (root / "train.txt").read_text().splitlines()]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "test.txt").write_text("\n".join([*lines, f"{tmp_path / 'absent'} 16 0"]) + "\n")
+    recipe = replace(recipe, data=replace(recipe.data, root=str(tmp_path)), run=replace(recipe.run, select=select))
+    train(replace(recipe, optim=replace(recipe.optim, epochs=1)), tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (written["listed_clips"], written["test_clips"]) == (29, 28)
+    assert list(written["unreadable"]) == [str(tmp_path / "absent")]
+
+
+def test_a_device_without_enough_memory_is_one_sentence(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has")
+
+    monkeypatch.setattr("dfer_deploy.train.trainer.Trainer._step", full)
+    with pytest.raises(
+        DferDeployError, match=r"CUDA out of memory\).*optim.accumulate, which is 1, or set optim.checkp"
+    ):
+        train(recipe, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -56,6 +56,17 @@ def test_classes_without_a_clip_have_no_row(recipe: Recipe, root: Path, tmp_path
     assert len(tiles(tmp_path / "sheet.png")) == 2
 
 
+def test_a_clip_that_cannot_be_decoded_gives_way_to_the_next(recipe: Recipe, root: Path, tmp_path: Path) -> None:
+    lines = (root / "train.txt").read_text().splitlines()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "00001.png").write_bytes(b"no picture")
+    listed = [f"{tmp_path / 'broken'} 1 0", *(f"{root}/{line}" for line in lines)]
+    (tmp_path / "train.txt").write_text("\n".join(listed))
+    data = replace(recipe.data, root=str(tmp_path))
+    write_preview(replace(recipe, data=data), tmp_path / "sheet.png")
+    assert len(tiles(tmp_path / "sheet.png")) == 7
+
+
 def test_a_place_that_cannot_be_written_is_named(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DferDeployError, match="cannot write"):
         write_preview(recipe, tmp_path / "absent" / "sheet.png")

@@ -169,6 +169,20 @@ def test_settings_replace_those_of_the_recipe() -> None:
         ("run.seed.x=1", "goes into run.seed, which is no table"),
         ("optim.epochs", "'optim.epochs' is not understood; expected such as optim.lr_temporal=1e-3"),
         ("=3", "'=3' is not understood"),
+        ("optim.lr_head=inf", "optim.lr_head is inf, expected a finite number"),
+        ("optim.clip_norm=inf", "optim.clip_norm is inf, expected a finite number"),
+        ("augment.crop_ratio=[1, inf]", "augment.crop_ratio is inf, expected a finite number"),
+        ("data.frame_interval_s=nan", "data.frame_interval_s is nan, expected a finite number"),
+        ("optim.momentum=1", "optim.momentum is 1.0, expected 0 or more and less than 1"),
+        ("optim.milestones=[40, 30]", r"optim.milestones is \[40, 30\], expected rising numbers"),
+        ("optim.milestones=[0, 30]", r"optim.milestones is \[0, 30\], expected rising numbers"),
+        ("run.seed=9223372036854775808", "run.seed is 9223372036854775808, expected 0 or more and less than 2"),
+        ("data.decode_size=2049", "data.decode_size is 2049, expected 1 to 2048"),
+        ("data.decode_size=0", "data.decode_size is 0, expected 1 to 2048"),
+        pytest.param("optim.lr_head=1" + "0" * 400, "a number of the recipe synthetic is too large", id="large"),
+        pytest.param("optim.lr_head=1" + "0" * 5000, "the recipe synthetic is not valid TOML", id="larger"),
+        pytest.param("optim.lr_head=" + "[" * 100_000, "thousands of tables or lists in each other", id="lists"),
+        pytest.param("data.label_names.1" + ".1" * 10_000 + "=1", "thousands of tables or lists", id="tables"),
     ],
 )
 def test_wrong_settings_are_named(setting: str, message: str) -> None:
@@ -202,6 +216,8 @@ def test_wrong_settings_are_named(setting: str, message: str) -> None:
         ("[model]\npretrained = 'openai'\n[model.clip]\n" + PROMPTS, "without model.open_clip"),
         ("[data]\n", "model is missing"),
         ("[data", "is not valid TOML"),
+        pytest.param("a = " + "[" * 100_000, "thousands of tables or lists in each other", id="lists"),
+        pytest.param(PRETRAINED + PROMPTS + "#" * (1 << 20), "is larger than 1 MiB", id="large"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.metrics import score
+from dfer_deploy.metrics import score, score_from_confusion
 from dfer_deploy.train import runs
 from dfer_deploy.train.recipe import Recipe
-from dfer_deploy.train.result import TrainingResult, score_from_confusion
+from dfer_deploy.train.result import TrainingResult
 from dfer_deploy.train.runs import RunSummary, folds_from_text, train_all
 
 NAMES = ("a", "b", "c")
@@ -24,7 +24,7 @@ NAMES = ("a", "b", "c")
 def result_of(hits: int) -> TrainingResult:
     """Of 10 clips of the first class, 4 of the second and none of the third, ``hits`` of the first are right."""
     confusion = np.array([[hits, 10 - hits, 0], [0, 4, 0], [0, 0, 0]])
-    return TrainingResult(Path("best.pt"), score_from_confusion(confusion, NAMES), NAMES, 1, "test", 1.0, ())
+    return TrainingResult(Path("best.pt"), score_from_confusion(confusion, NAMES), NAMES, 1, "test", 1.0, (), 14, {})
 
 
 def test_a_score_can_be_had_from_its_confusion_matrix() -> None:

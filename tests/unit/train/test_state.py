@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from training_runs import train_until_killed, train_with_full_disk, weights_of
+from training_runs import tiny_recipe, train_until_killed, train_with_full_disk, weights_of
 
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.train.evaluation import evaluate
 from dfer_deploy.train.initialisation import model_spec
+from dfer_deploy.train.layouts import test_annotations as annotations_of_tests
 from dfer_deploy.train.layouts import training_annotations
 from dfer_deploy.train.loop import train
 from dfer_deploy.train.recipe import Recipe
@@ -25,6 +31,10 @@ from dfer_deploy.train.trainer import Trainer
 
 @pytest.fixture
 def short(recipe: Recipe) -> Recipe:
+    return shortened(recipe)
+
+
+def shortened(recipe: Recipe) -> Recipe:
     """Three epochs of four steps, with a state after every step, and everything on that has a state of its own."""
     optim = replace(recipe.optim, epochs=3, short_epochs=1, ema_decay=0.7, accumulate=2)
     return replace(recipe, optim=optim, run=replace(recipe.run, select="test", save_every_s=0.0))
@@ -81,17 +91,54 @@ def test_without_a_step_s_state_a_run_continues_from_the_epoch_s(
     same(train(rarely, tmp_path / "killed"), train(rarely, tmp_path / "whole"))
 
 
-def test_what_changes_no_weight_is_no_part_of_a_run_s_identity(short: Recipe) -> None:
+def test_what_changes_no_weight_is_no_part_of_a_run_s_identity(short: Recipe, root: Path, tmp_path: Path) -> None:
     spec, clips = model_spec(short.model), training_annotations(short)
     moved = replace(
         short,
         run=replace(short.run, save_every_s=9.0, tensorboard=True, device="auto"),
-        data=replace(short.data, root="elsewhere", data_root="there", cache=False),
+        data=replace(short.data, root=str(tmp_path), data_root="there", cache=False),
     )
+    shutil.copy(root / "dataset.json", tmp_path)
     assert run_identity(short, spec, clips) == run_identity(moved, spec, clips)
     seeded = replace(short, run=replace(short.run, seed=1))
     assert run_identity(short, spec, clips) != run_identity(seeded, spec, clips)
     assert run_identity(short, spec, clips) != run_identity(short, spec, clips[1:])
+    longer = [replace(clips[0], listed_frames=clips[0].listed_frames + 1), *clips[1:]]
+    assert run_identity(short, spec, clips) != run_identity(short, spec, longer)
+
+
+def test_another_data_set_or_weight_file_of_the_same_name_is_refused(short: Recipe, root: Path, tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt", "dataset.json"):
+        shutil.copy(root / name, tmp_path)
+    weights = tmp_path / "weights.pt"
+    save_checkpoint(weights, DferClip(model_spec(short.model)), {})
+    model = replace(short.model, fast_start=False, pretrained=str(weights))
+    optim, run = replace(short.optim, epochs=1), replace(short.run, select="last")
+    data = replace(short.data, root=str(tmp_path), data_root=str(root))
+    recipe = replace(short, model=model, data=data, optim=optim, run=run)
+    first = train(recipe, tmp_path / "run")
+    assert train(recipe, tmp_path / "run").to_dict() == first.to_dict()
+    described = (tmp_path / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(described.replace("{", "{ ", 1))
+    with pytest.raises(DferDeployError, match=r"dataset\.json has another content now"):
+        train(recipe, tmp_path / "run")
+    (tmp_path / "dataset.json").write_text(described)
+    save_checkpoint(weights, DferClip(model_spec(short.model)), {"epoch": 2})
+    with pytest.raises(DferDeployError, match=r"the file model\.pretrained has another content now"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_best_checkpoint_that_the_state_does_not_know_is_scored_again(
+    short: Recipe, processes: ForkServerContext, tmp_path: Path
+) -> None:
+    killed(processes, short, tmp_path, "finish", 1)
+    other = DferClip(model_spec(short.model))
+    save_checkpoint(tmp_path / "best.pt", other, {"epoch": 99})
+    result = train(short, tmp_path)
+    assert result.epoch == 99
+    expected = evaluate(other, LabelledClips(annotations_of_tests(short), 32)).score(short.model.prompts.class_names)
+    assert result.score.confusion.tolist() == expected.confusion.tolist()
+    assert load_checkpoint(tmp_path / "best.pt").provenance["test_war"] == expected.war
 
 
 def test_a_full_disk_loses_nothing(short: Recipe, processes: ForkServerContext, tmp_path: Path) -> None:
@@ -133,7 +180,7 @@ def test_a_list_that_has_changed_is_refused(
     short = replace(short, data=data)
     killed(processes, short, tmp_path / "run", "step", 3)
     (tmp_path / "train.txt").write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(DferDeployError, match="the lists name other clips or labels now"):
+    with pytest.raises(DferDeployError, match="the lists name other clips, frame counts or labels now"):
         train(short, tmp_path / "run")
 
 
@@ -145,6 +192,57 @@ def test_a_damaged_state_is_named(short: Recipe, tmp_path: Path) -> None:
     torch.save({"format": "something else"}, tmp_path / "state.pt")
     with pytest.raises(DferDeployError, match="no training state of this version; begin anew with --fresh"):
         train(short, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity": {}},
+        {"identity": "other"},
+        {"progress": {"epoch": 1, "unknown": 2}},
+        {"progress": {"epoch": "1"}},
+        {"progress": {"epoch": 7}},
+        {"progress": {"epoch": 2, "history": [{"epoch": 1}]}},
+        {"model": {}},
+        {"optimizer": None},
+        {"average": None},
+        {"scheduler": {"step": 3}},
+    ],
+)
+def test_a_crafted_state_is_one_sentence(short: Recipe, cut: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    content = torch.load(cut, weights_only=True)
+    torch.save(content | changes, tmp_path / "state.pt")
+    with pytest.raises(DferDeployError, match=r"state.pt is damaged \(\w+\); begin anew with --fresh"):
+        train(short, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cut(root: Path, processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a run that was killed in its third step."""
+    output = tmp_path_factory.mktemp("cut")
+    killed(processes, shortened(tiny_recipe(root)), output, "step", 3)
+    return output / "state.pt"
+
+
+def test_a_damaged_result_is_one_sentence(short: Recipe, tmp_path: Path) -> None:
+    recipe = replace(short, optim=replace(short.optim, epochs=1))
+    train(recipe, tmp_path)
+    written = json.loads((tmp_path / "result.json").read_text())
+    for changes in (
+        {"identity": None},
+        {"selected_on": "luck"},
+        {"selected_on": []},
+        {"history": [{}]},
+        {"confusion": [[1]]},
+        {"confusion": [[10**30] * 7] * 7},
+        {"epoch": None},
+        {"checkpoint": 3},
+    ):
+        (tmp_path / "result.json").write_text(json.dumps(written | changes))
+        with pytest.raises(DferDeployError, match=r"result.json is damaged \(\w+\); begin anew with --fresh"):
+            train(recipe, tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps(written | {"confusion": [[10**15] * 7] * 7}))
+    assert train(recipe, tmp_path).test_clips == 49 * 10**15, "no memory for each of them"
 
 
 def test_a_finished_run_is_not_done_again(

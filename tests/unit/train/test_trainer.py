@@ -73,6 +73,24 @@ def test_the_average_follows_the_weights(recipe: Recipe) -> None:
     assert not torch.equal(expected, seen[-1])
 
 
+def test_the_average_is_kept_of_what_learns_only(recipe: Recipe) -> None:
+    trainer = trainer_of(recipe, ema_decay=0.75)
+    ours, averaged = (dict(model.named_parameters()) for model in (trainer.model, trainer.outcome))
+    shared = {name for name in ours if ours[name].data_ptr() == averaged[name].data_ptr() and ours[name].numel()}
+    assert {name.partition(".")[0] for name in shared} == {"text_encoder"}
+    assert trainer.average is not None
+    assert len(list(trainer.average.module.parameters())) == len(trainer.trainable) == len(ours) - len(shared)
+
+
+@pytest.mark.parametrize("strategy", ["dfer_clip", "cocoop"])
+def test_no_step_draws_anything_so_the_state_needs_no_generator(recipe: Recipe, strategy: Any) -> None:
+    model = replace(recipe.model, strategy=strategy)
+    trainer = trainer_of(replace(recipe, model=model), ema_decay=0.5, checkpoint_activations=strategy == "dfer_clip")
+    before = torch.get_rng_state()
+    trained(trainer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_average_is_what_is_written_and_scored(recipe: Recipe, tmp_path: Path) -> None:
     plain = replace(recipe, optim=replace(recipe.optim, epochs=1))
     averaged = replace(plain, optim=replace(plain.optim, ema_decay=0.9))

@@ -13,7 +13,7 @@ import pytest
 from dfer_deploy.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR
-from dfer_deploy.triton.container import TritonContainer, ensure_image, image_for, is_outdated
+from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for, is_outdated
 from dfer_deploy.triton.ports import Endpoints
 
 ENDPOINTS = Endpoints("127.0.0.1", 9000, 9001, 9002)
@@ -85,17 +85,36 @@ def test_dockers_own_client_understands_the_options() -> None:
     assert "unknown flag" in done.stderr
 
 
-def test_the_image_has_the_engines_tensorrt() -> None:
-    assert image_for(None) == f"nvcr.io/nvidia/tritonserver:{SECURITY_FLOOR}-py3"
+def test_the_image_has_the_engines_tensorrt(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("/my bundle")
+    assert image_for(None, folder) == f"nvcr.io/nvidia/tritonserver:{SECURITY_FLOOR}-py3"
     for container in CONTAINERS:
         if container.tag >= SECURITY_FLOOR:
-            assert image_for(engines(f"{container.tensorrt}.0.106")) == container.image
-    with pytest.raises(DferDeployError, match=r"no container since 26\.07 is known to have TensorRT 10\.16\.1\.11"):
-        image_for(engines("10.16.1.11"))
-    assert image_for(engines("10.16.1.11", version_compatible=True)) == CONTAINERS[4].image
+            assert image_for(engines(f"{container.tensorrt}.0.106"), folder) == container.image
+            assert ("probably" in capsys.readouterr().err) is not container.certain
+    with pytest.raises(
+        DferDeployError, match=r"no container since 26\.07 is known to have TensorRT 10\.16\.1\.11"
+    ) as unknown:
+        image_for(engines("10.16.1.11"), folder)
+    assert f"({compose_command(folder, 'run', '--rm', 'build')})" in str(unknown.value)
+    assert image_for(engines("10.16.1.11", version_compatible=True), folder) == CONTAINERS[4].image
+
+
+def test_a_printed_compose_command_runs_as_printed(tmp_path: Path) -> None:
+    """A client that prints what it is given, since no Docker is needed to see that."""
+    (tmp_path / "docker").write_text('#!/bin/sh\nprintf "%s|" "$UID" "$GID" "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = compose_command(Path("/a b/it's"), "up", "server")
+    said = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, check=True).stdout
+    assert said == f"{os.getuid()}|{os.getgid()}|compose|--project-directory|/a b/it's|up|server|"
 
 
 def test_old_images_of_nvidia_are_known() -> None:
+    for image in ("tritonserver:24.01-py3", "tritonserver:24.01", "host:5000/x/tritonserver:26.06"):
+        assert is_outdated(image)
+    for image in ("tritonserver:", "tritonserver:26.07", "my-tritonserver:24.01", "tritonserver:24.011"):
+        assert not is_outdated(image)
     assert is_outdated("nvcr.io/nvidia/tritonserver:26.06-py3")
     assert not is_outdated("nvcr.io/nvidia/tritonserver:26.07-py3")
     assert not is_outdated("registry.example.org/own@sha256:0")
