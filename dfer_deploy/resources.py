@@ -52,7 +52,7 @@ def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
     while waiting:
         of_one = children[waiting.pop()]
         found += of_one
-        pass
+        waiting += of_one
     return found
 
 

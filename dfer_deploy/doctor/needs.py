@@ -38,7 +38,8 @@ def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
             "bundle",
             "ok",
             f"{manifest.name}, target {manifest.target}, {manifest.precision_name}, "
-            f"{spec.prompts.num_classes} classes, clips of {spec.temporal.max_frames} × {spec.clip.vision.image_size} × {spec.clip.vision.image_size}, "
+            f"{spec.prompts.num_classes} classes, clips of {spec.temporal.max_frames} × "
+            f"{spec.clip.vision.image_size} × {spec.clip.vision.image_size}, "
             f"batches up to {manifest.serving.max_batch_size}",
         ),
         Finding(
