@@ -269,16 +269,23 @@ def _precision(
     network: tensorrt.INetworkDefinition, onnx: Path, expected: str | None, products: Sequence[str] | None
 ) -> tuple[str, dict[str, int]]:
     """Reads the types of the network's matrix products; a graph with none but that of the logits fits any claim."""
-    outputs = {network.get_output(index).name for index in range(network.num_outputs)}
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    last = {network.get_output(index).name for index in range(network.num_outputs)}
+    # A linear classifier adds its bias after the product.
+    last |= {
+        layer.get_input(index).name
+        for layer in layers
+        if layer.type.name == "ELEMENTWISE" and layer.get_output(0).name in last
+        for index in range(layer.num_inputs)
+    }
     inner, found = set[str](), list[str]()
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
+    for layer in layers:
         if layer.type.name not in _MATRIX_PRODUCTS:
             continue
         dtype = layer.get_input(0).dtype.name
         found.append(dtype)
-        # The product with the class texts gives the logits; it is fp32 in either precision.
-        if layer.get_output(0).name not in outputs:
+        # The product with the classifier gives the logits; it is fp32 in either precision.
+        if layer.get_output(0).name not in last:
             inner.add(dtype)
     all_types = Counter(found)
     precision = {("HALF",): "fp16", ("FLOAT",): "fp32", (): "fp32"}.get(tuple(sorted(inner)))

@@ -47,9 +47,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("depth", [0, 2])
-def test_both_graphs_build_with_dynamic_batch_and_time(tmp_path: Path, precision: Any, depth: int) -> None:
-    model = tiny_model(depth=depth)
+@pytest.mark.parametrize(("depth", "classifier"), [(0, "text"), (2, "text"), (0, "linear"), (1, "linear")])
+def test_both_graphs_build_with_dynamic_batch_and_time(
+    tmp_path: Path, precision: Any, depth: int, classifier: str
+) -> None:
+    model = tiny_model(depth=depth, classifier=classifier)
     contract = contract_for(model.spec)
     products = {}
     for spec, graph, tail in (
