@@ -38,6 +38,7 @@ SIDECAR_FORMAT = "dfer-deploy-engines/1"
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 MAX_FRAMES = 16
 DEFAULT_OPT_BATCH = 8
+MOST_WORKSPACE_BYTES = 1 << 40
 
 _PRODUCTS_OF_A_LAYER = 8
 """In a transformer layer: queries, keys, values, two of the attention, its output, two of the MLP."""
@@ -84,8 +85,10 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.optimization_level <= 5:
             raise EngineError(f"the optimisation level is {self.optimization_level}, expected 0 to 5")
-        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
-            raise EngineError(f"the workspace has {self.workspace_bytes} bytes, expected more than 0")
+        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MOST_WORKSPACE_BYTES:
+            raise EngineError(
+                f"the workspace has {self.workspace_bytes >> 20} MiB, expected 1 to {MOST_WORKSPACE_BYTES >> 20}"
+            )
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise EngineError(
                 f"the hardware compatibility is {self.hardware_compatibility!r}, expected one of "
@@ -400,13 +403,13 @@ def builder_module(name: str) -> Any:
     """
     try:
         module = importlib.import_module(name)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError, TypeError) as error:  # the last two for what is no name of a module
         raise EngineError(
             f"the module {name!r} cannot be imported ({error}); install it for this machine's CUDA"
         ) from error
     if not hasattr(module, "Builder"):
         raise EngineError(
-            f"the module {name!r} has no Builder, so it is not TensorRT; install it with: pip install {name}"
+            f"the module {name!r} has no Builder, so it is not TensorRT; install TensorRT's Python module"
         )
     return module
 

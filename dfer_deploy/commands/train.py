@@ -83,6 +83,8 @@ def train(
     if epochs is not None:
         settings = replace(settings, optim=settings.optim.with_epochs(epochs))
     if preview is not None:
+        if preview.suffix.lower() != ".png":
+            raise click.UsageError(f"--preview writes a picture, so {preview} must end in .png")
         from dfer_deploy.train.preview import write_preview
 
         write_preview(settings, preview)

@@ -174,7 +174,8 @@ def test_uint8_that_meets_anything_but_a_cast_is_refused(tmp_path: Path) -> None
     ("changes", "message"),
     [
         ({"optimization_level": 6}, "level is 6, expected 0 to 5"),
-        ({"workspace_bytes": 0}, "0 bytes, expected more"),
+        ({"workspace_bytes": 0}, "0 MiB, expected 1 to"),
+        ({"workspace_bytes": 1 << 60}, "MiB, expected 1 to"),
         ({"hardware_compatibility": "all"}, "'all', expected one of none, ampere_plus"),
     ],
 )
@@ -479,6 +480,12 @@ def test_the_file_in_the_bundle_builds_without_this_package(bundle: Path, tmp_pa
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: the module 'tensorrt' has no Builder")
+
+
+@pytest.mark.parametrize("name", ["", "../foo", ".x", "json", "absent_module"])
+def test_what_is_no_builder_is_refused(name: str) -> None:
+    with pytest.raises(EngineError, match=r"cannot be imported|has no Builder"):
+        engine_module.builder_module(name)
 
 
 def test_the_command_builds_and_says_what(cli: Callable[..., Any], bundle: Path, tmp_path: Path) -> None:

@@ -131,6 +131,24 @@ def test_the_bootstrap_knows_that_clips_of_one_film_change_together() -> None:
     assert equivalence(labels, labels, candidate, 4, groups=films).verdict == "different"
 
 
+def test_films_with_clips_of_several_classes_are_drawn_among_all() -> None:
+    """As if by class, films that end alike would have no spread, though half of all films are lost."""
+    labels = np.array([0, 1, 1, 0] * 50)
+    unit = np.arange(200) // 2
+    change = -(unit % 2).astype(np.float64)
+    ((low, high),) = paired._bootstrap(change, [np.full(200, 1 / 200)], labels, unit, 0)
+    assert high - low == pytest.approx(2 * 1.645 * 100 * np.sqrt(0.25 / 100), rel=0.1)
+
+
+def test_losses_and_gains_are_joined_by_squares() -> None:
+    found = equivalence(*answers([500, 500], [5, 1], [2, 2]))
+    (least_lost, most_lost), (least_gained, most_gained) = (
+        (stats.beta.ppf(0.05, k, 1001 - k), stats.beta.ppf(0.95, k + 1, 1000 - k)) for k in (6, 4)
+    )
+    assert found.interval_war.low == pytest.approx(100 * (-0.002 - np.hypot(most_lost - 0.006, 0.004 - least_gained)))
+    assert found.interval_war.high == pytest.approx(100 * (-0.002 + np.hypot(most_gained - 0.004, 0.006 - least_lost)))
+
+
 def test_a_margin_of_nothing_is_refused() -> None:
     with pytest.raises(DferDeployError, match="margin is 0 points, expected more than 0"):
         equivalence(*answers([5], [0], [0]), margin=0)
