@@ -89,7 +89,7 @@ def propose(
         p99_ms: the largest allowed 99th percentile of the latency, or None.
 
     Raises:
-        DferDeployError: no configuration could be served.
+        DferDeployError: the simplest configuration of a step could not be measured.
     """
     least = dataclasses.replace(current, instances=1, queue_delay_us=0)
     few = [least, dataclasses.replace(least, instances=min(2, most_instances)), current]
@@ -150,11 +150,14 @@ def choose(candidates: Sequence[Candidate], p99_ms: float | None) -> tuple[int, 
         p99_ms: the budget, or None.
 
     Raises:
-        DferDeployError: no candidate could be served.
+        DferDeployError: the simplest candidate could not be measured, so that there is nothing to compare with.
     """
+    if not candidates[0].loads:
+        raise DferDeployError(
+            f"the simplest configuration could not be measured ({candidates[0].failure}), so nothing can be compared "
+            "with it; try again when the machine is quieter, or with more --rounds"
+        )
     served = [index for index, candidate in enumerate(candidates) if candidate.loads]
-    if not served:
-        raise DferDeployError(f"no configuration could be served: {candidates[0].failure}")
     points = {index: point for index in served if (point := operating_point(candidates[index], p99_ms))}
     if not points:
         index = min(served, key=lambda index: min(load.p99_ms for load in candidates[index].loads))
