@@ -88,6 +88,9 @@ def _earlier_run(
     """The result of a finished run in the folder, or the state of an interrupted one."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        found = {path.name for path in output.iterdir() if not path.name.endswith(".part")}
+        if found and not found & {STATE, RESULT, LAST, TENSORBOARD}:
+            raise DferDeployError(f"{output} holds {min(found)!r} and no run; choose a new or an empty folder as -o")
         for name in (STATE, RESULT, LAST, BEST, CURVES, CONFUSION):
             if fresh:
                 (output / name).unlink(missing_ok=True)

@@ -89,6 +89,16 @@ def test_several_seeds_end_with_their_mean(train: Callable[..., Any], tmp_path: 
         assert (tmp_path / "runs" / "fold_1" / f"seed_{seed}" / "last.pt").exists()
 
 
+def test_a_folder_with_foreign_files_is_left_alone(train: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("all of it")
+    done = train("-o", folder, "--fresh")
+    assert done.exit_code == 2
+    assert "holds 'thesis.tex' and no run; choose a new or an empty folder" in done.output
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
 def test_a_preview_needs_no_output_and_trains_nothing(train: Callable[..., Any], tmp_path: Path) -> None:
     done = train("--preview", tmp_path / "sheet.png")
     assert done.exit_code == 0
