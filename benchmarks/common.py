@@ -62,18 +62,18 @@ def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = Non
         image_size: instead of the model's own, in pixels; a multiple of the patch.
     """
     import torch
-    from training import TEXTS, TINY
+    from training import PROMPTS, TINY
 
     from dfer_deploy.checkpoint import save_checkpoint
     from dfer_deploy.model.dfer_clip import DferClip
-    from dfer_deploy.specs import ClipSpec, ModelSpec, PromptSpec
+    from dfer_deploy.specs import ClipSpec, ModelSpec
 
     clip = TINY if quick else ClipSpec()
     if image_size is not None:
         clip = dataclasses.replace(clip, vision=dataclasses.replace(clip.vision, image_size=image_size))
     torch.manual_seed(0)
     path = folder / f"random_{clip.vision.image_size}.pt"
-    save_checkpoint(path, DferClip(ModelSpec(PromptSpec(tuple(TEXTS), tuple(TEXTS.values())), clip)), {})
+    save_checkpoint(path, DferClip(ModelSpec(PROMPTS, clip)), {})
     return path
 
 

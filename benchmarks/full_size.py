@@ -52,7 +52,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     exports = []
     for precision in ("fp16", "fp32"):
         start = time.perf_counter()
-        _dfer_deploy("export", checkpoint, "-o", folder / precision, "--precision", precision)
+        _dfer_deploy("export", checkpoint, "-o", folder / precision, "--target", "embedded", "--precision", precision)
         seconds = time.perf_counter() - start
         # The largest of the children so far; fp16 comes first because it needs less.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6

@@ -33,21 +33,14 @@ from dfer_deploy.bench import machine
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.files import atomic_file, write_json
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
-from dfer_deploy.specs import ClipSpec, ModelSpec, PromptSpec, TextSpec, VisionSpec
-from dfer_deploy.train.initialisation import trainable_parts
+from dfer_deploy.specs import ClipSpec, ModelSpec, TextSpec, VisionSpec
+from dfer_deploy.train.initialisation import model_spec, trainable_parts
 from dfer_deploy.train.optim_recipe import OptimRecipe
 from dfer_deploy.train.optimisation import build_optimizer
+from dfer_deploy.train.recipe import recipe_from_toml
 
+PROMPTS = model_spec(recipe_from_toml("dfew").model).prompts
 CONTESTANTS = ("dfer-deploy", "reference", "all gradients")
-TEXTS = {
-    "happiness": "a smiling mouth, raised cheeks, wrinkled eyes, and arched eyebrows.",
-    "sadness": "tears, a downward turned mouth, drooping upper eyelids, and a wrinkled forehead.",
-    "neutral": "relaxed facial muscles, a straight mouth, a smooth forehead, and unremarkable eyebrows.",
-    "anger": "furrowed eyebrows, narrow eyes, tightened lips, and flared nostrils.",
-    "surprise": "widened eyes, an open mouth, raised eyebrows, and a frozen expression.",
-    "disgust": "a wrinkled nose, lowered eyebrows, a tightened mouth, and narrow eyes.",
-    "fear": "raised eyebrows, parted lips, a furrowed brow, and a retracted chin.",
-}
 TINY = ClipSpec(VisionSpec(32, 16, 64, 2), TextSpec(width=64, layers=2, heads=1), embed_dim=64)
 AGREEMENT = 0.02
 """Largest relative difference of two first losses; in fp32 it is about 1e-6, bfloat16 needs the room."""
@@ -141,13 +134,13 @@ def contestant(name: str, *, quick: bool, batch_size: int) -> None:
     """Takes one step to warm up and one for every line on stdin; answers with JSON on stdout."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    spec = ModelSpec(PromptSpec(tuple(TEXTS), tuple(TEXTS.values())), TINY if quick else ClipSpec())
+    spec = ModelSpec(PROMPTS, TINY if quick else ClipSpec())
     model = DferClip(spec).to(device)
     optimizer = build_optimizer(trainable_parts(model, "dfer_clip"), OptimRecipe())
     model.text_encoder.requires_grad_(name == "all gradients")
     forward: nn.Module = model if name == "dfer-deploy" else PlainDferClip(model)
     frames = torch.from_numpy(drawn_clips(batch_size, spec.clip.vision.image_size)).to(device)
-    labels = torch.arange(batch_size, device=device) % len(TEXTS)
+    labels = torch.arange(batch_size, device=device) % len(PROMPTS.class_names)
 
     def step() -> dict[str, float]:
         start = time.perf_counter()

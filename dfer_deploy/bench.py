@@ -21,6 +21,9 @@ from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 
+REQUESTS_FOR_P99 = 100
+"""Of fewer, the 99th percentile is the maximum."""
+
 _SECONDS_PER_MEASUREMENT = 3.0
 _MIN_CLIPS = 3
 

@@ -57,12 +57,12 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         yield from bar.track(items, total=total, description=what)
 
 
-def progress_bar() -> Progress:
-    """A bar with a description, the count, and the time passed and left; it vanishes at its end."""
+def progress_bar(*, counts: bool = True) -> Progress:
+    """A bar: description, count (unless it shows shares), time passed and left; it vanishes in the end."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        *([MofNCompleteColumn()] if counts else []),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dfer_deploy.clips.dataset import MOST_UNREADABLE
 from dfer_deploy.specs import Precision, require
 
 
@@ -32,7 +33,7 @@ class Limits:
     same_graphs: float = 1e-3
     probabilities: float = 1e-4
     points: float = 0.5
-    unreadable: float = 0.05
+    unreadable: float = MOST_UNREADABLE
     flips: float = 1.0
     recall_drop: float = 100.0
     calibration_rise: float = 100.0

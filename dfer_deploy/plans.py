@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from dfer_deploy.engines import Builder, Device
 
+OLDEST_TENSORRT = (10, 12)
+"""The first whose strongly typed networks hold what the graphs need; ``build_engines.py`` has its own copy."""
+
 SECURITY_FLOOR = "26.07"
 """The first release of Triton's container with the fixes of two critical vulnerabilities."""
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.clips.dataset import MOST_UNREADABLE
-from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path, frame_paths
+from dfer_deploy.clips.dataset import MOST_UNREADABLE, is_present
+from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path
 from dfer_deploy.clips.sampling import Indices, sample_indices, training_indices
 from dfer_deploy.console import progress, warn
 from dfer_deploy.errors import DferDeployError
@@ -249,11 +249,8 @@ class TrainingClips:
 
     def _problem(self, annotation: Annotation) -> DferDeployError | None:
         """Why a clip cannot be read, as far as that can be told without decoding it."""
-        try:
-            if annotation.path.is_file() or frame_paths(annotation.path):
-                return None
-        except OSError:
-            pass  # reading it says in a sentence what is the matter
+        if is_present(annotation.path):
+            return None
         clip = self._decoded(annotation)
         return clip if isinstance(clip, DferDeployError) else None
 

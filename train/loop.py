@@ -140,6 +140,7 @@ class _Run:
         learns = bool(STRATEGIES[recipe.model.strategy].trained)
         self.select: str = recipe.run.select if learns else "none"
         self.tests = LabelledClips(tests, image_size)
+        self.tests.require_present()  # before the hours of training, not after
         self.compared: LabelledClips | None = self.tests if self.select == "test" else None
         if self.select == "validation":
             training, validation = split_validation(training, data.validation_share, seed)

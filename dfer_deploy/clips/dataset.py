@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
-from dfer_deploy.clips.reading import Clip, clip_from_path
+from dfer_deploy.clips.reading import Clip, clip_from_path, frame_paths
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
 
@@ -71,6 +71,19 @@ class LabelledClips:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in self.unreadable.items())
             warn(f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read and are left out:{lines}")
 
+    def require_present(self) -> None:
+        """Looks whether the clips are there, without decoding those that are.
+
+        Raises:
+            DferDeployError: more than 5 % of the clips are not.
+        """
+        with ThreadPoolExecutor(thread_name_prefix="clips") as pool:
+            present = pool.map(lambda annotation: is_present(annotation.path), self.annotations)
+            absent = [annotation for annotation, there in zip(self.annotations, present, strict=True) if not there]
+            read = zip(absent, pool.map(self._read, absent), strict=True)
+            self.unreadable = {a.name: str(clip) for a, clip in read if isinstance(clip, DferDeployError)}
+        self.require_readable()
+
     def require_readable(self) -> None:
         """Call it after an iteration.
 
@@ -82,6 +95,14 @@ class LabelledClips:
                 f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read, at most "
                 f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
+
+
+def is_present(path: Path) -> bool:
+    """Whether there is a file or a folder of frames, readable or not."""
+    try:
+        return path.is_file() or bool(frame_paths(path))
+    except (OSError, DferDeployError):
+        return False  # reading it says in a sentence what is the matter
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import BenchResult, LoadTarget, machine, ratio, spread
+from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult, LoadTarget, machine, ratio, spread
 from dfer_deploy.bench import bench as run_bench
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
@@ -26,9 +26,6 @@ from dfer_deploy.regression import Comparison, check_comparable, compare, read_b
 from dfer_deploy.resources import measured_resources, memory_is_measured
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import triton_environment
-
-_REQUESTS_FOR_P99 = 100
-"""Of fewer, the 99th percentile is the maximum."""
 
 
 def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -182,13 +179,13 @@ def _print(result: BenchResult) -> None:
     rows: list[tuple[object, ...]] = []
     for local in result.in_process:
         p50, p95, p99 = np.percentile(local.latency_ms, [50, 95, 99])
-        tail = f"{p99:.1f}" if len(local.latency_ms) >= _REQUESTS_FOR_P99 else ""
+        tail = f"{p99:.1f}" if len(local.latency_ms) >= REQUESTS_FOR_P99 else ""
         times = (f"{p50:.1f}", f"{p95:.1f}", tail, "", "")
         rows.append((local.name, spread(local.throughput), ratio(local.throughput, base.throughput), *times))
     for served in result.served:
         fields = ("p50_ms", "p95_ms", "p99_ms", "queue_ms", "compute_infer_ms")
         p50, p95, p99, queue, compute = (f"{served.median(field):.1f}" for field in fields)
-        tail = p99 if result.requests >= _REQUESTS_FOR_P99 else ""
+        tail = p99 if result.requests >= REQUESTS_FOR_P99 else ""
         times = (p50, p95, tail, queue, compute)
         rows.append((served.name, spread(served.throughput), ratio(served.throughput, base.throughput), *times))
     table(

@@ -6,11 +6,10 @@ import shlex
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.commands.options import bundle_argument, json_option
-from dfer_deploy.console import stderr, stdout, table
+from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.engine import HARDWARE_COMPATIBILITY, BuildOptions, EngineError, build_bundle, builder_module
 from dfer_deploy.files import write_json
@@ -57,16 +56,7 @@ def build(
     BUNDLE/build_engines.py does the same without dfer-deploy. Engines that are built already are left as they are.
     """
     opened = open_bundle(bundle, check_files=False)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    ) as bar:
+    with progress_bar(counts=False) as bar:
         tasks = {
             graph.name: bar.add_task(graph.name, total=1.0, start=False)
             for graph in (opened.contract.image_encoder, opened.contract.temporal_head)

@@ -14,9 +14,6 @@ from dfer_deploy.files import atomic_file, sha256_of_file, write_json
 from dfer_deploy.metrics import CALIBRATION_BINS, Score, calibration_error, softmax
 from dfer_deploy.specs import PromptPosition
 
-MOST_UNREADABLE = 0.05
-"""Largest share of clips that may be unreadable, as in ``verify``."""
-
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -59,11 +56,7 @@ def evaluate(
         _make_folder(output)
     evaluation = run_evaluation(model, progress(clips, "evaluating", len(clips)), batch_size)
     clips.warn_about_unreadable()
-    if len(clips.unreadable) > MOST_UNREADABLE * len(clips):
-        raise DferDeployError(
-            f"{len(clips.unreadable)} of {len(clips)} clips could not be read, at most {MOST_UNREADABLE:.0%} is "
-            "accepted; look at the list and --data-root"
-        )
+    clips.require_readable()
     score = evaluation.score(names)
     calibration = calibration_error(evaluation.labels, softmax(evaluation.logits))
     recalls = dict(zip(names, score.recalls, strict=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from dfer_deploy.bench import machine, spread
+from dfer_deploy.bench import REQUESTS_FOR_P99, machine, spread
 from dfer_deploy.bundle import Bundle, ServingOptions
 from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.commands.serving_options import option_text
@@ -39,7 +39,6 @@ _HEADINGS = {
     "cuda_graph_batches": "CUDA graphs",
 }
 _FEWEST_ROUNDS = 3
-_REQUESTS_FOR_P99 = 100
 _SHOWN_BATCHES = 4
 
 
@@ -103,7 +102,7 @@ def propose_serving(
     for stage in result.stages:
         _print_stage(stage)
     _print_proposal(result, current, commands, p99_ms)
-    few = min(trials.requests.values()) < _REQUESTS_FOR_P99
+    few = min(trials.requests.values()) < REQUESTS_FOR_P99
     stdout.print(
         f"{machine()}; requests in each measurement: "
         + ", ".join(f"{count} with {concurrency} in flight" for concurrency, count in trials.requests.items())

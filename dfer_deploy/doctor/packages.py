@@ -10,9 +10,8 @@ from typing import Any
 from dfer_deploy import __version__
 from dfer_deploy.doctor.child import ProbeError, answer_of_python
 from dfer_deploy.doctor.finding import Finding
-from dfer_deploy.plans import version_numbers
+from dfer_deploy.plans import OLDEST_TENSORRT, version_numbers
 
-OLDEST_TENSORRT = (10, 12)
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 
 _IMPORT = """

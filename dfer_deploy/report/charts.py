@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dfer_deploy.bench import BenchResult
+from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult
 from dfer_deploy.metrics import Int64
 from dfer_deploy.paired import Interval
 
@@ -68,9 +68,6 @@ _P = ParamSpec("_P")
 
 _DARK = 0.68
 """Share from which on a cell is so dark that its numbers are white."""
-
-REQUESTS_FOR_P99 = 100
-"""Of fewer, the 99th percentile is the maximum."""
 
 
 def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:

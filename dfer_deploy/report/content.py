@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dfer_deploy.comparison import Flip
 from dfer_deploy.paired import Equivalence, Rate
 from dfer_deploy.reading_check import ReadingCheck
 from dfer_deploy.specs import require, spec_from_dict
@@ -47,29 +48,6 @@ class Answers:
     recalls: dict[str, Any]
     confusion: tuple[tuple[int, ...], ...]
     calibration_error: float
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A clip whose answer changed.
-
-    Attributes:
-        clip: its name in the list.
-        label: class name.
-        expected: the reference's answer.
-        answered: the candidate's.
-        margin: difference of the reference's two largest logits: a small one was a close call.
-        probabilities: the reference's, in the classes' order.
-        answered_probabilities: the candidate's.
-    """
-
-    clip: str
-    label: str
-    expected: str
-    answered: str
-    margin: float
-    probabilities: tuple[float, ...]
-    answered_probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)

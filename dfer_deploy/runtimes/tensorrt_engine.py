@@ -22,12 +22,12 @@ from torch import Tensor
 
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.plans import OLDEST_TENSORRT, version_numbers
 from dfer_deploy.specs import GraphSpec, TensorSpec, require
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-OLDEST_TENSORRT = (10, 12)
 MAX_GRAPHS = 8
 """CUDA graphs that an engine keeps. Each holds an execution context; other shapes are launched kernel by kernel."""
 
@@ -125,7 +125,7 @@ def import_tensorrt() -> Any:
         raise DferDeployError(f"TensorRT cannot be loaded ({error}); install it again") from error
     if not hasattr(tensorrt, "Runtime"):  # a package of type stubs leaves a folder that can be imported
         raise missing_extra("tensorrt", "gpu", what)
-    if tuple(int(part) for part in tensorrt.__version__.split(".")[:2]) < OLDEST_TENSORRT:
+    if version_numbers(tensorrt.__version__)[:2] < OLDEST_TENSORRT:
         raise DferDeployError(f"TensorRT {tensorrt.__version__} is too old, expected 10.12 or later; upgrade it")
     return tensorrt
 

@@ -27,10 +27,12 @@ SHOW_VERSION = "import tensorrt; print(tensorrt.__version__)"
 def main() -> int:
     """Installs the module where it is missing; the exit code is 1 if that failed, with one sentence why."""
     parser = argparse.ArgumentParser(description="Install the Python module of this image's TensorRT.")
-    parser.add_argument("--library", help="libnvinfer (default: the one that Triton's TensorRT backend loads)")
-    library = parser.parse_args().library
+    parser.add_argument(
+        "--library", dest="path", help="libnvinfer (default: the one that Triton's TensorRT backend loads)"
+    )
+    path = parser.parse_args().path
     try:
-        version = library_version(library or backend_library(BACKEND))
+        version = version_of_library(path or backend_library(BACKEND))
         found = module_version()
         if found is None:
             # The star admits a package of the same version that was only repacked, such as 10.14.1.48.post1.
@@ -62,7 +64,7 @@ def backend_library(backend: Path) -> str:
     return wanted.group().decode()
 
 
-def library_version(path: str) -> str:
+def version_of_library(path: str) -> str:
     """The full version of a libnvinfer, for example ``11.1.0.106``.
 
     Raises:

@@ -139,7 +139,7 @@ def rtx_library() -> str:
 
 def test_the_version_comes_from_the_library_that_the_backend_loads(tmp_path: Path) -> None:
     """TensorRT-RTX's library, which has the same functions, in the place of libnvinfer."""
-    version = install_tensorrt.library_version(rtx_library())
+    version = install_tensorrt.version_of_library(rtx_library())
     import tensorrt_rtx
 
     assert version == tensorrt_rtx.__version__
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_told_in_words(monkeypatch, capsys, tmp_path: Path)
     assert install_tensorrt.is_same("10.14.1.48.post1", "10.14.1.48")
     assert not install_tensorrt.is_same("11.1.0.10", "11.1.0.106")
     with pytest.raises(LookupError, match="does not tell its version"):
-        install_tensorrt.library_version("libc.so.6")
+        install_tensorrt.version_of_library("libc.so.6")
     monkeypatch.setattr(sys, "argv", ["install_tensorrt.py", "--library", "libnowhere.so.1"])
     assert install_tensorrt.main() == 1
     assert "use the image nvcr.io/nvidia/tensorrt of the same release" in capsys.readouterr().err
