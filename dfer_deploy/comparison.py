@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.limits import Limits
-from dfer_deploy.metrics import Score, calibration_error, score, softmax
+from dfer_deploy.metrics import Calibration, Score, calibration, score, softmax
 from dfer_deploy.paired import Equivalence, Rate, equivalence, rate
 from dfer_deploy.pool import ComparedAnswers
 from dfer_deploy.runtimes.predictor import Float32, Predictor
@@ -46,7 +46,7 @@ class Comparison:
         logits: largest difference of a logit of the whole model.
         logit_errors: quantiles of |Δlogit| over all clips and classes; infinite where an answer was not finite.
         worst: the clips whose logits differ most, the worst first, at most eight.
-        calibration_error: expected calibration error in percent.
+        calibration: confidence against accuracy.
         answers: class indices, int64 [N].
         flips: clips whose answer changed.
         flip_rate: how often that happened.
@@ -57,7 +57,7 @@ class Comparison:
 
     name: str
     score: Score
-    calibration_error: float
+    calibration: Calibration
     encoder_logits: float
     head_logits: float
     logits: float
@@ -115,7 +115,8 @@ def comparison(
     logits = np.concatenate(found.logits)
     difference = largest(logits - expected)
     found_score, true_score = (score(labels, given, class_names) for given in (answers, compared.reference))
-    calibration, true_calibration = (calibration_error(labels, finite_softmax(of)) for of in (logits, expected))
+    probabilities, true_probabilities = finite_softmax(logits), finite_softmax(expected)
+    found_calibration, true_calibration = (calibration(labels, of) for of in (probabilities, true_probabilities))
     changed = np.flatnonzero(answers != compared.reference)
     flip_rate = rate(len(changed), len(labels))
     equal = equivalence(
@@ -144,12 +145,12 @@ def comparison(
         for of_class, before, after in zip(class_names, true_score.recalls, found_score.recalls, strict=True)
         if before is not None and after is not None
     ]
+    rise = found_calibration.error - true_calibration.error
     failures += [
         f"{name}: {what} is worse by {value:.3g} points, at most {limit:g} is accepted"
-        for what, value, limit in [*drops, ("the calibration", calibration - true_calibration, limits.calibration_rise)]
+        for what, value, limit in [*drops, ("the calibration", rise, limits.calibration_rise)]
         if value > limit
     ]
-    probabilities, true_probabilities = finite_softmax(logits), finite_softmax(expected)
     top_two = np.sort(expected, axis=1)[:, -2:]
     flips = [
         Flip(
@@ -181,7 +182,7 @@ def comparison(
     return Comparison(
         name=name,
         score=found_score,
-        calibration_error=calibration,
+        calibration=found_calibration,
         encoder_logits=found.encoder_logits,
         head_logits=found.head_logits,
         logits=difference,

@@ -1,4 +1,4 @@
-"""UAR, WAR, the confusion matrix and the calibration error. NumPy only."""
+"""UAR, WAR, the confusion matrix and the calibration. NumPy only."""
 
 from __future__ import annotations
 
@@ -72,12 +72,33 @@ CALIBRATION_BINS = 15
 """As in Guo et al., section 2."""
 
 
-def calibration_error(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -> float:
-    """Expected calibration error in percent: by how much confidence and accuracy differ.
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The clips whose confidence lies in one of the bins: their mean confidence, and the share answered rightly."""
 
-    The confidence of a clip is the largest probability. With 15 bins (0, 1/15], …, (14/15, 1] of confidence, it is the
-    mean over all clips of |share of hits in the clip's bin - mean confidence in it|: Guo et al., "On Calibration of
-    Modern Neural Networks", ICML 2017, equation 3. It is 0 where answers of which 80 % are right say 0.8.
+    confidence: float
+    accuracy: float
+    clips: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence can be taken at its word.
+
+    Attributes:
+        error: expected calibration error in percent. It is 0 where answers of which 80 % are right say 0.8.
+        bins: those with clips, by increasing confidence: what a reliability diagram shows.
+    """
+
+    error: float
+    bins: tuple[CalibrationBin, ...]
+
+
+def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -> Calibration:
+    """Confidence against accuracy: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+
+    The confidence of a clip is the largest probability. With 15 bins (0, 1/15], …, (14/15, 1] of confidence, the error
+    is the mean over all clips of |share of hits in the clip's bin - mean confidence in it|.
 
     Args:
         labels: int [N].
@@ -91,10 +112,13 @@ def calibration_error(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float
         raise DferDeployError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
     confidences = probabilities.max(axis=1).astype(np.float64)
     hits = probabilities.argmax(axis=1) == truth
-    bins = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-    # |sum of hits - sum of confidences| of a bin is its size times the difference of the two means.
-    gaps = np.bincount(bins, weights=hits - confidences, minlength=CALIBRATION_BINS)
-    return float(100.0 * np.abs(gaps).sum() / truth.size)
+    places = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    bins = tuple(
+        CalibrationBin(float(confidences[within].mean()), float(hits[within].mean()), int(within.sum()))
+        for within in (places == place for place in np.unique(places))
+    )
+    error = sum(b.clips * abs(b.accuracy - b.confidence) for b in bins) / truth.size
+    return Calibration(100.0 * error, bins)
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ from dfer_deploy.comparison import Collected, Comparison, ask, comparison, finit
 from dfer_deploy.console import progress
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits
-from dfer_deploy.metrics import Score, calibration_error, score
+from dfer_deploy.metrics import Calibration, Score, calibration, score
 from dfer_deploy.pool import ComparedAnswers, pooled
 from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import ModelSpec
@@ -33,7 +33,7 @@ class Verification:
     Attributes:
         truth: name of what was compared with.
         truth_score: its score.
-        truth_calibration_error: its expected calibration error in percent.
+        truth_calibration: its confidence against its accuracy.
         comparisons: one for each way of serving.
         clip_names: as the list gives them, [N].
         groups: the source of each clip, [N]; None where clips count as independent.
@@ -46,7 +46,7 @@ class Verification:
 
     truth: str
     truth_score: Score
-    truth_calibration_error: float
+    truth_calibration: Calibration
     comparisons: tuple[Comparison, ...]
     clip_names: tuple[str, ...]
     groups: tuple[str, ...] | None
@@ -149,7 +149,7 @@ def verify(
     return Verification(
         truth=truth.name,
         truth_score=score(labels, compared.reference, class_names),
-        truth_calibration_error=calibration_error(labels, finite_softmax(expected)),
+        truth_calibration=calibration(labels, finite_softmax(expected)),
         comparisons=tuple(
             comparison(name, found, expected, compared, pooled([compared, *pool], name), limits)
             for name, found in collected.items()

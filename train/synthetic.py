@@ -52,9 +52,9 @@ class SyntheticSpec:
     """
 
     clips_per_class_train: int = 240
-    clips_per_class_test: int = 60
+    clips_per_class_test: int = 90
     identities_train: int = 120
-    identities_test: int = 30
+    identities_test: int = 90
     image_size: int = 96
     min_frames: int = 10
     max_frames: int = 24

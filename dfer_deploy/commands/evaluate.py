@@ -11,7 +11,7 @@ from dfer_deploy.commands.options import class_names_option, data_root_option, j
 from dfer_deploy.console import stdout, step, table, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, sha256_of_file, write_json
-from dfer_deploy.metrics import CALIBRATION_BINS, Score, calibration_error, softmax
+from dfer_deploy.metrics import CALIBRATION_BINS, Score, calibration, softmax
 from dfer_deploy.specs import PromptPosition
 
 
@@ -58,12 +58,12 @@ def evaluate(
     clips.warn_about_unreadable()
     clips.require_readable()
     score = evaluation.score(names)
-    calibration = calibration_error(evaluation.labels, softmax(evaluation.logits))
+    found_calibration = calibration(evaluation.labels, softmax(evaluation.logits))
     recalls = dict(zip(names, score.recalls, strict=True))
     rows: list[tuple[object, ...]] = [
         ("UAR", f"{score.uar:.2f} %"),
         ("WAR", f"{score.war:.2f} %"),
-        (f"calibration error ({CALIBRATION_BINS} bins)", f"{calibration:.2f} %"),
+        (f"calibration error ({CALIBRATION_BINS} bins)", f"{found_calibration.error:.2f} %"),
         *((f"recall {name}", "no clip" if value is None else f"{value:.1f} %") for name, value in recalls.items()),
         ("unreadable clips", len(clips.unreadable)),
         ("epoch chosen by", (selected_on or "not stated") + (" (optimistic)" if optimistic else "")),
@@ -87,7 +87,7 @@ def evaluate(
                 "clips": len(evaluation.labels),
                 "uar": score.uar,
                 "war": score.war,
-                "calibration_error": calibration,
+                "calibration_error": found_calibration.error,
                 "recalls": recalls,
                 "confusion": score.confusion.tolist(),
                 "selected_on": selected_on,

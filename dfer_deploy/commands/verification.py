@@ -10,7 +10,7 @@ import numpy as np
 
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import ExitCode
-from dfer_deploy.metrics import Score
+from dfer_deploy.metrics import Calibration, Score
 from dfer_deploy.paired import Interval
 from dfer_deploy.pool import ComparedAnswers
 from dfer_deploy.reading_check import ReadingCheck
@@ -28,10 +28,10 @@ def outcome(result: Verification, reading: ReadingCheck | None) -> ExitCode:
 
 def print_verification(result: Verification, class_names: tuple[str, ...], reading: ReadingCheck | None) -> None:
     """Tables of the scores, of the decision and of the flips; then what failed or is open, and the outcome."""
-    rows: list[tuple[object, ...]] = [_scored(result.truth, result.truth_score, result.truth_calibration_error)]
+    rows: list[tuple[object, ...]] = [_scored(result.truth, result.truth_score, result.truth_calibration)]
     rows += [
         (
-            *_scored(c.name, c.score, c.calibration_error)[:4],
+            *_scored(c.name, c.score, c.calibration)[:4],
             f"{c.encoder_logits:.2g}",
             f"{c.head_logits:.2g}",
             f"{c.logits:.2g}",
@@ -86,8 +86,8 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
     stdout.print(f"{word[outcome(result, reading)]} {which}")
 
 
-def _scored(name: str, score: Score, calibration: float) -> tuple[str, ...]:
-    return (name, f"{score.uar:.2f}", f"{score.war:.2f}", f"{calibration:.2f}", "", "", "", "")
+def _scored(name: str, score: Score, calibration: Calibration) -> tuple[str, ...]:
+    return (name, f"{score.uar:.2f}", f"{score.war:.2f}", f"{calibration.error:.2f}", "", "", "", "")
 
 
 def _between(delta: float, interval: Interval) -> str:
@@ -117,16 +117,17 @@ def _recall_deltas(truth: Score, candidate: Score) -> list[float | None]:
 def verification_as_json(
     result: Verification, class_names: tuple[str, ...], reading: ReadingCheck | None
 ) -> dict[str, Any]:
-    """Everything, for ``--json``, the report and ``--pool``; the format is ``dfer-deploy-verify/1``."""
+    """Everything, for ``--json``, the report and ``--pool``; the format is ``dfer-deploy-verify/2``."""
 
-    def scored(name: str, score: Score, calibration: float) -> dict[str, Any]:
+    def scored(name: str, score: Score, calibration: Calibration) -> dict[str, Any]:
         return {
             "name": name,
             "uar": score.uar,
             "war": score.war,
             "recalls": dict(zip(class_names, score.recalls, strict=True)),
             "confusion": score.confusion.tolist(),
-            "calibration_error": calibration,
+            "calibration_error": calibration.error,
+            "calibration_bins": [asdict(of_bin) for of_bin in calibration.bins],
         }
 
     code = outcome(result, reading)
@@ -150,9 +151,9 @@ def verification_as_json(
         "clips": len(result.labels),
         "class_names": list(class_names),
         "limits": vars(result.limits),
-        "truth": scored(result.truth, result.truth_score, result.truth_calibration_error),
+        "truth": scored(result.truth, result.truth_score, result.truth_calibration),
         "comparisons": [
-            scored(c.name, c.score, c.calibration_error)
+            scored(c.name, c.score, c.calibration)
             | {
                 "recall_deltas": dict(zip(class_names, _recall_deltas(result.truth_score, c.score), strict=True)),
                 "max_logit_difference": _finite(c.logits),

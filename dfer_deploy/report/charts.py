@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult
-from dfer_deploy.metrics import Int64
+from dfer_deploy.metrics import CalibrationBin, Int64
 from dfer_deploy.paired import Interval
 
 _INK, _MUTED, _BAND, _CELL, _ON_CELL = "#1b1e23", "#5f6670", "#dfe9f1", "#004f80", "#fefefe"
@@ -219,22 +219,27 @@ def error_chart(name: str, quantiles: Mapping[str, Mapping[float, float]], limit
 
 
 @_styled
-def calibration_chart(name: str, errors: Sequence[tuple[str, float]]) -> str:
-    """Expected calibration errors in percent, the reference's first."""
-    figure, axes = _figure(5.0, 0.8 + 0.34 * len(errors))
-    axes.axvline(errors[0][1], color=_INK, linestyle="--", linewidth=0.9)
-    for place, (_, error) in enumerate(errors):
-        colour, marker = (_INK, "o") if place == 0 else _look(place - 1)[:2]
-        axes.plot([0, error], [place, place], color=colour, linewidth=2)
-        axes.plot(error, place, marker=marker, markersize=6, color=colour)
-        axes.annotate(f"{error:.2f} %", (error, place), xytext=(8, 0), textcoords="offset points", va="center", size=8)
-    axes.set_yticks(range(len(errors)), _labels([label for label, _ in errors]))
-    axes.set_ylim(len(errors) - 0.4, -0.6)
-    axes.set_xlim(0, 1.2 * max(1.0, *(error for _, error in errors)))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("expected calibration error, % (dashed: the reference)")
-    return _svg(figure, name, "expected calibration errors")
+def calibration_chart(name: str, curves: Sequence[tuple[str, Sequence[CalibrationBin]]]) -> str:
+    """A reliability diagram: the share answered rightly over the confidence, the reference's curve first.
+
+    The area of a point is the share of the clips in it.
+    """
+    figure, axes = _figure(5.0, 4.2)
+    axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=":", linewidth=0.9)
+    for index, (label, bins) in enumerate(curves):
+        colour, marker, line = (_INK, "o", "-") if index == 0 else _look(index - 1)
+        xs, ys = [b.confidence for b in bins], [b.accuracy for b in bins]
+        sizes = [12 + 300 * b.clips / sum(b.clips for b in bins) for b in bins]
+        axes.plot(xs, ys, color=colour, linestyle=line, linewidth=1)
+        axes.scatter(xs, ys, sizes, color=colour, marker=marker, alpha=0.6, linewidths=0, label=_labels([label])[0])
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("confidence (dotted: at its word; area: clips)")
+    axes.set_ylabel("share answered rightly")
+    axes.grid()
+    if len(curves) > 1:
+        _legend(figure, len(curves))
+    return _svg(figure, name, "reliability diagram")
 
 
 @_styled

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dfer_deploy.comparison import Flip
+from dfer_deploy.metrics import CalibrationBin
 from dfer_deploy.paired import Equivalence, Rate
 from dfer_deploy.reading_check import ReadingCheck
 from dfer_deploy.specs import require, spec_from_dict
 
-FORMAT = "dfer-deploy-verify/1"
+FORMAT = "dfer-deploy-verify/2"
 
 MOST_PICTURED = 24
 """Flipped clips that are shown with frames and probabilities."""
@@ -40,6 +41,7 @@ class Answers:
         recalls: percent by class name, None for a class without a clip.
         confusion: counts; rows are labels, columns predictions.
         calibration_error: expected calibration error in percent.
+        calibration_bins: confidence against accuracy.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Answers:
     recalls: dict[str, Any]
     confusion: tuple[tuple[int, ...], ...]
     calibration_error: float
+    calibration_bins: tuple[CalibrationBin, ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Content:
     """One verification.
 
     Attributes:
-        format: ``dfer-deploy-verify/1``.
+        format: ``dfer-deploy-verify/2``.
         failures: one sentence for everything that failed.
         undecided: one sentence for each question that so few clips leave open.
         clips: that were compared.
@@ -154,6 +157,11 @@ class Content:
         require(
             all(recall is None or (_is_number(recall) and 0 <= recall <= 100) for recall in recalls),
             f"the recalls of {answers.name!r} are no percentages",
+        )
+        shares = [share for b in answers.calibration_bins for share in (b.confidence, b.accuracy)]
+        require(
+            all(0 <= share <= 1 for share in shares) and sum(b.clips for b in answers.calibration_bins) == self.clips,
+            f"the calibration of {answers.name!r} is not that of {self.clips} clips, expected shares from 0 to 1",
         )
         if isinstance(answers, Candidate):
             _check_candidate(answers, classes)

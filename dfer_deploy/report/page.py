@@ -19,6 +19,7 @@ from markupsafe import Markup
 from dfer_deploy import __version__
 from dfer_deploy.bench import BenchResult
 from dfer_deploy.files import atomic_file, json_text
+from dfer_deploy.metrics import CalibrationBin
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
 from dfer_deploy.report.content import Candidate, Content, content_from_json
@@ -92,6 +93,9 @@ def _summary(content: Content) -> dict[str, Any]:
         "verdict": found | {"sentence": sentence},
         "facts": f"{content.clips:,} clips · {len(content.class_names)} classes · {source.precision} · "
         f"target {source.target} · checkpoint {source.chain[0].sha256[:12]}…",
+        "calibration_errors": [
+            (answers.name, f"{answers.calibration_error:.2f} %") for answers in (content.truth, *content.comparisons)
+        ],
         "rows": [_row(candidate) for candidate in content.comparisons],
         "decided_on": _decided_on(content),
         "unreadable": list(content.unreadable.items())[:_MOST_UNREADABLE],
@@ -159,7 +163,12 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
         for candidate in content.comparisons
     }
     erring = any(error > 0 for errors in quantiles.values() for error in errors.values())
-    calibration = [(answers.name, answers.calibration_error) for answers in (content.truth, *content.comparisons)]
+    curves: dict[tuple[Any, ...], tuple[list[str], tuple[CalibrationBin, ...]]] = {}
+    for answers in (content.truth, *content.comparisons):
+        bins = answers.calibration_bins
+        alike = tuple((round(b.confidence, 3), round(b.accuracy, 3), b.clips) for b in bins)
+        curves.setdefault(alike, ([], bins))[0].append(answers.name)
+    calibration = [(" = ".join(names), bins) for names, bins in curves.values()]
     deltas = {
         candidate.name: [_delta(content, candidate, name) for name in content.class_names]
         for candidate in content.comparisons

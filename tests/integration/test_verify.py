@@ -315,7 +315,7 @@ def test_the_limits_of_a_policy_decide(
     wide = cli(*arguments, "--checkpoint", own_checkpoint, "--json", tmp_path / "v.json")
     assert wide.exit_code == ExitCode.DONE, wide.output
     content = json.loads((tmp_path / "v.json").read_text())
-    assert content["format"] == "dfer-deploy-verify/1"
+    assert content["format"] == "dfer-deploy-verify/2"
     assert (content["limits"]["points"], content["limits"]["flips"]) == (30, 0.3)
     policy.write_text("[verify]\nmargin = 30\nmax_flip_rate = 0.2\n")
     open_question = cli(*arguments, "--checkpoint", own_checkpoint)

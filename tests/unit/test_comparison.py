@@ -44,7 +44,7 @@ def test_an_answer_that_is_not_finite_fails_and_can_still_be_written() -> None:
     assert found.worst[0] == "clip 3"
     assert set(found.logit_errors.values()) == {float("inf")}
     (flip,) = found.flips
-    json.dumps([flip.answered_probabilities, found.calibration_error], allow_nan=False)
+    json.dumps([flip.answered_probabilities, found.calibration.error], allow_nan=False)
     assert any("clip 3 is answered a, PyTorch says b by 9 logits" in failure for failure in found.failures)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.metrics import calibration_error, score, softmax
+from dfer_deploy.metrics import CalibrationBin, calibration, score, softmax
 
 NAMES = ("a", "b", "c")
 
@@ -37,22 +37,30 @@ def test_softmax_does_not_overflow() -> None:
 def test_calibration_error_is_the_mean_gap_of_confidence_and_accuracy() -> None:
     # Two bins: three answers with confidence 0.9 of which two are right, one with 0.5 that is wrong.
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]], dtype=np.float32)
-    found = calibration_error([0, 1, 1, 1], probabilities)
+    found = calibration([0, 1, 1, 1], probabilities).error
     assert found == pytest.approx(100 * (3 * abs(2 / 3 - 0.9) + 1 * abs(0 - 0.5)) / 4, abs=1e-4)
+
+
+def test_the_bins_of_a_reliability_diagram() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]], dtype=np.float32)
+    low, high = calibration([0, 1, 1, 1], probabilities).bins
+    assert low == CalibrationBin(confidence=0.5, accuracy=0.0, clips=1)
+    assert (high.clips, high.accuracy) == (3, pytest.approx(2 / 3))
+    assert high.confidence == pytest.approx(0.9)
 
 
 def test_calibration_error_does_not_cancel_between_bins() -> None:
     # Wrong at 0.6, right at 0.6 + 1/15: in one bin the gaps would cancel partly.
     probabilities = np.array([[0.62, 0.38], [0.7, 0.3]], dtype=np.float32)
-    assert calibration_error([1, 0], probabilities) == pytest.approx(100 * (0.62 + 0.3) / 2, abs=1e-4)
-    assert calibration_error([0], np.array([[1.0, 0.0]], dtype=np.float32)) == 0
+    assert calibration([1, 0], probabilities).error == pytest.approx(100 * (0.62 + 0.3) / 2, abs=1e-4)
+    assert calibration([0], np.array([[1.0, 0.0]], dtype=np.float32)).error == 0
     with pytest.raises(DferDeployError, match="0 clips"):
-        calibration_error([], np.zeros((0, 2), dtype=np.float32))
+        calibration([], np.zeros((0, 2), dtype=np.float32))
 
 
 def test_calibration_error_of_a_calibrated_model_is_small() -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(7), 20_000).astype(np.float32)
     labels = np.array([rng.choice(7, p=row / row.sum()) for row in probabilities.astype(np.float64)])
-    assert calibration_error(labels, probabilities) < 1.5
-    assert calibration_error(np.zeros(20_000), probabilities) > 10
+    assert calibration(labels, probabilities).error < 1.5
+    assert calibration(np.zeros(20_000), probabilities).error > 10

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import clips_of, save_reference, tiny_model
 
 from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
-from dfer_deploy.metrics import calibration_error, score
+from dfer_deploy.metrics import calibration, score
 from dfer_deploy.model.dfer_clip import images_from_frames
 
 NAMES = ("happiness", "sadness", "anger")
@@ -38,7 +38,7 @@ def test_scores_and_files(cli: Any, clip_list: Path, tmp_path: Path, changes: di
     assert found["confusion"] == expected.confusion.tolist()
     assert found["recalls"] == dict(zip(NAMES, expected.recalls, strict=True))
     assert found["calibration_error"] == pytest.approx(
-        calibration_error(labels, logits.softmax(dim=1).numpy()), abs=0.01
+        calibration(labels, logits.softmax(dim=1).numpy()).error, abs=0.01
     )
     for text in (f"{expected.uar:.2f} %", f"{found['calibration_error']:.2f} %", "recall anger", "unreadable clips"):
         assert text in result.output

@@ -19,7 +19,7 @@ from PIL import Image
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import json_text
-from dfer_deploy.metrics import Int64, calibration_error, score, softmax
+from dfer_deploy.metrics import Int64, calibration, score, softmax
 from dfer_deploy.paired import equivalence, rate
 from dfer_deploy.report.content import MOST_PICTURED
 from dfer_deploy.report.page import write_report
@@ -65,7 +65,7 @@ def planted(
             other[row, top] = other[row, top[::-1]]
         comparisons.append(comparison(f"candidate {index}", names, labels, logits, other, failures))
     return {
-        "format": "dfer-deploy-verify/1",
+        "format": "dfer-deploy-verify/2",
         "failures": [failure for found in comparisons for failure in found["failures"]],
         "undecided": [sentence for found in comparisons for sentence in found["undecided"]],
         "clips": clips,
@@ -90,13 +90,15 @@ def planted(
 
 def answers(name: str, names: Sequence[str], labels: Int64, logits: Float32) -> dict[str, Any]:
     found = score(labels, logits.argmax(axis=1), names)
+    found_calibration = calibration(labels, softmax(logits))
     return {
         "name": name,
         "uar": found.uar,
         "war": found.war,
         "recalls": dict(zip(names, found.recalls, strict=True)),
         "confusion": found.confusion.tolist(),
-        "calibration_error": calibration_error(labels, softmax(logits)),
+        "calibration_error": found_calibration.error,
+        "calibration_bins": [dataclasses.asdict(of_bin) for of_bin in found_calibration.bins],
     }
 
 
@@ -374,12 +376,13 @@ def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "dfer-deploy-verify/9"}, "expected 'dfer-deploy-verify/1'"),
+        ({"format": "dfer-deploy-verify/9"}, "expected 'dfer-deploy-verify/2'"),
         ({"comparisons": []}, "there are 0 comparisons"),
         ({"clips": 631}, "7 × 7 counts of 631 clips"),
         ({"class_names": "no list"}, "class_names is 'no list'"),
         ({"limits": {}}, "limits.logits is None"),
         ({"provenance": None}, "provenance is None"),
+        ({"truth": planted(630)["truth"] | {"calibration_bins": []}}, "is not that of 630 clips"),
     ],
 )
 def test_what_verify_did_not_write_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
