@@ -1,3 +1,21 @@
 """Train DFER-CLIP, and take a trained checkpoint to a verified Triton deployment."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfer_deploy.client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The clients, imported when they are asked for, so that the command line starts at once."""
+    if name in ("AsyncClient", "Client"):
+        from dfer_deploy import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'dfer_deploy' has no attribute {name!r}")

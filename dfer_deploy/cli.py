@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "configure": ("dfer_deploy.commands.configure:configure", "Change how a bundle is served."),
     "serve": ("dfer_deploy.commands.serve:serve", "Serve a bundle with Triton on this machine."),
     "predict": ("dfer_deploy.commands.predict:predict", "Ask a bundle or a server about videos."),
+    "stream": ("dfer_deploy.commands.stream:stream", "Watch a camera or a video live."),
     "verify": ("dfer_deploy.commands.verify:verify", "Prove that what is served is what was trained."),
     "report": ("dfer_deploy.commands.report:report", "Show what verify found as one HTML file."),
     "bench": ("dfer_deploy.commands.bench:bench", "Measure throughput and latency with perf_analyzer."),

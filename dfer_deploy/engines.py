@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.specs import require, spec_from_dict
+from dfer_deploy.specs import require, spec_from_dict, stream_state_graph
 
 if TYPE_CHECKING:
     from dfer_deploy.bundle import Bundle
@@ -103,7 +103,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """The engines of both graphs, by the graphs' names."""
+    """The engines of all graphs, by the graphs' names."""
 
     builder: Builder
     device: Device | None
@@ -134,7 +134,12 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
-    for spec in (bundle.contract.image_encoder, bundle.contract.temporal_head):
+    contract, serving = bundle.contract, bundle.manifest.serving
+    for spec, batch, unit in (
+        (contract.image_encoder, serving.max_batch_size, "clips"),
+        (contract.temporal_head, serving.max_batch_size, "clips"),
+        (stream_state_graph(contract.stream_head), serving.max_stream_batch, "streams"),
+    ):
         graph = spec.name
         if graph not in found.engines:
             raise DferDeployError(f"{path} has no engine of {graph}, the build was interrupted; {again}")
@@ -147,16 +152,15 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         plan = bundle.path / record.plan
         if not plan.is_file() or sha256_of_file(plan) != record.sha256:
             raise DferDeployError(f"{plan} is missing or not the engine that was built; {again}")
-        (tensor,) = spec.inputs
-        shapes = record.profile.get(tensor.name)
-        rank = len(tensor.shape)
-        if shapes is None or {len(shapes.min), len(shapes.opt), len(shapes.max)} != {rank}:
-            raise DferDeployError(f"{path} has no profile of {tensor.name!r} with {rank} dimensions; {again}")
-        if shapes.max[0] != bundle.manifest.serving.max_batch_size:
-            raise DferDeployError(
-                f"{plan} takes up to {shapes.max[0]} clips, the bundle is configured for "
-                f"{bundle.manifest.serving.max_batch_size}; {again}"
-            )
+        for tensor in spec.inputs:
+            shapes = record.profile.get(tensor.name)
+            rank = len(tensor.shape)
+            if shapes is None or {len(shapes.min), len(shapes.opt), len(shapes.max)} != {rank}:
+                raise DferDeployError(f"{path} has no profile of {tensor.name!r} with {rank} dimensions; {again}")
+            if shapes.max[0] != batch:
+                raise DferDeployError(
+                    f"{plan} takes up to {shapes.max[0]} {unit}, the bundle is configured for {batch}; {again}"
+                )
     return found
 
 

@@ -283,15 +283,15 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph. A string in ``shape`` is a dynamic dimension."""
+    """One input or output of a graph. A string in ``shape`` is a dynamic dimension; ``bytes`` are of any length."""
 
     name: str
-    dtype: Literal["uint8", "float32"]
+    dtype: Literal["uint8", "float32", "bytes"]
     shape: tuple[int | str, ...]
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.dtype)
+        return np.dtype(object if self.dtype == "bytes" else self.dtype)
 
 
 @dataclass(frozen=True)
@@ -305,25 +305,72 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class Contract:
-    """The three served graphs of one model: two ONNX graphs, and the ensemble that joins them."""
+    """What one model is served as: ONNX graphs, the Triton models around them, and the ensembles that join them.
+
+    Attributes:
+        image_encoder: ONNX graph from frames to frame features.
+        temporal_head: ONNX graph from the frame features of a clip to probabilities.
+        ensemble: clips of frames to probabilities.
+        preprocess: encoded images (JPEG, PNG, WebP) to frames; code, no graph.
+        encoded: ensemble from clips of encoded images to probabilities.
+        stream_head: one frame's features to the probabilities of the window that it ends, with a state per stream.
+        stream: ensemble from one frame of a stream to probabilities.
+    """
 
     image_encoder: GraphSpec
     temporal_head: GraphSpec
     ensemble: GraphSpec
+    preprocess: GraphSpec
+    encoded: GraphSpec
+    stream_head: GraphSpec
+    stream: GraphSpec
 
 
 def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
-    """The graphs that serve ``spec``, under the name prefix ``name``.
+    """What ``spec`` is served as, under the name prefix ``name``.
 
     Frames are RGB in [0, 255], already resized to the model's image size; all arithmetic on them is in the graph.
     """
     size, features = spec.clip.vision.image_size, spec.clip.embed_dim
     frames = TensorSpec("frames", "uint8", ("batch", "time", size, size, 3))
+    images = TensorSpec("images", "bytes", ("batch", "time"))
     frame_features = TensorSpec("frame_features", "float32", ("batch", "time", features))
+    new_frame = TensorSpec("frames", "uint8", ("batch", 1, size, size, 3))
+    new_features = TensorSpec("frame_features", "float32", ("batch", 1, features))
     logits = TensorSpec("logits", "float32", ("batch", spec.prompts.num_classes))
     probabilities = TensorSpec("probabilities", "float32", ("batch", spec.prompts.num_classes))
     return Contract(
         image_encoder=GraphSpec(f"{name}_image_encoder", (frames,), (frame_features,)),
         temporal_head=GraphSpec(f"{name}_temporal_head", (frame_features,), (logits, probabilities)),
         ensemble=GraphSpec(name, (frames,), (probabilities, logits)),
+        preprocess=GraphSpec(f"{name}_preprocess", (images,), (frames,)),
+        encoded=GraphSpec(f"{name}_encoded", (images,), (probabilities, logits)),
+        stream_head=GraphSpec(f"{name}_stream_head", (new_features,), (logits, probabilities)),
+        stream=GraphSpec(f"{name}_stream", (new_frame,), (probabilities, logits)),
+    )
+
+
+def stream_state_graph(stream_head: GraphSpec) -> GraphSpec:
+    """The ONNX graph of a stream head whose state the server keeps and passes in and out (Triton's implicit state).
+
+    ``start`` is 1 with the first frame of a stream, else 0; ``state_in`` and ``count_in`` are then of no matter. The
+    state holds the frame features of the window, padded as the window is; the count says how many of them are frames of
+    their own. Triton pairs inputs with outputs in the order of their names (core, ``SequenceStates::OutputState``), so
+    the input states have to sort as the output states do.
+    """
+    (frame_features,) = stream_head.inputs
+    window = ("batch", MAX_FRAMES, *frame_features.shape[2:])
+    return GraphSpec(
+        stream_head.name,
+        (
+            frame_features,
+            TensorSpec("start", "float32", ("batch", 1)),
+            TensorSpec("state_in", "float32", window),
+            TensorSpec("count_in", "float32", ("batch", 1)),
+        ),
+        (
+            *stream_head.outputs,
+            TensorSpec("state_out", "float32", window),
+            TensorSpec("count_out", "float32", ("batch", 1)),
+        ),
     )

@@ -20,7 +20,7 @@ from dfer_deploy.files import atomic_file, json_text, link_or_copy
 
 
 def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:
-    """Writes the three ``config.pbtxt`` of a bundle, and its manifest, for other serving options.
+    """Writes every ``config.pbtxt`` of a bundle, and its manifest, for other serving options.
 
     Everything is written beside the manifest first and renamed at the end, the manifest before the rest. Whoever is
     killed between two renames leaves configurations that ``Bundle.check_files`` refuses; the same call mends them, and

@@ -29,7 +29,7 @@ def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
     """Exports a graph with dynamic batch and time to a single ONNX file and checks it.
 
     Args:
-        graph: a module with one input tensor.
+        graph: a module that takes the tensors of ``spec.inputs`` in this order.
         spec: names, types and shapes that the file must have.
         path: the file to write.
 
@@ -52,22 +52,24 @@ def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
 
 
 def _traced(graph: nn.Module, spec: GraphSpec) -> onnx.ModelProto:
-    (tensor,) = spec.inputs
     # Sizes 2 and 3 rather than 1: torch.export would take a 1 for a constant.
     sizes = {"batch": 2, "time": 3}
-    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
-    example: Tensor = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
-    dynamic = {index: torch.export.Dim.DYNAMIC for index, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+    examples: list[Tensor] = []
+    dynamic = []
+    for tensor in spec.inputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+        examples.append(torch.zeros(shape, dtype=getattr(torch, tensor.dtype)))
+        dynamic.append({i: torch.export.Dim.DYNAMIC for i, dim in enumerate(tensor.shape) if isinstance(dim, str)})
     names = [output.name for output in spec.outputs]
     with warnings.catch_warnings(), _quiet("torch.onnx"), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph,
-            (example,),
+            tuple(examples),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=(dynamic,),
-            input_names=[tensor.name],
+            dynamic_shapes=tuple(dynamic),
+            input_names=[tensor.name for tensor in spec.inputs],
             output_names=names,
             verbose=False,
         )

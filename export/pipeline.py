@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dfer_deploy import __version__
 from dfer_deploy.blocks import checked_blocks
@@ -30,10 +31,20 @@ from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
-from dfer_deploy.export.parity import measure_parity
+from dfer_deploy.export.parity import measure_parity, measure_stream_parity
 from dfer_deploy.export.repository import write_model_repository
+from dfer_deploy.export.stream_graph import StreamHeadGraph
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
-from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision, PromptPosition, contract_for, require
+from dfer_deploy.specs import (
+    MAX_FRAMES,
+    GraphSpec,
+    ModelSpec,
+    Precision,
+    PromptPosition,
+    contract_for,
+    require,
+    stream_state_graph,
+)
 from dfer_deploy.triton_models import container_files
 
 _TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -127,10 +138,13 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
     with step("build the model, encode the class texts"):
         model = checkpoint.build_model()
         bundle.image_encoder_onnx.parent.mkdir()
-    for spec, path, graph in (
+    graphs: list[tuple[GraphSpec, Path, type[nn.Module]]] = [
         (contract.image_encoder, bundle.image_encoder_onnx, ImageEncoderGraph),
         (contract.temporal_head, bundle.temporal_head_onnx, TemporalHeadGraph),
-    ):
+    ]
+    if bundle.stream_head_onnx is not None:
+        graphs.append((stream_state_graph(contract.stream_head), bundle.stream_head_onnx, StreamHeadGraph))
+    for spec, path, graph in graphs:
         with step(f"export {spec.name}.onnx") as notes:
             with torch.inference_mode():
                 module = graph(model, plan.precision, plan.keep_fp32)
@@ -140,6 +154,8 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
         parity = measure_parity(
             model, bundle.image_encoder_onnx, bundle.temporal_head_onnx, plan.precision, plan.keep_fp32
         )
+        if bundle.stream_head_onnx is not None:
+            parity |= measure_stream_parity(model, bundle.stream_head_onnx, plan.precision)
         notes.append(f"logits within {parity['logit_error']:g}")
     with step(f"write the Triton model repository for the target {plan.target}"):
         write_model_repository(
@@ -151,6 +167,7 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             version=plan.version,
             image_encoder_onnx=bundle.image_encoder_onnx,
             temporal_head_onnx=bundle.temporal_head_onnx,
+            stream_head_onnx=bundle.stream_head_onnx or bundle.temporal_head_onnx,
         )
         for name, text in _deployment_files(plan.target).items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Writes the folder that Triton loads: two models and the ensemble that joins them."""
+"""Writes the folder that Triton loads: models, and the ensembles that join them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -14,12 +14,19 @@ from dfer_deploy import triton_models
 from dfer_deploy.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, link_or_copy
-from dfer_deploy.specs import MAX_FRAMES, Contract, GraphSpec, ModelSpec, TensorSpec
+from dfer_deploy.specs import MAX_FRAMES, Contract, GraphSpec, ModelSpec, TensorSpec, stream_state_graph
 
 QUEUE_MEMORY_BYTES = 4 << 30
 """What the requests waiting for one model may hold at most, if each of them is as large as the server allows."""
 
-_DATA_TYPES = {"uint8": model_config_pb2.TYPE_UINT8, "float32": model_config_pb2.TYPE_FP32}
+MAX_REQUEST_BYTES = 64 << 20
+"""What Triton's HTTP service takes in one request unless told otherwise: encoded images have no size of their own."""
+
+_DATA_TYPES = {
+    "uint8": model_config_pb2.TYPE_UINT8,
+    "float32": model_config_pb2.TYPE_FP32,
+    "bytes": model_config_pb2.TYPE_STRING,
+}
 
 
 def write_model_repository(
@@ -32,8 +39,9 @@ def write_model_repository(
     version: int,
     image_encoder_onnx: Path,
     temporal_head_onnx: Path,
+    stream_head_onnx: Path,
 ) -> None:
-    """Writes ``<folder>/<model>/config.pbtxt`` and ``<folder>/<model>/<version>/…`` for the three models.
+    """Writes ``<folder>/<model>/config.pbtxt`` and ``<folder>/<model>/<version>/…`` for every model.
 
     The graphs are hard links to the given files where the file system allows it, copies elsewhere. The same arguments
     give the same bytes. A version can be added to an existing repository of the same classes; the configurations are
@@ -48,6 +56,8 @@ def write_model_repository(
         version: the version folder's number, at least 1.
         image_encoder_onnx: the graph of ``contract.image_encoder``.
         temporal_head_onnx: the graph of ``contract.temporal_head``.
+        stream_head_onnx: of the target embedded the temporal head's too, whose windows its code keeps; elsewhere the
+            graph of ``stream_state_graph(contract.stream_head)``.
 
     Raises:
         DferDeployError: a number is out of range, the version exists already, or it would serve other classes than the
@@ -57,7 +67,12 @@ def write_model_repository(
     if version < 1:
         raise DferDeployError(f"the version is {version}, expected at least 1")
     labels = _labels(spec)
-    graphs = {contract.image_encoder.name: image_encoder_onnx, contract.temporal_head.name: temporal_head_onnx}
+    graphs = {
+        contract.image_encoder.name: image_encoder_onnx,
+        contract.temporal_head.name: temporal_head_onnx,
+        contract.stream_head.name: stream_head_onnx,
+    }
+    code = _python_files(contract, target)
     for config in model_configs(contract, spec, target=target, serving=serving):
         model_folder = folder / config.name
         version_folder = model_folder / str(version)
@@ -68,11 +83,11 @@ def write_model_repository(
             _write_labels(model_folder / "labels.txt", labels)
         if config.name in graphs and target != "tensorrt":
             link_or_copy(graphs[config.name], version_folder / "model.onnx")
-        else:
-            # The ensemble's folder stays empty, an engine's until it is built; object stores and git lose empty ones.
+        for name, source in code.get(config.name, {}).items():
+            _write_text(version_folder / name, source)
+        if not any(version_folder.iterdir()):
+            # An ensemble's folder stays empty, an engine's until it is built; object stores and git lose empty ones.
             (version_folder / ".keep").touch()
-        if config.backend == "python":
-            _write_text(version_folder / "model.py", triton_models.onnx_model_source())
         _write_text(model_folder / "config.pbtxt", config_text(config))
 
 
@@ -82,7 +97,7 @@ def check_model_repository(bundle: Bundle) -> None:
     The manifest's hashes tell damage, not intent: whoever changes a model.py can change the manifest too.
 
     Raises:
-        DferDeployError: a configuration or a model.py is not the one that this version writes.
+        DferDeployError: a configuration or a Python file is not the one that this version writes.
     """
     manifest = bundle.manifest
     configs = model_configs(bundle.contract, bundle.spec, target=manifest.target, serving=manifest.serving)
@@ -93,11 +108,11 @@ def check_model_repository(bundle: Bundle) -> None:
         for config in configs
         if any(output.label_filename for output in config.output)
     }
-    if manifest.target == "embedded":
-        expected |= {
-            bundle.model_repository / graph.name / str(manifest.version) / "model.py": triton_models.onnx_model_source()
-            for graph in (bundle.contract.image_encoder, bundle.contract.temporal_head)
-        }
+    expected |= {
+        bundle.model_repository / model / str(manifest.version) / name: source
+        for model, files in _python_files(bundle.contract, manifest.target).items()
+        for name, source in files.items()
+    }
     for path, text in expected.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise DferDeployError(
@@ -108,21 +123,40 @@ def check_model_repository(bundle: Bundle) -> None:
 
 def model_configs(
     contract: Contract, spec: ModelSpec, *, target: Target, serving: ServingOptions
-) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
-    """The configurations of image encoder, temporal head and ensemble, in this order."""
-    encoder, head = (
+) -> tuple[ModelConfig, ...]:
+    """The configurations of all models: the graphs, the code around them, the ensembles."""
+    graphs = (
         _model_config(_template(target, template), graph, target, serving)
         for template, graph in (
             ("image_encoder.pbtxt", contract.image_encoder),
             ("temporal_head.pbtxt", contract.temporal_head),
         )
     )
-    ensemble = _filled(_template("ensemble.pbtxt"), contract.ensemble, serving.max_batch_size)
-    for step, graph in zip(
-        ensemble.ensemble_scheduling.step, (contract.image_encoder, contract.temporal_head), strict=True
-    ):
-        step.model_name = graph.name
-    return encoder, head, ensemble
+    ensembles = (
+        _ensemble(_template(template), ensemble, steps, serving.max_batch_size)
+        for template, ensemble, steps in (
+            ("ensemble.pbtxt", contract.ensemble, (contract.image_encoder, contract.temporal_head)),
+            (
+                "encoded.pbtxt",
+                contract.encoded,
+                (contract.preprocess, contract.image_encoder, contract.temporal_head),
+            ),
+        )
+    )
+    stream_head = _stream_head(contract.stream_head, target, serving)
+    # Triton's sequences take requests of one frame of one stream.
+    stream = _ensemble(_template("stream.pbtxt"), contract.stream, (contract.image_encoder, contract.stream_head), 1)
+    return (*graphs, _preprocess(contract.preprocess, serving), stream_head, *ensembles, stream)
+
+
+def _python_files(contract: Contract, target: Target) -> dict[str, dict[str, str]]:
+    """What the Python backend executes: for each of its models, the files in the version's folder and their content."""
+    code = {contract.preprocess.name: triton_models.preprocess_sources()}
+    if target == "embedded":
+        for graph in (contract.image_encoder, contract.temporal_head):
+            code[graph.name] = {"model.py": triton_models.onnx_model_source()}
+        code[contract.stream_head.name] = {"model.py": triton_models.stream_head_source()}
+    return code
 
 
 def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
@@ -142,7 +176,46 @@ def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, servi
     if target == "tensorrt":
         _record_cuda_graphs(config, tensor.name, clip, serving.cuda_graph_batches)
     if target == "onnxruntime" and serving.execution_provider == "tensorrt":
-        _build_inside_onnxruntime(config, tensor.name, clip, serving.max_batch_size)
+        bounds = ((1, 1, *clip[1:]), (min(8, serving.max_batch_size), *clip), (serving.max_batch_size, *clip))
+        _build_inside_onnxruntime(config, {tensor.name: bounds})
+    return config
+
+
+def _stream_head(graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
+    most = serving.max_stream_batch
+    config = _filled(_template(target, "stream_head.pbtxt"), graph, most)
+    config.sequence_batching.oldest.max_candidate_sequences = serving.max_streams
+    config.sequence_batching.oldest.max_queue_delay_microseconds = serving.queue_delay_us
+    config.sequence_batching.max_sequence_idle_microseconds = round(serving.stream_idle_s * 1e6)
+    if target == "embedded":
+        config.parameters["max_frames"].string_value = str(MAX_FRAMES)
+        config.parameters["max_streams"].string_value = str(serving.max_streams)
+        return config
+    tensors = {tensor.name: tensor for tensor in stream_state_graph(graph).inputs}
+    for state in config.sequence_batching.state:
+        for entry in (state, *state.initial_state):
+            entry.dims[:] = tensors[state.input_name].shape[1:]
+    if target == "onnxruntime" and serving.execution_provider == "tensorrt":
+        shapes = {name: _dims(tensor, time=1) for name, tensor in tensors.items()}
+        _build_inside_onnxruntime(
+            config, {name: ((1, *dims), (min(8, most), *dims), (most, *dims)) for name, dims in shapes.items()}
+        )
+    return config
+
+
+def _preprocess(graph: GraphSpec, serving: ServingOptions) -> ModelConfig:
+    config = _filled(_template("preprocess.pbtxt"), graph, serving.max_batch_size)
+    config.dynamic_batching.default_queue_policy.max_queue_size = queue_size(
+        serving.max_batch_size, MAX_REQUEST_BYTES // serving.max_batch_size
+    )
+    config.parameters["max_frames"].string_value = str(MAX_FRAMES)
+    return config
+
+
+def _ensemble(template: ModelConfig, graph: GraphSpec, steps: Sequence[GraphSpec], max_batch_size: int) -> ModelConfig:
+    config = _filled(template, graph, max_batch_size)
+    for step, model in zip(config.ensemble_scheduling.step, steps, strict=True):
+        step.model_name = model.name
     return config
 
 
@@ -155,16 +228,19 @@ def _record_cuda_graphs(config: ModelConfig, name: str, clip: list[int], batches
         graph.input[name].dim[:] = clip
 
 
-def _build_inside_onnxruntime(config: ModelConfig, name: str, clip: list[int], max_batch_size: int) -> None:
+def _build_inside_onnxruntime(config: ModelConfig, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
     """onnxruntime's TensorRT provider, with one profile for all shapes instead of a new engine for each.
+
+    ``shapes`` are the smallest, the usual and the largest of every input.
 
     Without a precision mode onnxruntime makes a strongly typed network, so that the graph's own types hold. Source:
     onnxruntime's documentation, "TensorRT Execution Provider", explicit shape range.
     """
     provider = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-    shapes = {"min": (1, 1, *clip[1:]), "opt": (min(8, max_batch_size), *clip), "max": (max_batch_size, *clip)}
-    for bound, shape in shapes.items():
-        provider.parameters[f"trt_profile_{bound}_shapes"] = f"{name}:{'x'.join(map(str, shape))}"
+    for index, bound in enumerate(("min", "opt", "max")):
+        provider.parameters[f"trt_profile_{bound}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, bounds[index]))}" for name, bounds in shapes.items()
+        )
 
 
 def queue_size(max_batch_size: int, bytes_per_clip: int) -> int:

@@ -1,6 +1,6 @@
 """What Triton loads, and the containers that it runs in.
 
-Templates of ``config.pbtxt``, the Python-backend model of the embedded server, and files for Docker.
+Templates of ``config.pbtxt``, models for Triton's Python backend, and files for Docker.
 """
 
 from __future__ import annotations
@@ -21,6 +21,20 @@ def config_template(*path: str) -> str:
 def onnx_model_source() -> str:
     """The source of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
     return _text("onnx_model", "model.py")
+
+
+def stream_head_source() -> str:
+    """The source of the Python-backend model that keeps the windows of live streams."""
+    return _text("stream_head", "model.py")
+
+
+def preprocess_sources() -> dict[str, str]:
+    """The files, by name, of the Python-backend model that turns encoded images into frames."""
+    decoding = resources.files("dfer_deploy.clips").joinpath("image_decoding.py")
+    return {
+        "model.py": _text("preprocess", "model.py"),
+        "image_decoding.py": decoding.read_text(encoding="utf-8"),
+    }
 
 
 def container_files(target: str) -> dict[str, str]:

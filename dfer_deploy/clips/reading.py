@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dfer_deploy.clips.image_decoding import ImageError, opened_image, upright_rgb
+from dfer_deploy.clips.image_decoding import resized as resized
 from dfer_deploy.clips.sampling import Indices, sample_indices
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
@@ -27,7 +29,6 @@ Sampler = Callable[[int], Indices]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-"""Whatever the suffix says: Pillow also knows formats that start other programs."""
 
 _VIDEO_FORMATS = (
     "3g2,3gp,asf,avi,flv,gif,h264,hevc,ivf,m4a,m4v,matroska,mj2,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,ogg,wav,webm,"
@@ -82,11 +83,9 @@ def clip_from_video(video: Path, image_size: int, sampler: Sampler = sample_indi
 
     Only the wanted frames are converted and kept, so that memory does not grow with the length.
     """
-    claimed = _packets_in_video(video)
+    claimed = packets_in_video(video)
     wanted = sampler(claimed)
     count, frames = _frames_at(video, image_size, wanted)
-    if count == 0:
-        raise DferDeployError(f"{video} has no frame that can be decoded; is it damaged?")
     if count != claimed:  # damaged or unusual streams: fewer or more frames come out than packets went in
         wanted = sampler(count)
         _, frames = _frames_at(video, image_size, wanted)
@@ -110,40 +109,26 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def image_from_file(path: Path) -> Image.Image:
-    """An RGB image.
+    """An RGB image, upright; what the parts of its format mean, ``image_decoding`` says.
 
     Raises:
-        DferDeployError: it cannot be read, or has more than 64 million pixels.
+        DferDeployError: it cannot be read, has more than 64 million pixels or 8 bits a channel, or is an animation.
     """
     try:
-        with Image.open(path, formats=_IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DferDeployError(
-                    f"{path} has {image.width} × {image.height} pixels, expected at most {MAX_PIXELS}; make it smaller"
-                )
-            if image.mode[0] in "IF":
-                raise DferDeployError(f"{path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
-            rgb: Image.Image = image.convert("RGB")
-            return rgb
-    except DferDeployError:
-        raise
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
-        raise DferDeployError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+        with opened_image(path, formats=_IMAGE_FORMATS, max_pixels=MAX_PIXELS) as image:
+            return upright_rgb(image)
+    except (ImageError, MemoryError) as error:
+        raise DferDeployError(f"{path} {error or 'does not fit into the memory'}") from error
 
 
-def resized(image: Image.Image, image_size: int) -> Clip:
-    """Pillow's bilinear resize to uint8 [S, S, 3]."""
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
-
-
-def _packets_in_video(video: Path) -> int:
-    """The number of the video's packets, which is that of its frames in nearly all files.
+def packets_in_video(video: Path) -> int:
+    """The number of the video's packets, which is that of its frames in nearly all files. Nothing is decoded.
 
     Raises:
         DferDeployError: there is none, or the file ends long before the time that its header states.
     """
     packets, end_s = 0, 0.0
-    with _open_video(video) as (container, stream):
+    with open_video(video) as (container, stream):
         for packet in container.demux():
             if packet.size and packet.stream is stream:
                 packets += 1
@@ -152,20 +137,24 @@ def _packets_in_video(video: Path) -> int:
         start_s, stated_s = ((value or 0) / av.time_base for value in (container.start_time, container.duration))
     if not packets:
         raise DferDeployError(f"{video} has a video stream without frames; is it damaged?")
-    if end_s - start_s < _SHARE_OF_STATED_TIME * stated_s:
+    end_s -= min(start_s, 0.0)  # Matroska's duration counts from 0 even where its first frame comes later
+    if end_s < _SHARE_OF_STATED_TIME * stated_s:
         raise DferDeployError(
-            f"{video} is truncated: it ends after {end_s - start_s:.1f} s of the {stated_s:.1f} s that it states; "
-            "copy it again"
+            f"{video} is truncated: it ends after {end_s:.1f} s of the {stated_s:.1f} s that it states; copy it again"
         )
     return packets
 
 
-def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dict[int, Clip]]:
-    """The number of frames that can be decoded, and those at ``indices``, resized."""
-    wanted = set(indices.tolist())
-    frames: dict[int, Clip] = {}
+def decoded_frames(video: Path) -> Iterator[av.VideoFrame]:
+    """All frames of a video that can be decoded, in the order in which they are shown.
+
+    A damaged packet costs its frame, not the video; how many are missing is said in a warning at the end.
+
+    Raises:
+        DferDeployError: it is no video that can be read, or none of its frames can be decoded.
+    """
     count = damaged = 0
-    with _open_video(video) as (container, stream):
+    with open_video(video) as (container, stream):
         stream.thread_type = "AUTO"
         packets = iter(container.demux(stream))
         while True:
@@ -176,26 +165,43 @@ def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dic
             except av.error.EOFError:
                 break
             except av.FFmpegError:
-                damaged += 1  # a damaged packet costs its frame, not the video
+                damaged += 1
                 continue
             for frame in decoded:
                 damaged += frame.is_corrupt
-                if count in wanted:
-                    frames[count] = resized(_upright(frame), image_size)
                 count += 1
+                yield frame
+    if count == 0:
+        raise DferDeployError(f"{video} has no frame that can be decoded; is it damaged?")
     if damaged:
         warn(f"{video} is damaged: {damaged} of its frames could not be decoded or are wrong")
-    return count, frames
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
+def upright(frame: av.VideoFrame) -> Image.Image:
     """The frame as an RGB image, turned as the file's display matrix says."""
     image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
     return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
 
 
+def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dict[int, Clip]]:
+    """The number of frames that can be decoded, and those at ``indices``, resized."""
+    wanted = set(indices.tolist())
+    frames: dict[int, Clip] = {}
+    count = 0
+    for index, frame in enumerate(decoded_frames(video)):
+        count = index + 1
+        if index in wanted:
+            frames[index] = resized(upright(frame), image_size)
+    return count, frames
+
+
 @contextlib.contextmanager
-def _open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first video stream.
+
+    Raises:
+        DferDeployError: it is no video file, holds no video, its pictures are too large, or reading fails later.
+    """
     try:
         with av.open(
             f"file:{video.absolute()}", metadata_errors="ignore", options={"format_whitelist": _VIDEO_FORMATS}

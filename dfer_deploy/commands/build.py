@@ -59,7 +59,7 @@ def build(
     with progress_bar(counts=False) as bar:
         tasks = {
             graph.name: bar.add_task(graph.name, total=1.0, start=False)
-            for graph in (opened.contract.image_encoder, opened.contract.temporal_head)
+            for graph in (opened.contract.image_encoder, opened.contract.temporal_head, opened.contract.stream_head)
         }
 
         def report(graph: str, phase: str, share: float) -> None:
@@ -81,16 +81,14 @@ def build(
     table(
         f"{bundle}: {content['builder']['module']} {content['builder']['version']}, "
         + (content["device"] or {"name": "no GPU, built ahead of time"})["name"],
-        ("engine", "precision", "matrix products", "size", "clips, usual and largest", "seconds"),
+        ("engine", "precision", "matrix products", "size", "clips or streams, usual and largest", "seconds"),
         [
             (
                 engine["plan"],
                 engine["precision"],
                 ", ".join(f"{count} {dtype}" for dtype, count in engine["matrix_products"].items()),
                 f"{engine['bytes'] / 1e6:.1f} MB",
-                " and ".join(
-                    str(shapes[bound][0]) for shapes in engine["profile"].values() for bound in ("opt", "max")
-                ),
+                " and ".join(str(next(iter(engine["profile"].values()))[bound][0]) for bound in ("opt", "max")),
                 f"{engine['seconds']:.1f}" if graph in built else "built before",
             )
             for graph, engine in content["engines"].items()

@@ -72,7 +72,7 @@ def demo(ctx: click.Context, root: Path) -> None:
         accepted = (ExitCode.DONE, ExitCode.UNDECIDED)
         run("verify", bundle, *url, *data, "--json", verification, "--report", root / "report.html", accepted=accepted)
         run("bench", bundle, *url, "--checkpoint", checkpoint, "--rounds", 3, "--json", measurement)
-        run("predict", *url, video, "--json", answer)
+        run("predict", *url, "--whole", video, "--json", answer)
     _summary(seconds, *(json.loads(path.read_text(encoding="utf-8")) for path in (verification, measurement, answer)))
     stdout.print("next, with your own checkpoint and video:")
     for line in (

@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import click
-import numpy as np
 
+from dfer_deploy.annotated import write_annotated
 from dfer_deploy.bundle import open_bundle
-from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.clips.contact_sheet import write_contact_sheet
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, duration_s
+from dfer_deploy.commands.answers import OutputFiles, one_of, print_answers, write_answers
 from dfer_deploy.commands.options import json_option
 from dfer_deploy.commands.runtimes import host_code_option
-from dfer_deploy.console import progress, table
+from dfer_deploy.console import progress_bar, stderr, warn
+from dfer_deploy.crop_sample import CropSample
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.files import write_json
+from dfer_deploy.recording import Recording, shown
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
-from dfer_deploy.runtimes.predictor import Prediction, Predictor
+from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.windows import (
+    DEFAULT_FRAME_INTERVAL_S,
+    DEFAULT_STRIDE,
+    SeenFrame,
+    whole_window,
+    windows_of_video,
+)
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_LARGEST_STRIDE = 1_000_000
+_LARGEST_MARGIN = 2.0
+_LONGEST_NAME = 30
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Who answers, and what must be known of it."""
+
+    predictor: Predictor
+    labels: tuple[str, ...]
+    image_size: int
+    frame_interval_s: float | None
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How a video is cut into windows; see ``windows.windows_of_video``."""
+
+    interval_s: float
+    stride: int
+    detector: FaceDetector | None
+    margin: float
 
 
 @click.command()
@@ -32,6 +71,35 @@ from dfer_deploy.runtimes.predictor import Prediction, Predictor
 @click.option("--url", help="Ask a server: grpc://HOST:PORT or http://HOST:PORT.")
 @click.option("--model", default="dfer", show_default=True, help="The ensemble's name, with --url.")
 @click.option("--timeout-s", type=float, default=60.0, show_default=True, help="Deadline of one request, with --url.")
+@click.option("--whole", is_flag=True, help="One answer for each INPUT, from 16 frames spread over the whole of it.")
+@click.option(
+    "--faces",
+    type=click.Choice([*DETECTORS, "none"]),
+    help="What finds the faces; none where the picture is one.  [default: centerface for videos, none for folders]",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0.0, _LARGEST_MARGIN),
+    default=DEFAULT_MARGIN,
+    show_default=True,
+    help="Around each face, as a share of it.",
+)
+@click.option(
+    "--frame-interval-s",
+    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
+    help="Seconds between two frames of a window.  [default: the training clips', where the bundle knows it]",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1, _LARGEST_STRIDE),
+    default=DEFAULT_STRIDE,
+    show_default=True,
+    help="Frames from one window to the next.",
+)
+@click.option("--csv", "csv_file", type=_FILE, help="Also write a line for every window to this file.")
+@click.option("--timeline", type=_FILE, help="Draw the probabilities over time (PNG).")
+@click.option("--crops", type=_FILE, help="Draw what the model saw (PNG).")
+@click.option("--video", type=_FILE, help="Write the video with boxes and answers on it (MP4).")
 @json_option
 @click.pass_context
 def predict(
@@ -43,63 +111,185 @@ def predict(
     url: str | None,
     model: str,
     timeout_s: float,
+    whole: bool,
+    faces: Literal["centerface", "none"] | None,
+    margin: float,
+    frame_interval_s: float | None,
+    stride: int,
+    csv_file: Path | None,
+    timeline: Path | None,
+    crops: Path | None,
+    video: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Print the class probabilities of every INPUT, a video file or a folder of frames.
+    """Print the expressions in every INPUT, a video file or a folder of frames.
 
-    16 frames spread over the whole INPUT are resized to the model's square. The model was trained on cropped faces:
-    crop first.
+    In a video every face is followed, and windows of 16 frames of it are answered over time. A folder of frames, one
+    cropped face, is one clip: 16 frames spread over the whole of it.
+
+    With several INPUTs, --timeline, --crops and --video write one file for each: out.png becomes out-1-NAME.png,
+    out-2-NAME.png and so on, in the order of the INPUTs.
     """
     if (bundle_path is None) == (url is None):
         raise click.UsageError("give either --bundle BUNDLE or --url URL")
     if url and runtime:
         raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
-    answers, failures = [], []
-    with ExitStack() as stack:
-        predictor: Predictor
-        if bundle_path is not None:
-            bundle = open_bundle(bundle_path)
-            runtime = runtime or usual_runtime(bundle, host_code_allowed=allow_host_code)
-            predictor = stack.enter_context(open_predictor(runtime, bundle, host_code_allowed=allow_host_code))
-            labels, image_size = bundle.spec.prompts.class_names, bundle.spec.clip.vision.image_size
-        else:
-            from dfer_deploy.triton.client import TritonPredictor
-
-            assert url is not None  # noqa: S101 - checked above, for mypy
-            client = stack.enter_context(TritonPredictor(url, model, timeout_s=timeout_s))
-            labels, image_size = client.labels(), client.image_size
-            predictor = client
-        for path in progress(inputs, "predict"):
-            try:
-                clip = clip_from_path(path, image_size)
-            except DferDeployError as error:
-                failures.append(str(error))
-                continue
-            answers.append((path, predictor.predict(clip[np.newaxis])))
-    if answers:
-        table(
-            predictor.name,
-            ("input", "expression", "probabilities"),
-            [(path, labels[int(answer.logits[0].argmax())], _ranked(answer, labels)) for path, answer in answers],
+    if whole and (faces == "centerface" or timeline or crops or video):
+        raise click.UsageError(
+            "--whole gives one answer without faces and times; leave it away with --faces centerface, --timeline, "
+            "--crops and --video"
         )
-    for failure in failures:
-        click.echo(f"Error: {failure}", err=True)
-    if json_file:
-        results = [
-            {
-                "input": str(path),
-                "expression": labels[int(answer.logits[0].argmax())],
-                "probabilities": dict(zip(labels, answer.probabilities[0].tolist(), strict=True)),
-                "logits": dict(zip(labels, answer.logits[0].tolist(), strict=True)),
-            }
-            for path, answer in answers
-        ]
-        write_json(json_file, {"answered_by": predictor.name, "results": results, "failures": failures})
+    files = OutputFiles(json_file, csv_file, timeline, crops, video)
+    files.check(inputs)
+    videos = {number for number, path in enumerate(inputs) if not whole and _kind(path) == "file"}
+    detector = _open_detector() if videos and faces != "none" else None
+    failures: list[str] = []
+    with ExitStack() as stack:
+        asked = _open_model(stack, bundle_path, runtime, allow_host_code, url, model, timeout_s)
+        known_s = frame_interval_s or asked.frame_interval_s
+        how = _Windows(known_s or DEFAULT_FRAME_INTERVAL_S, stride, detector, margin)
+        if videos and known_s is None:
+            stderr.print(
+                f"frames {how.interval_s:.3f} s apart, as in DFEW, since it is not known how far apart those of the "
+                "training clips were (--frame-interval-s)"
+            )
+        recording = stack.enter_context(Recording())
+        with _positions(inputs, videos, passes=2 if video else 1) as position:
+            for number, path in enumerate(inputs):
+                if _kind(path) == "folder" and (faces == "centerface" or timeline or crops or video):
+                    failures.append(
+                        f"{path} is a folder of frames, which has no times; give a video, or leave --faces, "
+                        "--timeline, --crops and --video away"
+                    )
+                    continue
+                try:
+                    if number in videos:
+                        _follow(number, inputs, asked, how, files, recording, position)
+                    else:
+                        recording.add_window(number, whole_window(path, asked.predictor, asked.image_size))
+                except DferDeployError as error:
+                    recording.forget(number)
+                    failures.append(str(error))
+        failures = [failure.encode(errors="replace").decode() for failure in failures]
+        print_answers(asked.predictor.name, recording, inputs, asked.labels)
+        for failure in failures:
+            click.echo(f"Error: {failure}", err=True)
+        about: dict[str, object] = {"answered_by": asked.predictor.name, "failures": failures}
+        if videos:
+            about["frame_interval_s"] = how.interval_s
+        write_answers(files, recording, inputs, asked.labels, about)
     if failures:
         ctx.exit(ExitCode.WRONG_INPUT)
 
 
-def _ranked(answer: Prediction, labels: Sequence[str]) -> str:
-    """All classes with their probabilities, the most probable first."""
-    probabilities = answer.probabilities[0]
-    return "  ".join(f"{labels[k]}\N{NO-BREAK SPACE}{probabilities[k]:.3f}" for k in np.argsort(-probabilities))
+def _follow(
+    number: int,
+    inputs: Sequence[Path],
+    asked: _Model,
+    how: _Windows,
+    files: OutputFiles,
+    recording: Recording,
+    position: Callable[[int, int, float], None],
+) -> None:
+    """Answers one video over time, and draws what was asked for."""
+    path, sample = inputs[number], CropSample()
+
+    def seen(frame: SeenFrame) -> None:
+        position(number, 0, frame.time_s)
+        if files.video:
+            recording.add_boxes(number, frame)
+        if files.crops:
+            sample.add(frame)
+
+    windows = windows_of_video(
+        path,
+        asked.predictor,
+        asked.image_size,
+        interval_s=how.interval_s,
+        stride=how.stride,
+        detector=how.detector,
+        margin=how.margin,
+        seen=seen,
+    )
+    with contextlib.closing(windows):
+        for window in windows:
+            recording.add_window(number, window)
+    if recording.count(number) == 0:
+        warn(f"no face was found in {shown(path)}, so there is no answer; for a cropped face use --faces none")
+        return
+    if files.timeline:
+        from dfer_deploy.timeline import write_timeline
+
+        write_timeline(one_of(files.timeline, inputs, number), recording, number, asked.labels, shown(Path(path.name)))
+    if files.crops:
+        write_contact_sheet(one_of(files.crops, inputs, number), sample.rows())
+    if files.video:
+        write_annotated(
+            one_of(files.video, inputs, number),
+            path,
+            recording,
+            number,
+            asked.labels,
+            how.interval_s,
+            lambda time_s: position(number, 1, time_s),
+        )
+
+
+def _open_model(
+    stack: ExitStack,
+    bundle_path: Path | None,
+    runtime: Runtime | None,
+    allow_host_code: bool,
+    url: str | None,
+    model: str,
+    timeout_s: float,
+) -> _Model:
+    if bundle_path is not None:
+        bundle = open_bundle(bundle_path)
+        runtime = runtime or usual_runtime(bundle, host_code_allowed=allow_host_code)
+        predictor = stack.enter_context(open_predictor(runtime, bundle, host_code_allowed=allow_host_code))
+        spec = bundle.spec
+        return _Model(
+            predictor, spec.prompts.class_names, spec.clip.vision.image_size, bundle.manifest.frame_interval_s
+        )
+    from dfer_deploy.triton.client import TritonPredictor
+
+    assert url is not None  # noqa: S101 - checked by the caller, for mypy
+    client = stack.enter_context(TritonPredictor(url, model, timeout_s=timeout_s))
+    return _Model(client, client.labels(), client.image_size, None)
+
+
+def _open_detector() -> FaceDetector:
+    try:
+        return open_detector()
+    except DferDeployError as error:
+        raise DferDeployError(f"{error}, or add --faces none if the videos show one cropped face each") from error
+
+
+@contextlib.contextmanager
+def _positions(inputs: Sequence[Path], videos: set[int], passes: int) -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar over the seconds of all videos. Yields what is told input, pass over it, and time in it."""
+    lengths = [_length_s(path) if number in videos else 0.0 for number, path in enumerate(inputs)]
+    with progress_bar(counts=False) as bar:
+        task = bar.add_task("predict", total=sum(lengths) * passes or None)
+
+        def position(number: int, turn: int, time_s: float) -> None:
+            before = sum(lengths[:number]) * passes + lengths[number] * turn
+            bar.update(task, description=inputs[number].name[:_LONGEST_NAME], completed=before + time_s)
+
+        yield position
+
+
+def _length_s(video: Path) -> float:
+    """The duration of a video; 0 where it is not stated or not readable, which is told when its turn comes."""
+    try:
+        return duration_s(video) or 0.0
+    except DferDeployError:
+        return 0.0
+
+
+def _kind(path: Path) -> Literal["file", "folder", "neither"]:
+    try:
+        return "file" if path.is_file() else "folder" if path.is_dir() else "neither"
+    except OSError:  # a name that is too long, no permission: told when its turn comes
+        return "neither"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,12 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
+from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton import guard
 from dfer_deploy.triton.client import channel_options
@@ -28,6 +32,16 @@ from dfer_deploy.triton.ports import Endpoints, reserve_ports
 
 PROBE_TIMEOUT_S = 10.0
 """For one inference of the readiness check: one frame through ViT-B/32 takes 0.1 s on two cores."""
+
+_DATATYPES = {
+    model_config_pb2.TYPE_UINT8: "UINT8",
+    model_config_pb2.TYPE_FP32: "FP32",
+    model_config_pb2.TYPE_STRING: "BYTES",
+}
+"""Of the inputs of our ensembles: Triton writes them in two ways."""
+
+_WHOLE_STREAM: dict[str, Any] = {"sequence_id": "dfer-deploy ready", "sequence_start": True, "sequence_end": True}
+"""What a readiness check says of its request: models of sequences need it, others take no notice."""
 
 _NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
 """Errors that a server logs on every machine without a GPU."""
@@ -186,7 +200,7 @@ class TritonServer:
                     # The server reports a model whose process has died as ready: only an answer counts.
                     if waiting:
                         name = next(iter(waiting))
-                        client.infer(name, waiting[name], client_timeout=PROBE_TIMEOUT_S)
+                        client.infer(name, waiting[name], client_timeout=PROBE_TIMEOUT_S, **_WHOLE_STREAM)
                         del waiting[name]
                     else:
                         # gRPC is the first of the services to listen.
@@ -195,6 +209,11 @@ class TritonServer:
                         return
                 except InferenceServerException as error:
                     last = str(error).splitlines()[0]
+                    if error.status() == "StatusCode.UNIMPLEMENTED":
+                        # It will not change its mind: the server's Python has no Pillow.
+                        warn(f"the model {name!r} is not served: {error.message()}")
+                        del waiting[name]
+                        continue
                 except OSError as error:
                     last = f"its port {port} does not listen: {error.strerror or error}"
                 if time.monotonic() > deadline:
@@ -241,7 +260,7 @@ def _opened_log(given: Path | None) -> Path:
 
 
 def _probes(repository: Path) -> dict[str, list[InferInput]]:
-    """For every ensemble of the repository, a request of zeros with every dynamic dimension 1."""
+    """For every ensemble of the repository, a request of zeros or of tiny images with every dynamic dimension 1."""
     probes: dict[str, list[InferInput]] = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         try:
@@ -253,14 +272,22 @@ def _probes(repository: Path) -> dict[str, list[InferInput]]:
         inputs = []
         for entry in config.input:
             shape = [1, *(max(1, size) for size in entry.dims)]
-            dtype = np.uint8 if entry.data_type == model_config_pb2.TYPE_UINT8 else np.float32
-            tensor = InferInput(entry.name, shape, "UINT8" if dtype is np.uint8 else "FP32")
-            tensor.set_data_from_numpy(np.zeros(shape, dtype))
+            datatype = _DATATYPES[entry.data_type]
+            tensor = InferInput(entry.name, shape, datatype)
+            fill = _tiny_image() if datatype == "BYTES" else 0
+            tensor.set_data_from_numpy(np.full(shape, fill, triton_to_np_dtype(datatype)))
             inputs.append(tensor)
         probes[config.name] = inputs
     if not probes:
         raise DferDeployError(f"{repository} holds no ensemble to serve; export the bundle again")
     return probes
+
+
+def _tiny_image() -> bytes:
+    """One pixel, as a PNG file."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _in_words(reason: str) -> str:

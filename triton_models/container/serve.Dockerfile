@@ -11,6 +11,10 @@ FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-py3 AS serve
 RUN printf '%s\n' 26.07 "${NVIDIA_TRITON_SERVER_VERSION}" | sort --check --version-sort || \
     { echo "Triton ${NVIDIA_TRITON_SERVER_VERSION} has critical vulnerabilities, expected 26.07 or later" >&2; exit 1; }
 
+# What decodes the images of the ensemble "encoded"; the image has Python and NumPy. Without it that ensemble answers with
+# an error, and everything else is served. Behind a proxy: --build-arg https_proxy=...
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 pip3 install --no-cache-dir --only-binary=:all: "Pillow>=10.3,<14"
+
 # triton-server, which the image has; a number, so that Kubernetes sees that it is not root.
 USER 1000:1000
 

@@ -8,7 +8,8 @@ the batch, T dynamic), the outputs' names, and these parameters:
 
     max_frames         the largest T that the model knows positions for
     intra_op_threads   threads of one execution; 0 is one for every core
-    clips_per_run      how many clips onnxruntime is given at once; 0 is all of the batch
+    clips_per_run      how many clips onnxruntime is given at once, or as many frames in shorter ones; 0 is all of the
+                       batch
     spinning           "1": threads that wait for work burn their core for some milliseconds, "0": they sleep at once
 """
 
@@ -118,9 +119,11 @@ class TritonPythonModel:
         # only if Triton's batcher were misconfigured: fail in words rather than by memory.
         if len(batch) > self._max_batch_size:
             raise RequestError(f"{len(batch)} clips in one execution, expected at most {self._max_batch_size}")
+        # Live streams send single frames, of which several together are faster than one after the other.
+        size = max(1, self._clips_per_run * self._max_frames // batch.shape[1])
         runs: list[list[Array]] = [
-            self._session.run(self._output_names, {self._input_name: batch[start : start + self._clips_per_run]})
-            for start in range(0, len(batch), self._clips_per_run)
+            self._session.run(self._output_names, {self._input_name: batch[start : start + size]})
+            for start in range(0, len(batch), size)
         ]
         return runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
 

@@ -115,6 +115,7 @@ def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
         version=1,
         image_encoder_onnx=model.image_encoder_onnx,
         temporal_head_onnx=model.temporal_head_onnx,
+        stream_head_onnx=model.temporal_head_onnx,
     )
     files = {str(file.relative_to(path)): sha256_of_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
     manifest = {

@@ -86,7 +86,7 @@ def test_a_clean_stop_leaves_nothing(environment: TritonEnvironment, bundle: Pat
     with TritonServer(environment, bundle / "model_repository") as server:
         assert server.log_file is not None
         assert server.log_file.exists()
-        assert len(children(server)[1]) == 2
+        assert len(children(server)[1]) == 4  # encoder, head, preprocessing, stream head
     assert not server.log_file.exists()
     server.stop()
 

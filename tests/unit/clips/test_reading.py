@@ -156,7 +156,7 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> N
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     Image.new("1", (20_000, 20_000)).save(tmp_path / "f" / "1.png")
-    with pytest.raises(DferDeployError, match=r"cannot be read as an image|20000 × 20000 pixels"):
+    with pytest.raises(DferDeployError, match="far too many pixels"):
         clip_from_path(tmp_path / "f", 32)
 
 

@@ -22,6 +22,7 @@ from dfer_deploy.doctor.servers import Docker, EmbeddedServer, LocalTriton
 from dfer_deploy.engines import Builder, Device
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR, Gpu, fitting_containers, gpu_mismatch, tensorrt_mismatch
+from dfer_deploy.specs import stream_state_graph
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000)
 A10 = Gpu("NVIDIA A10", "8.6", 24_000_000_000)
@@ -67,24 +68,35 @@ def for_target(bundle: Bundle, target: Target) -> Bundle:
 def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
     """A bundle without engines that a test may change."""
     shutil.copytree(bundle.path, tmp_path / "bundle")
-    return for_target(dataclasses.replace(bundle, path=tmp_path / "bundle"), "tensorrt")
+    # Of this target the stream's graph is a file, too.
+    name = f"onnx/{bundle.contract.stream_head.name}.onnx"
+    shutil.copy(bundle.temporal_head_onnx, tmp_path / "bundle" / name)
+    files = bundle.manifest.files | {name: sha256_of_file(tmp_path / "bundle" / name)}
+    copy = dataclasses.replace(
+        bundle, path=tmp_path / "bundle", manifest=dataclasses.replace(bundle.manifest, files=files)
+    )
+    return for_target(copy, "tensorrt")
 
 
 def write_engines(bundle: Bundle, built_by: Builder, device: Device | None) -> Path:
     """The record that a build would leave, with plans of a few bytes."""
     records = {}
-    for graph in (bundle.contract.image_encoder, bundle.contract.temporal_head):
+    contract = bundle.contract
+    for graph in (contract.image_encoder, contract.temporal_head, stream_state_graph(contract.stream_head)):
         plan = f"model_repository/{graph.name}/1/model.plan"
         (bundle.path / plan).write_bytes(b"a plan of " + graph.name.encode())
         onnx = f"onnx/{graph.name}.onnx"
-        shape = [4, 16, 32, 32, 3] if graph == bundle.contract.image_encoder else [4, 16, 64]
+        shapes = {
+            tensor.name: [4, *(16 if size == "time" else int(size) for size in tensor.shape[1:])]
+            for tensor in graph.inputs
+        }
         records[graph.name] = {
             "plan": plan,
             "sha256": sha256_of_file(bundle.path / plan),
             "bytes": (bundle.path / plan).stat().st_size,
             "onnx": onnx,
             "onnx_sha256": bundle.manifest.files[onnx],
-            "profile": {graph.inputs[0].name: {"min": [1, 1, *shape[2:]], "opt": shape, "max": shape}},
+            "profile": {name: {"min": shape, "opt": shape, "max": shape} for name, shape in shapes.items()},
             "precision": "fp32",
             "matrix_products": {"FLOAT": 20},
             "seconds": 3.5,

@@ -10,10 +10,13 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
+from packaging.version import Version
 from ruamel.yaml import YAML
 
 from dfer_deploy.plans import SECURITY_FLOOR
+from dfer_deploy.triton.environment import PINS
 from dfer_deploy.triton_models import container_files
 from dfer_deploy.triton_models.container import install_tensorrt
 
@@ -69,6 +72,17 @@ def test_the_server_has_few_rights_and_the_loopback(target: str) -> None:
     exit_timeout = re.search(r"--exit-timeout-secs=(\d+)", container_files(target)["Dockerfile"])
     assert exit_timeout is not None
     assert int(server["stop_grace_period"].removesuffix("s")) > int(exit_timeout[1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_server_can_decode_images(target: str) -> None:
+    """Its Pillow is one that the embedded server may have too; root installs it, the server does not run as root."""
+    steps = instructions(target)
+    (install,) = (rest for name, rest in steps if name == "RUN" and "Pillow" in rest)
+    oldest, newest = re.search(r'"Pillow>=([\d.]+),<(\d+)"', install).groups()
+    assert f"Pillow>={oldest}" in PINS
+    assert Version(oldest) <= Version(PIL.__version__) < Version(newest)
+    assert steps.index(("RUN", install)) < steps.index(("USER", "1000:1000"))
 
 
 def test_the_build_has_no_network_and_the_same_image() -> None:

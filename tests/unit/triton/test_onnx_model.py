@@ -4,70 +4,25 @@ from __future__ import annotations
 
 import json
 import runpy
-import sys
-import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import python_backend
 from onnx import TensorProto, helper, numpy_helper
+from python_backend import Request, Response, TritonError
 
 from dfer_deploy import triton_models
 
 FEATURES = 3
 
 
-@dataclass
-class Tensor:
-    tensor_name: str
-    array: np.ndarray
-
-    def as_numpy(self) -> np.ndarray:
-        return self.array
-
-
-class TritonError(Exception):
-    INVALID_ARG = 3
-    INTERNAL = 1
-
-    def __init__(self, message: str, code: int = INTERNAL) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass
-class Response:
-    output_tensors: list[Tensor]
-    error: TritonError | None = None
-
-    def value(self, name: str) -> np.ndarray:
-        assert self.error is None
-        return next(tensor.array for tensor in self.output_tensors if tensor.tensor_name == name)
-
-
-@dataclass
-class Request:
-    tensors: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
-    array = request.tensors.get(name)
-    return None if array is None else Tensor(name, array)
-
-
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A loaded model whose graph gives ``double`` = 2 x and ``last`` = the last frame, for features [B, T, 3]."""
-    fake = types.ModuleType("triton_python_backend_utils")
-    for name, value in (
-        ("Tensor", Tensor), ("TritonError", TritonError), ("InferenceResponse", Response),
-        ("get_input_tensor_by_name", get_input_tensor_by_name),
-    ):  # fmt: skip
-        setattr(fake, name, value)
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
+    python_backend.install(monkeypatch)
     graph = helper.make_graph(
         [
             helper.make_node("Mul", ["x", "two"], ["double"]),
@@ -144,12 +99,16 @@ def test_a_batch_may_be_run_a_few_clips_at_a_time(model, clips_per_run: int) -> 
             return session.run(names, feeds)
 
     model._session = Counting()
-    arrays = [features(2, 4, 1), features(3, 4, 2)]
+    arrays = [features(2, 5, 1), features(3, 5, 2)]
     responses = model.execute([Request({"x": array}) for array in arrays])
     assert max(sizes) == clips_per_run
     assert sum(sizes) == 5
     for response, array in zip(responses, arrays, strict=True):
         check(response, array)
+    # Single frames, as streams send them: as many as are in so many clips.
+    sizes.clear()
+    model.execute([Request({"x": features(1, 1, seed)}) for seed in range(7)])
+    assert sizes == {1: [5, 2], 2: [7], 4: [7]}[clips_per_run]
 
 
 @pytest.mark.parametrize(

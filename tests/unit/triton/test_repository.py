@@ -13,7 +13,16 @@ from dfer_deploy import triton_models
 from dfer_deploy.bundle import TARGETS, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import QUEUE_MEMORY_BYTES, queue_size, write_model_repository
-from dfer_deploy.specs import ClipSpec, Contract, ModelSpec, PromptSpec, TensorSpec, VisionSpec, contract_for
+from dfer_deploy.specs import (
+    ClipSpec,
+    Contract,
+    ModelSpec,
+    PromptSpec,
+    TensorSpec,
+    VisionSpec,
+    contract_for,
+    stream_state_graph,
+)
 
 CLASSES = ("joy", "no joy", "Überraschung")
 
@@ -25,14 +34,14 @@ def spec_with(classes: tuple[str, ...] = CLASSES) -> ModelSpec:
 def write(folder: Path, target: Target = "embedded", *, version: int = 1, name: str = "dfer", **changes) -> Contract:
     graphs = folder.parent / "graphs"
     graphs.mkdir(exist_ok=True)
-    for graph in ("encoder", "head"):
+    for graph in ("encoder", "head", "stream"):
         (graphs / graph).write_bytes(graph.encode())
     spec = changes.pop("spec", spec_with())
     contract = contract_for(spec, name)
     arguments = {"serving": ServingOptions(16), "target": target, "spec": spec} | changes
     write_model_repository(
         folder, contract=contract, version=version, image_encoder_onnx=graphs / "encoder",
-        temporal_head_onnx=graphs / "head", **arguments,
+        temporal_head_onnx=graphs / "head", stream_head_onnx=graphs / "stream", **arguments,
     )  # fmt: skip
     return contract
 
@@ -43,7 +52,8 @@ def config_of(folder: Path, model: str):
 
 
 def tensors(entries) -> dict[str, tuple[str, list[int]]]:
-    names = {model_config_pb2.TYPE_UINT8: "uint8", model_config_pb2.TYPE_FP32: "float32"}
+    types = model_config_pb2
+    names = {types.TYPE_UINT8: "uint8", types.TYPE_FP32: "float32", types.TYPE_STRING: "bytes"}
     return {entry.name: (names[entry.data_type], list(entry.dims)) for entry in entries}
 
 
@@ -54,7 +64,9 @@ def expected(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, list[int]]]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_configurations_say_what_the_contract_says(tmp_path: Path, target: Target) -> None:
     contract = write(tmp_path / "repository", target, name="mine", serving=ServingOptions(5))
-    for graph in (contract.image_encoder, contract.temporal_head, contract.ensemble):
+    for graph in (
+        contract.image_encoder, contract.temporal_head, contract.ensemble, contract.preprocess, contract.encoded
+    ):  # fmt: skip
         config = config_of(tmp_path / "repository", graph.name)
         assert config.name == graph.name
         assert config.max_batch_size == 5
@@ -96,6 +108,87 @@ def test_the_ensemble_joins_the_two_models(tmp_path: Path) -> None:
     assert not config.model_warmup
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -> None:
+    folder = tmp_path / "repository"
+    write(folder, target, name="mine", serving=ServingOptions(32))
+    config = config_of(folder, "mine_encoded")
+    first, *rest = config.ensemble_scheduling.step
+    assert first.model_name == "mine_preprocess"
+    assert (dict(first.input_map), dict(first.output_map)) == ({"images": "images"}, {"frames": "frames"})
+    assert rest == list(config_of(folder, "mine").ensemble_scheduling.step)
+    assert config.output == config_of(folder, "mine").output
+    preprocess = config_of(folder, "mine_preprocess")
+    assert (preprocess.backend, preprocess.platform) == ("python", "")
+    assert [(group.kind, group.count) for group in preprocess.instance_group] == [
+        (model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)
+    ]
+    assert preprocess.parameters["max_frames"].string_value == "16"
+    assert preprocess.dynamic_batching.default_queue_policy.max_queue_size == 64
+    assert not preprocess.model_warmup  # Triton's warm-up has no image to send
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (folder / "mine_preprocess" / "1").iterdir()}
+    assert sources == triton_models.preprocess_sources()
+    assert set(sources) == {"model.py", "image_decoding.py"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_streams_are_sequences_of_single_frames(tmp_path: Path, target: Target) -> None:
+    serving = ServingOptions(16, max_streams=9, stream_idle_s=2.5, queue_delay_us=70)
+    contract = write(tmp_path / "repository", target, name="mine", serving=serving)
+    head = config_of(tmp_path / "repository", "mine_stream_head")
+    assert tensors(head.input) == {"frame_features": ("float32", [1, 256])}
+    assert tensors(head.output) == expected(contract.stream_head.outputs)
+    assert head.max_batch_size == 9
+    assert head.sequence_batching.oldest.max_candidate_sequences == 9
+    assert head.sequence_batching.oldest.max_queue_delay_microseconds == 70
+    assert head.sequence_batching.max_sequence_idle_microseconds == 2_500_000
+    assert head.instance_group[0].count == 1
+    assert not head.model_warmup
+    stream = config_of(tmp_path / "repository", "mine_stream")
+    assert stream.max_batch_size == 1
+    assert tensors(stream.input) == {"frames": ("uint8", [1, 64, 64, 3])}
+    assert [step.model_name for step in stream.ensemble_scheduling.step] == ["mine_image_encoder", "mine_stream_head"]
+    assert {output.label_filename for output in stream.output} == {"labels.txt"}
+
+
+def test_the_embedded_stream_head_asks_the_request_for_its_stream(tmp_path: Path) -> None:
+    """A control tensor for the correlation id would have to be of one type: a number or a string."""
+    write(tmp_path / "repository", serving=ServingOptions(16, max_streams=9))
+    head = config_of(tmp_path / "repository", "dfer_stream_head")
+    assert not head.sequence_batching.state
+    assert not head.sequence_batching.control_input
+    assert head.parameters["max_streams"].string_value == "9"
+    assert head.parameters["max_frames"].string_value == "16"
+    source = (tmp_path / "repository" / "dfer_stream_head" / "1" / "model.py").read_text(encoding="utf-8")
+    assert source == triton_models.stream_head_source()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_states_are_those_of_the_graph_and_begin_with_zeros(tmp_path: Path, target: Target) -> None:
+    contract = write(tmp_path / "repository", target)
+    batching = config_of(tmp_path / "repository", "dfer_stream_head").sequence_batching
+    graph = stream_state_graph(contract.stream_head)
+    shapes = {tensor.name: list(tensor.shape[1:]) for tensor in (*graph.inputs, *graph.outputs)}
+    assert [(state.input_name, state.output_name) for state in batching.state] == [
+        ("state_in", "state_out"), ("count_in", "count_out")
+    ]  # fmt: skip
+    for state in batching.state:
+        assert list(state.dims) == shapes[state.input_name] == shapes[state.output_name]
+        assert state.data_type == model_config_pb2.TYPE_FP32
+        (initial,) = state.initial_state
+        assert (list(initial.dims), initial.zero_data) == (list(state.dims), True)
+        assert initial.data_type == state.data_type
+    (start,) = batching.control_input
+    assert start.name == "start"
+    assert start.control[0].kind == model_config_pb2.ModelSequenceBatching.Control.CONTROL_SEQUENCE_START
+    assert list(start.control[0].fp32_false_true) == [0, 1]
+
+
+def test_a_batch_holds_no_more_streams_than_a_batch_of_clips(tmp_path: Path) -> None:
+    write(tmp_path / "repository", "tensorrt", serving=ServingOptions(4, max_streams=64))
+    assert config_of(tmp_path / "repository", "dfer_stream_head").max_batch_size == 4
+
+
 def test_files_of_the_embedded_target(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     write(folder)
@@ -105,6 +198,11 @@ def test_files_of_the_embedded_target(tmp_path: Path) -> None:
         "dfer_image_encoder/config.pbtxt", "dfer_image_encoder/1/model.onnx", "dfer_image_encoder/1/model.py",
         "dfer_temporal_head/config.pbtxt", "dfer_temporal_head/1/model.onnx", "dfer_temporal_head/1/model.py",
         "dfer_temporal_head/labels.txt",
+        "dfer_encoded/config.pbtxt", "dfer_encoded/labels.txt", "dfer_encoded/1/.keep",
+        "dfer_preprocess/config.pbtxt", "dfer_preprocess/1/model.py", "dfer_preprocess/1/image_decoding.py",
+        "dfer_stream/config.pbtxt", "dfer_stream/labels.txt", "dfer_stream/1/.keep",
+        "dfer_stream_head/config.pbtxt", "dfer_stream_head/1/model.onnx", "dfer_stream_head/1/model.py",
+        "dfer_stream_head/labels.txt",
     }  # fmt: skip
     assert (folder / "dfer" / "labels.txt").read_text(encoding="utf-8") == "joy\nno joy\nÜberraschung\n"
     graph = folder / "dfer_temporal_head" / "1" / "model.onnx"
@@ -181,6 +279,12 @@ def test_the_tensorrt_provider_of_onnxruntime_has_one_profile_and_keeps_the_type
         "trt_profile_opt_shapes": "frames:8x16x64x64x3",
         "trt_profile_max_shapes": "frames:16x16x64x64x3",
     }
+    stream_head = config_of(tmp_path / "repository", "dfer_stream_head")
+    (provider,) = stream_head.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (
+        provider.parameters["trt_profile_opt_shapes"]
+        == "frame_features:8x1x256,start:8x1,state_in:8x16x256,count_in:8x1"
+    )
     write(tmp_path / "cuda", "onnxruntime")
     assert not config_of(tmp_path / "cuda", "dfer_image_encoder").optimization.HasField("execution_accelerators")
 
@@ -219,7 +323,7 @@ def test_the_queue_holds_at_most_four_gigabytes_or_one_batch() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("file", ["image_encoder.pbtxt", "temporal_head.pbtxt"])
+@pytest.mark.parametrize("file", ["image_encoder.pbtxt", "temporal_head.pbtxt", "stream_head.pbtxt"])
 def test_templates_parse_as_they_are(target: Target, file: str) -> None:
     config = text_format.Parse(triton_models.config_template(target, file), model_config_pb2.ModelConfig())
     assert config.max_batch_size == (64 if target == "tensorrt" else 16)

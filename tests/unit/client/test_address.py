@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
+from dfer_deploy.client.address import channel_options, parse_url
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.triton.client import TritonPredictor, channel_options, parse_url
+from dfer_deploy.triton.client import TritonPredictor
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""Live streams through the server, which encodes every frame once, against windows that encode all 16 frames anew.
+
+    python benchmarks/streaming.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
+
+Consecutive windows share 15 of their 16 frames. The contestants take turns in every round:
+
+- ``1 stream``, ``4 streams``, …: that many clients of the streaming ensemble at the same time, each of which sends its
+  next frame when the last one is answered. What counts is all that they are answered, and how long each waits.
+- ``windows, graphs``: a sliding window over one stream whose 16 frames go through the same graphs, in this process.
+- ``windows, reference``: the same the way the reference implementation runs a clip (``against_reference.py``).
+
+Windows are as fast however many streams share them, since one fills the machine. All must agree in the logits before
+anything is timed. A speed-up is that of the same round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from against_reference import reference
+from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, write
+
+from dfer_deploy.client import Client, Stream
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.console import progress_bar, table
+from dfer_deploy.limits import LIMITS
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.predictor import Frames
+from dfer_deploy.specs import MAX_FRAMES
+
+STREAMS = (1, 4, 16, 64)
+GRAPHS, REFERENCE = "windows, graphs", "windows, reference"
+
+FRAMES_A_TURN = 32
+"""Of all streams together, at least; every stream sends two."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one contestant did in one round: predictions a second, and the seconds that each was waited for."""
+
+    rate: float
+    waits: list[float]
+
+
+def main() -> None:
+    arguments = parsed(parser(__file__, __doc__))
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), rounds=arguments.rounds, quick=arguments.quick)
+    contestants = result["contestants"]
+    table(
+        "live streams: median (range) over the rounds",
+        ("", "predictions/s", "median wait, ms", "95 % wait, ms", f"× {GRAPHS}", f"× {REFERENCE}"),
+        [
+            (
+                name,
+                *(in_words(row[what]) for what in ("rate", "p50_ms", "p95_ms", "against_graphs", "against_reference")),
+            )
+            for name, row in contestants.items()
+        ],
+    )
+    picture, (rates, waits) = figure("Live streams", 2, height=3.0, quick=arguments.quick)
+    draw_bars(rates, "predictions a second", {name: row["rate"]["rounds"] for name, row in contestants.items()})
+    draw_bars(waits, "median wait for one, ms", {name: row["p50_ms"]["rounds"] for name, row in contestants.items()})
+    waits.set_yticklabels([])
+    write(arguments, result, picture)
+
+
+def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
+    """Prepares the contestants, holds their answers against each other, and lets them take turns."""
+    from dfer_deploy.checkpoint import load_checkpoint
+
+    checkpoint = random_checkpoint(folder, quick=quick)
+    bundle = exported(checkpoint)
+    size = bundle.spec.clip.vision.image_size
+    frames = drawn_clips(2, size).reshape(-1, size, size, 3)
+    with ExitStack() as stack:
+        graphs = stack.enter_context(OnnxRuntimePredictor.from_bundle(bundle))
+        answer_as_reference = reference(load_checkpoint(checkpoint).build_model())
+        url = stack.enter_context(served_bundle(bundle)).grpc_url
+        clients = [stack.enter_context(Client(url)) for _ in range(max(STREAMS))]
+        error = largest_error(clients[0], graphs, frames)
+        windows = {GRAPHS: lambda clip: graphs.predict(clip).logits, REFERENCE: answer_as_reference}
+        clip = frames[np.newaxis, :MAX_FRAMES]
+        contestants = {
+            **{streams_named(count): lambda c=count: streamed(clients[:c], frames) for count in STREAMS},
+            **{name: lambda a=answer: encoded_anew(a, clip) for name, answer in windows.items()},
+        }
+        turns = take_turns(contestants, rounds)
+    rates = {name: [turn.rate for turn in of_one] for name, of_one in turns.items()}
+    return {
+        "contestants": {
+            name: {
+                "rate": figures(rates[name]),
+                "p50_ms": figures([1000 * statistics.median(turn.waits) for turn in of_one]),
+                "p95_ms": figures([1000 * float(np.percentile(turn.waits, 95)) for turn in of_one]),
+                "against_graphs": figures(ratios(rates[name], rates[GRAPHS])),
+                "against_reference": figures(ratios(rates[name], rates[REFERENCE])),
+            }
+            for name, of_one in turns.items()
+        },
+        "largest_logit_error": error,
+    }
+
+
+def streams_named(count: int) -> str:
+    return f"{count} stream{'s' if count > 1 else ''}"
+
+
+def ratios(rates: list[float], others: list[float]) -> list[float]:
+    return [own / other for own, other in zip(rates, others, strict=True)]
+
+
+def take_turns(contestants: dict[str, Any], rounds: int) -> dict[str, list[Turn]]:
+    """Runs every contestant once a round, each round beginning with another one, after one turn that does not count."""
+    names = list(contestants)
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    with progress_bar() as bar:
+        task = bar.add_task("", total=(rounds + 1) * len(names))
+        for round_number in range(-1, rounds):
+            first = max(0, round_number) % len(names)
+            for name in names[first:] + names[:first]:
+                bar.update(task, description=name)
+                turn = contestants[name]()
+                if round_number >= 0:
+                    turns[name].append(turn)
+                bar.advance(task)
+    return turns
+
+
+def streamed(clients: list[Client], frames: Frames) -> Turn:
+    """Every client follows a stream of its own; the clock runs from the first frame to the last answer."""
+    count = max(2, FRAMES_A_TURN // len(clients))
+    with ExitStack() as stack:
+        streams = [stack.enter_context(client.stream()) for client in clients]
+        pool = stack.enter_context(ThreadPoolExecutor(len(streams)))
+        start = time.perf_counter()
+        waits = list(pool.map(lambda stream: waits_of(stream, frames[:count]), streams))
+        seconds = time.perf_counter() - start
+    return Turn(count * len(clients) / seconds, [wait for of_one in waits for wait in of_one])
+
+
+def waits_of(stream: Stream, frames: Frames) -> list[float]:
+    waits = []
+    for frame in frames:
+        start = time.perf_counter()
+        stream.push(frame)
+        waits.append(time.perf_counter() - start)
+    return waits
+
+
+def encoded_anew(answer: Any, clip: Frames) -> Turn:
+    """Two windows of 16 frames, one after the other."""
+    waits = []
+    for _ in range(2):
+        start = time.perf_counter()
+        answer(clip)
+        waits.append(time.perf_counter() - start)
+    return Turn(len(waits) / sum(waits), waits)
+
+
+def largest_error(client: Client, graphs: OnnxRuntimePredictor, frames: Frames) -> float:
+    """Between the answers to a stream and those of the graphs to its windows, over as many frames as two windows have.
+
+    Raises:
+        RuntimeError: they do not do the same work, and no time means anything.
+    """
+    error, limit = 0.0, LIMITS["fp32"].same_graphs
+    with client.stream() as stream:
+        for end in range(1, len(frames) + 1):
+            answer = np.array(list(stream.push(frames[end - 1]).logits.values()), np.float32)
+            error = max(error, float(np.abs(answer - graphs.predict(padded(frames[:end])).logits[0]).max()))
+    if not error <= limit:
+        raise RuntimeError(f"the stream's logits differ by {error} from those of its windows, at most {limit}")
+    return error
+
+
+def padded(frames: Frames) -> Frames:
+    """The last 16 frames as a clip [1, 16, H, W, 3], the newest repeated where there are fewer."""
+    window = frames[-MAX_FRAMES:]
+    return np.concatenate([window, np.repeat(window[-1:], MAX_FRAMES - len(window), axis=0)])[np.newaxis]
+
+
+if __name__ == "__main__":
+    main()

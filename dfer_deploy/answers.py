@@ -1,0 +1,65 @@
+"""What a client or a stream answers about one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dfer_deploy.runtimes.predictor import Float32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one clip.
+
+    Attributes:
+        expression: the name of the most probable class.
+        confidence: its probability, in [0, 1].
+        probabilities: by class name, in the order of the logits; they sum to 1.
+        logits: by class name, cosines divided by the temperature.
+    """
+
+    expression: str
+    confidence: float
+    probabilities: Mapping[str, float]
+    logits: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StreamAnswer(Answer):
+    """The answer for the window of a stream that ends with the newest frame.
+
+    Attributes:
+        frames: distinct frames in the window, 1 to 16; below 16 the newest is repeated to fill it.
+        resumed: the server had lost the stream, so that the window was sent again before this answer.
+    """
+
+    frames: int = 16
+    resumed: bool = False
+
+
+def answer_from(labels: Sequence[str], logits: Float32, probabilities: Float32) -> Answer:
+    """The answer of one clip.
+
+    Args:
+        labels: C class names in the order of the logits.
+        logits: float32 [C].
+        probabilities: float32 [C].
+    """
+    best = int(logits.argmax())
+    return Answer(
+        expression=labels[best],
+        confidence=float(probabilities[best]),
+        probabilities=dict(zip(labels, probabilities.tolist(), strict=True)),
+        logits=dict(zip(labels, logits.tolist(), strict=True)),
+    )
+
+
+def stream_answer_from(
+    labels: Sequence[str], logits: Float32, probabilities: Float32, *, frames: int, resumed: bool = False
+) -> StreamAnswer:
+    """As ``answer_from``, for a window of ``frames`` distinct frames."""
+    answer = answer_from(labels, logits, probabilities)
+    return StreamAnswer(
+        answer.expression, answer.confidence, answer.probabilities, answer.logits, frames=frames, resumed=resumed
+    )

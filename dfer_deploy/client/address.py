@@ -1,0 +1,52 @@
+"""Where a server is: reading an address, and what a gRPC channel to it needs."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from dfer_deploy.errors import DferDeployError
+
+Scheme = Literal["grpc", "http"]
+
+
+class Address(NamedTuple):
+    """A server's address: ``scheme`` and ``host:port``."""
+
+    scheme: Scheme
+    netloc: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.netloc}"
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether the host is the loopback."""
+        return self.netloc.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+
+
+def parse_url(url: str) -> Address:
+    """Reads ``grpc://host:port``, ``http://host:port`` or ``host:port``, which is gRPC.
+
+    Raises:
+        DferDeployError: it is none of these.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "grpc", url
+    host, colon, port = rest.rstrip("/").rpartition(":")
+    valid = bool(host) and bool(colon) and "/" not in host and port.isascii() and port.isdigit()
+    if scheme not in ("grpc", "http") or not valid or not 0 < int(port) < 65536:
+        raise DferDeployError(
+            f"the address {url!r} is not understood; expected grpc://HOST:PORT (port 8001 by default) "
+            "or http://HOST:PORT (port 8000 by default)"
+        )
+    return Address("grpc" if scheme == "grpc" else "http", f"{host}:{port}")
+
+
+def channel_options(netloc: str) -> list[tuple[str, int]]:
+    """gRPC channel options: messages up to 2 GB, and no proxy between this machine and itself."""
+    largest = 2**31 - 1
+    options = [("grpc.max_send_message_length", largest), ("grpc.max_receive_message_length", largest)]
+    if Address("grpc", netloc).is_this_machine:
+        options.append(("grpc.enable_http_proxy", 0))
+    return options

@@ -1,0 +1,171 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from dfer_deploy.answers import Answer
+from dfer_deploy.client.address import parse_url
+from dfer_deploy.client.blocking import Client, ClipBatch, OneClip, SharedMemory
+from dfer_deploy.client.calls import Flow
+from dfer_deploy.client.connection import AsyncConnection
+from dfer_deploy.client.flows import EncodedImages, Flows, not_connected
+from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.streams import AsyncStream, StreamFlows
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector
+from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
+from dfer_deploy.windows import DEFAULT_STRIDE, Window
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """As :class:`~dfer_deploy.client.blocking.Client`, with coroutines. Questions may be asked at the same time.
+
+    Example:
+        >>> async with AsyncClient("grpc://127.0.0.1:8001") as client:
+        ...     answers = await asyncio.gather(*(client.predict(clip) for clip in clips))
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "dfer",
+        *,
+        deadline_s: float = 60.0,
+        retries: int = 5,
+        shared_memory: SharedMemory = "auto",
+    ) -> None:
+        """Arguments as of ``Client``; entering the context (or ``connect``) connects.
+
+        Raises:
+            DferDeployError: an argument is out of range.
+        """
+        self._url = url
+        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries), shared_memory=shared_memory == "auto")
+        self._shared_memory: SharedMemory = shared_memory
+        self._connection: AsyncConnection | None = None
+
+    async def connect(self) -> None:
+        """Connects, and reads what the model is, class names included.
+
+        Raises:
+            DferDeployError: no server answers there, or it has no such model.
+        """
+        self._connection = AsyncConnection(self._flows.address)
+        try:
+            await self.run(self._flows.connect())
+            await self.run(self._flows.labels())
+        except BaseException:
+            await self._connection.close()
+            raise
+
+    @property
+    def image_size(self) -> int:
+        """S, height and width in pixels of the frames that the model takes."""
+        return self._flows.model.image_size
+
+    @property
+    def num_classes(self) -> int:
+        return self._flows.model.num_classes
+
+    @property
+    def max_batch_size(self) -> int:
+        """As ``Client.max_batch_size``."""
+        return self._flows.model.max_batch_size
+
+    @property
+    def frame_interval_s(self) -> float | None:
+        """As ``Client.frame_interval_s``."""
+        return self._flows.model.frame_interval_s
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names in the order of the logits."""
+        return self._flows.known_labels
+
+    @overload
+    async def predict(self, clip: OneClip | EncodedImages) -> Answer: ...
+    @overload
+    async def predict(self, clip: ClipBatch) -> list[Answer]: ...
+    async def predict(self, clip: Any) -> Any:
+        """As ``Client.predict``."""
+        return await self.run(self._flows.answer(clip))
+
+    async def predict_video(
+        self,
+        path: str | Path,
+        *,
+        interval_s: float | None = None,
+        stride: int = DEFAULT_STRIDE,
+        detector: FaceDetector | None = None,
+        margin: float = DEFAULT_MARGIN,
+    ) -> AsyncIterator[Window]:
+        """As ``Client.predict_video``. Decoding, detection and the questions run in threads beside the event loop."""
+        patience, address = self._flows.patience, self._flows.address
+        with ThreadPoolExecutor(1, "predict_video") as thread:
+            loop = asyncio.get_running_loop()
+
+            def opened() -> Client:
+                return Client(
+                    str(address),
+                    self._flows.model.name,
+                    deadline_s=patience.deadline_s,
+                    retries=patience.retries,
+                    shared_memory=self._shared_memory,
+                )
+
+            client = await loop.run_in_executor(thread, opened)
+            windows: Any = client.predict_video(
+                path, interval_s=interval_s, stride=stride, detector=detector, margin=margin
+            )
+            try:
+                while (window := await loop.run_in_executor(thread, next, windows, None)) is not None:
+                    yield window
+            finally:
+                # In the thread, after the step that it may be at.
+                thread.submit(windows.close)
+                thread.submit(client.close)
+
+    def stream(self) -> AsyncStream:
+        """Opens a live stream: ``async with client.stream() as stream: await stream.push(frame)``."""
+        return AsyncStream(self, StreamFlows(self._flows))
+
+    async def encode(self, frames: Frames) -> Float32:
+        """As ``Client.encode``."""
+        return await self.run(self._flows.encode(frames))
+
+    async def classify(self, frame_features: Float32) -> Prediction:
+        """As ``Client.classify``."""
+        return await self.run(self._flows.classify(frame_features))
+
+    async def predict_frames(self, frames: Frames) -> Prediction:
+        """As ``Client.predict_frames``."""
+        return await self.run(self._flows.predict(frames))
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Performs the steps of a flow (see ``flows.py``)."""
+        if self._connection is None:
+            raise not_connected()
+        return await self._connection.run(flow)
+
+    async def close(self) -> None:
+        """As ``Client.close``."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.run(self._flows.close())
+            await connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

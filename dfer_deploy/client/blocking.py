@@ -1,0 +1,250 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+
+from dfer_deploy.answers import Answer
+from dfer_deploy.client.address import Address, parse_url
+from dfer_deploy.client.calls import Flow
+from dfer_deploy.client.connection import Connection
+from dfer_deploy.client.flows import EncodedImages, Flows
+from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.streams import Stream, StreamFlows
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector
+from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
+from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
+
+T = TypeVar("T")
+P = TypeVar("P", bound="ServedPredictor")
+
+SharedMemory = Literal["auto", "never"]
+"""``auto``: where the server is this machine's and allows it."""
+
+OneClip = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
+"""uint8 [T, S, S, 3]."""
+
+ClipBatch = np.ndarray[tuple[int, int, int, int, int], np.dtype[np.uint8]]
+"""uint8 [B, T, S, S, 3]."""
+
+
+class Client:
+    """Asks a served model. For use by several threads.
+
+    Attempts that failed because the server is away, full or was restarted are repeated, with pauses that grow, until
+    the retries or the deadline are used up; what the server refused is not.
+
+    Example:
+        >>> with Client("grpc://127.0.0.1:8001") as client:
+        ...     client.predict(clip).expression
+        'happiness'
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "dfer",
+        *,
+        deadline_s: float = 60.0,
+        retries: int = 5,
+        shared_memory: SharedMemory = "auto",
+    ) -> None:
+        """Connects, and reads what the model is.
+
+        Args:
+            url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
+            model: the ensemble's name.
+            deadline_s: for every question with all its attempts. gRPC sends it along, so that the server does not work
+                for nobody.
+            retries: attempts after the first.
+            shared_memory: whether frames may go through the machine's memory where the server is on it and allows that.
+
+        Raises:
+            DferDeployError: no server answers there, or it has no such model.
+        """
+        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries), shared_memory=shared_memory == "auto")
+        self._connection = Connection(self._flows.address)
+        try:
+            self.run(self._flows.connect())
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @property
+    def address(self) -> Address:
+        """Of the server."""
+        return self._flows.address
+
+    @property
+    def image_size(self) -> int:
+        """S, height and width in pixels of the frames that the model takes."""
+        return self._flows.model.image_size
+
+    @property
+    def num_classes(self) -> int:
+        return self._flows.model.num_classes
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest number of clips that the server takes in one request; larger batches are split."""
+        return self._flows.model.max_batch_size
+
+    @property
+    def frame_interval_s(self) -> float | None:
+        """Seconds between the frames of a training clip, None where the server does not tell."""
+        return self._flows.model.frame_interval_s
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names in the order of the logits. The first time, the server is asked.
+
+        Raises:
+            DferDeployError: the server knows no label for a class.
+        """
+        return self.run(self._flows.labels())
+
+    @overload
+    def predict(self, clip: OneClip | EncodedImages) -> Answer: ...
+    @overload
+    def predict(self, clip: ClipBatch) -> list[Answer]: ...
+    def predict(self, clip: Any) -> Any:
+        """Asks about a clip. The model always sees 16 frames, as at test time.
+
+        Args:
+            clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time: fewer than 16 frames
+                are padded by repeating the last, of more than 16 those of ``sample_indices`` are sent. Or a batch of
+                such clips, [B, T, S, S, 3]. Or a list of encoded images, JPEG, PNG or WebP of any size, as bytes or
+                paths, which the server decodes and resizes (the ensemble ``…_encoded``).
+
+        Returns:
+            One answer; for a batch, a list of B.
+
+        Raises:
+            DferDeployError: there is no answer, with the reason.
+        """
+        return self.run(self._flows.answer(clip))
+
+    def predict_video(
+        self,
+        path: str | Path,
+        *,
+        interval_s: float | None = None,
+        stride: int = DEFAULT_STRIDE,
+        detector: FaceDetector | None = None,
+        margin: float = DEFAULT_MARGIN,
+    ) -> Iterator[Window]:
+        """Windows of 16 frames over a whole video, each frame encoded once by the server.
+
+        Args:
+            path: a video file.
+            interval_s: seconds between the frames of a window; by default as in training, as far as the server tells.
+            stride: frames from one window to the next.
+            detector: finds the faces (``dfer_deploy.clips.faces.open_detector()``); by default, or with None, the whole
+                picture is taken for a cropped face.
+            margin: around the face.
+
+        Raises:
+            DferDeployError: the video cannot be read, or there is no answer.
+        """
+        if interval_s is None:
+            interval_s = self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S
+        return windows_of_video(
+            Path(path),
+            ServedPredictor(self),
+            self.image_size,
+            interval_s=interval_s,
+            stride=stride,
+            detector=detector,
+            margin=margin,
+        )
+
+    def stream(self) -> Stream:
+        """Opens a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``."""
+        return Stream(self, StreamFlows(self._flows))
+
+    def encode(self, frames: Frames) -> Float32:
+        """The image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
+        return self.run(self._flows.encode(frames))
+
+    def classify(self, frame_features: Float32) -> Prediction:
+        """The temporal head alone: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
+        return self.run(self._flows.classify(frame_features))
+
+    def predict_frames(self, frames: Frames) -> Prediction:
+        """The ensemble on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16: nothing is padded or sampled."""
+        return self.run(self._flows.predict(frames))
+
+    def run(self, flow: Flow[T]) -> T:
+        """Performs the steps of a flow (see ``flows.py``)."""
+        return self._connection.run(flow)
+
+    def close(self) -> None:
+        """Closes the connection; the server forgets the shared memory. Can be repeated."""
+        self.run(self._flows.close())
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ServedPredictor:
+    """A client in the form of a :class:`~dfer_deploy.runtimes.predictor.Predictor`; leaving it closes the client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def name(self) -> str:
+        return f"triton {self._client.address.scheme}"
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the frames that the model takes."""
+        return self._client.image_size
+
+    @property
+    def num_classes(self) -> int:
+        return self._client.num_classes
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest number of clips that the server takes in one request; larger batches are split."""
+        return self._client.max_batch_size
+
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits.
+
+        Raises:
+            DferDeployError: the server knows no label for a class.
+        """
+        return self._client.labels
+
+    def encode(self, frames: Frames) -> Float32:
+        """The image encoder alone: frames uint8 [B, T, H, W, 3] to frame features float32 [B, T, L]."""
+        return self._client.encode(frames)
+
+    def classify(self, frame_features: Float32) -> Prediction:
+        """The temporal head alone: frame features float32 [B, T, L] to a prediction."""
+        return self._client.classify(frame_features)
+
+    def predict(self, frames: Frames) -> Prediction:
+        """The ensemble: frames uint8 [B, T, H, W, 3], RGB in [0, 255], 1 ≤ T ≤ 16, to a prediction."""
+        return self._client.predict_frames(frames)
+
+    def __enter__(self: P) -> P:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.close()

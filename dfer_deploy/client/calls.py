@@ -1,0 +1,183 @@
+"""The calls of a client as data, so that a blocking and an asynchronous client perform the same ones.
+
+What a client does is written once, as generators (``flows.py``) that yield attempts of calls and pauses, and get the
+replies sent back. Neither input nor output happens there; ``connection.py`` performs them. (httpx does the same for
+authentication, ``sync_auth_flow`` and ``async_auth_flow``.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dfer_deploy.client.address import Scheme
+from dfer_deploy.client.shared_memory import Region
+
+T = TypeVar("T")
+
+_TRITON_TYPES = {"uint8": "UINT8", "float32": "FP32", "object": "BYTES"}
+
+
+class Call(Protocol):
+    """One request to the server."""
+
+    @property
+    def model(self) -> str:
+        """The model that it is about, for messages."""
+        ...
+
+    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
+        """The method of ``library``'s client to call, and its keyword arguments."""
+        ...
+
+    def reply(self, raw: Any) -> Any:
+        """What the method returned, in a form that does not depend on the library."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Perform the call now, within ``timeout_s``."""
+
+    call: Call
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait before the next step."""
+
+    seconds: float
+
+
+Flow = Generator[Attempt | Pause, Any, T]
+
+
+@dataclass(frozen=True)
+class Position:
+    """A request's place in its sequence."""
+
+    correlation_id: int
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Infer:
+    """An inference of one input array: uint8, float32, or object holding bytes.
+
+    Attributes:
+        model: the Triton model.
+        name: the input's name.
+        array: its values, [B, …].
+        outputs: the outputs to answer with.
+        class_count: how many classes the classification extension ranks; 0 for plain numbers.
+        position: of a request that belongs to a sequence.
+        region: shared memory that holds the values already.
+    """
+
+    model: str
+    name: str
+    array: npt.NDArray[Any]
+    outputs: tuple[str, ...]
+    class_count: int = 0
+    position: Position | None = None
+    region: Region | None = None
+
+    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
+        tensor = library.InferInput(self.name, list(self.array.shape), _TRITON_TYPES[self.array.dtype.name])
+        if self.region is None:
+            tensor.set_data_from_numpy(self.array)
+        else:
+            tensor.set_shared_memory(self.region.name, self.array.nbytes)
+        arguments: dict[str, Any] = {
+            "model_name": self.model,
+            "inputs": [tensor],
+            "outputs": [library.InferRequestedOutput(name, class_count=self.class_count) for name in self.outputs],
+            # Honoured where the model's queue policy lets requests have timeouts of their own.
+            "timeout": max(1, int(timeout_s * 1e6)),
+        }
+        if self.position is not None:
+            arguments |= {
+                "sequence_id": self.position.correlation_id,
+                "sequence_start": self.position.start,
+                "sequence_end": self.position.end,
+            }
+        return "infer", arguments | _limit(scheme, timeout_s)
+
+    def reply(self, raw: Any) -> list[Any]:
+        """One array for each output, None where the server gave none."""
+        return [raw.as_numpy(output) for output in self.outputs]
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """A model's configuration, as JSON knows it."""
+
+    model: str
+
+    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
+        json_form = {"as_json": True} if scheme == "grpc" else {}
+        return "get_model_config", {"model_name": self.model, **json_form, **_limit(scheme, timeout_s)}
+
+    def reply(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(raw.get("config", raw))
+
+
+@dataclass(frozen=True)
+class ListModels:
+    """The names of the models that the server knows."""
+
+    model: str = ""
+
+    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
+        return "get_model_repository_index", _limit(scheme, timeout_s)
+
+    def reply(self, raw: Any) -> list[str]:
+        entries = raw if isinstance(raw, list) else [{"name": model.name} for model in raw.models]
+        return sorted({str(entry["name"]) for entry in entries})
+
+
+@dataclass(frozen=True)
+class Register:
+    """Makes a region of shared memory known to the server."""
+
+    region: Region
+    model: str = ""
+
+    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
+        arguments = {"name": self.region.name, "key": self.region.key, "byte_size": self.region.size}
+        return "register_system_shared_memory", arguments | _limit(scheme, timeout_s)
+
+    def reply(self, raw: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Unregister:
+    """The server forgets a region."""
+
+    region: Region
+    model: str = ""
+
+    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
+        return "unregister_system_shared_memory", {"name": self.region.name, **_limit(scheme, timeout_s)}
+
+    def reply(self, raw: Any) -> None:
+        return None
+
+
+def _limit(scheme: Scheme, timeout_s: float) -> dict[str, float]:
+    """gRPC sends the deadline with the request; over HTTP the connection has it."""
+    return {"client_timeout": timeout_s} if scheme == "grpc" else {}
+
+
+def bytes_array(items: list[bytes]) -> npt.NDArray[np.object_]:
+    """Triton's BYTES, object [1, T]."""
+    array = np.empty((1, len(items)), np.object_)
+    array[0, :] = items
+    return array

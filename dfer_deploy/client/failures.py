@@ -1,0 +1,101 @@
+"""What can go wrong between a client and a server, in one sentence each, and whether to try again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+from tritonclient.utils import InferenceServerException
+
+from dfer_deploy.client.address import Address
+from dfer_deploy.errors import DferDeployError
+
+Kind = Literal["unreachable", "full", "late", "absent", "refused"]
+"""``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the
+deadline passed. ``absent``: the server has no such model. ``refused``: it would refuse the same request again."""
+
+_CONNECTION_LIBRARIES = ("geventhttpclient", "_parser", "http.client", "rapidjson", "aiohttp")
+"""Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
+
+
+class CallError(DferDeployError):
+    """A request that got no answer."""
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed a little later.
+
+        A full queue counts: the server refused at once, before any work, and asks for exactly this (gRPC's UNAVAILABLE,
+        HTTP's 503); pauses that grow and differ between clients let it recover.
+        """
+        return self.kind in ("unreachable", "full")
+
+
+class Failures:
+    """Turns what the client libraries raise into ``CallError``, for one server."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._answered = False
+
+    @contextlib.contextmanager
+    def translated(self, what: str, timeout_s: float) -> Iterator[None]:
+        """Around one request to the model ``what``, which may take ``timeout_s``."""
+        try:
+            yield
+        except InferenceServerException as error:
+            raise self._refusal(what, str(error.status() or ""), str(error.message() or ""), timeout_s) from error
+        except TimeoutError as error:
+            raise self._too_slow(timeout_s) from error
+        except OSError as error:
+            raise self._unreachable(error.strerror or str(error)) from error
+        except Exception as error:
+            module = type(error).__module__
+            if module.startswith("asyncio"):  # its TimeoutError is a class of its own before Python 3.11
+                raise self._too_slow(timeout_s) from error
+            if not module.startswith(_CONNECTION_LIBRARIES):
+                raise
+            raise self._unreachable(str(error)) from error
+        else:
+            self._answered = True
+
+    def _refusal(self, model: str, status: str, message: str, timeout_s: float) -> CallError:
+        text = message.splitlines()[0].removeprefix("[request id: <id_unknown>] ") if message else status
+        # Triton explains its batch dimension at length where a shape is wrong.
+        text = text.split(" NOTE: ")[0].rstrip(".")
+        if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
+            return self._too_slow(timeout_s)
+        if "unknown model" in text or (("NOT_FOUND" in status or status == "404") and "shared memory" not in text):
+            return CallError(f"the server at {self._address} has no model {model!r}", "absent")
+        if "maximum queue size" in message:
+            return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
+        # A server that is stopping says CANCELLED or that it is unavailable.
+        if ("UNAVAILABLE" in status or "CANCELLED" in status) and "restricted" not in message:
+            return self._unreachable(text)
+        return CallError(f"the server at {self._address} refused the request to {model!r}: {text}", "refused")
+
+    def _unreachable(self, detail: str) -> CallError:
+        if self._answered:
+            return CallError(
+                f"the server at {self._address} went away during a request ({detail}); "
+                "look into its log and start it again",
+                "unreachable",
+            )
+        other = "http://" if self._address.scheme == "grpc" else "grpc://"
+        return CallError(
+            f"no Triton server answers at {self._address} ({detail}); start one with: dfer-deploy serve BUNDLE, "
+            f"or check the port (ports of the other protocol need {other})",
+            "unreachable",
+        )
+
+    def _too_slow(self, timeout_s: float) -> CallError:
+        return CallError(
+            f"the server at {self._address} did not answer within {timeout_s:.3g} s; "
+            "send fewer clips at a time or wait longer",
+            "late",
+        )

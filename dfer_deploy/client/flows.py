@@ -1,0 +1,314 @@
+"""What a client does, step by step, without input or output: the blocking and the asynchronous client run the same."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dfer_deploy.answers import Answer, answer_from
+from dfer_deploy.client.address import Address
+from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, Register, Unregister, bytes_array
+from dfer_deploy.client.failures import CallError
+from dfer_deploy.client.patience import Patience, Question
+from dfer_deploy.client.shared_memory import Region, Regions
+from dfer_deploy.clips.sampling import sample_indices
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
+
+MAX_HTTP_REQUEST_BYTES = 48 << 20
+"""Newer servers refuse an HTTP body over 64 MiB unless told otherwise; gRPC messages may have 2 GB."""
+
+LARGEST_IMAGE_BYTES = 64 << 20
+"""Of one encoded image file that a client reads."""
+
+EncodedImages = Sequence[bytes | str | Path]
+"""JPEG, PNG or WebP images of one clip in the order of time: their bytes, or paths of files."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a client must know of a model, from the server's configuration of the ensemble.
+
+    Attributes:
+        name: of the ensemble.
+        image_encoder: Triton's name of its first step.
+        temporal_head: of its second.
+        image_size: S, height and width of the frames in pixels.
+        num_classes: C.
+        max_batch_size: the largest number of clips in one request.
+        frame_interval_s: seconds between the frames of a training clip; None where the server does not tell.
+    """
+
+    name: str
+    image_encoder: str
+    temporal_head: str
+    image_size: int
+    num_classes: int
+    max_batch_size: int
+    frame_interval_s: float | None
+
+
+class Flows:
+    """The questions to one model of one server."""
+
+    def __init__(self, address: Address, name: str, patience: Patience, *, shared_memory: bool) -> None:
+        self._address, self._name, self._patience = address, name, patience
+        self._regions = Regions(wanted=shared_memory and address.is_this_machine)
+        self._labels: tuple[str, ...] | None = None
+        self._model: ServedModel | None = None
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    @property
+    def patience(self) -> Patience:
+        return self._patience
+
+    @property
+    def model(self) -> ServedModel:
+        """The model, once ``connect`` has run."""
+        if self._model is None:
+            raise not_connected()
+        return self._model
+
+    @property
+    def known_labels(self) -> tuple[str, ...]:
+        """The class names, once ``labels`` has run."""
+        if self._labels is None:
+            raise not_connected()
+        return self._labels
+
+    def connect(self) -> Flow[None]:
+        """Reads the model's configuration."""
+        question = self._patience.question()
+        try:
+            config = yield from question.answered(ReadConfig(self._name))
+        except CallError as error:
+            raise (yield from self._with_known_models(question, error)) from error
+        self._model = _served_model(self._name, self._address, config)
+
+    def labels(self) -> Flow[tuple[str, ...]]:
+        """The class names, in the order of the logits, as the server's classification extension tells them.
+
+        Raises:
+            DferDeployError: the server knows no label for a class.
+        """
+        if self._labels is None:
+            model = self.model
+            frames = np.zeros((1, 1, model.image_size, model.image_size, 3), np.uint8)
+            call = Infer(model.name, "frames", frames, ("probabilities",), class_count=model.num_classes)
+            ranking = (yield from self._replies(self._patience.question(), call))[0]
+            # Every entry is "value:index:label"; a label may hold colons.
+            entries = [entry.decode("utf-8", errors="replace").split(":", 2) for entry in ranking.reshape(-1).tolist()]
+            names = {int(entry[1]): entry[2] for entry in entries if len(entry) == 3}
+            if sorted(names) != list(range(model.num_classes)) or not all(names.values()):
+                raise DferDeployError(
+                    f"the model at {self._address} has no label for every class; serve it with labels.txt"
+                )
+            self._labels = tuple(names[index] for index in range(model.num_classes))
+        return self._labels
+
+    def encode(self, frames: Frames) -> Flow[Float32]:
+        """The image encoder alone."""
+        (features,) = yield from self._infer(self.model.image_encoder, "frames", frames, ("frame_features",))
+        return self.checked(features, "frame_features", frames.shape[:2] + features.shape[2:])
+
+    def classify(self, frame_features: Float32) -> Flow[Prediction]:
+        """The temporal head alone."""
+        return (yield from self._prediction(self.model.temporal_head, "frame_features", frame_features))
+
+    def predict(self, frames: Frames) -> Flow[Prediction]:
+        """The ensemble, on frames as they are."""
+        return (yield from self._prediction(self.model.name, "frames", frames))
+
+    def answer(self, clip: Frames | EncodedImages) -> Flow[Answer | list[Answer]]:
+        """The answer for a clip, or one for every clip of a batch; always from 16 frames."""
+        labels = yield from self.labels()
+        if isinstance(clip, np.ndarray):
+            frames = self._sixteen(clip)
+            prediction = yield from self.predict(frames)
+        else:
+            array = bytes_array(_sixteen_images(clip))
+            prediction = yield from self._prediction(f"{self.model.name}_encoded", "images", array)
+        answers = [
+            answer_from(labels, *values) for values in zip(prediction.logits, prediction.probabilities, strict=True)
+        ]
+        return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
+
+    def close(self) -> Flow[None]:
+        """Takes the shared memory away from the server."""
+        question = Patience(min(5.0, self._patience.deadline_s), 0).question()
+        with contextlib.suppress(CallError):  # a server that is gone has forgotten them
+            for region in self._regions.forget():
+                yield from question.attempt(Unregister(region))
+
+    def reply(self, question: Question, call: Infer) -> Flow[list[Any]]:
+        """The arrays that one attempt at an inference brings."""
+        try:
+            return self._complete(call, (yield from question.attempt(call)))
+        except CallError as error:
+            raise (yield from self._with_known_models(question, error)) from error
+
+    def checked(self, array: Any, name: str, shape: tuple[int, ...]) -> Float32:
+        """``array``, if it is float32 of this shape.
+
+        Raises:
+            DferDeployError: it is not.
+        """
+        if array.shape != shape or array.dtype != np.float32:
+            raise DferDeployError(
+                f"{self._address} answered with {name} of the shape {list(array.shape)} and the dtype {array.dtype}, "
+                f"expected {list(shape)} of float32; serve a bundle of this version of dfer-deploy"
+            )
+        answer: Float32 = array
+        return answer
+
+    def _prediction(self, model: str, name: str, array: npt.NDArray[Any]) -> Flow[Prediction]:
+        logits, probabilities = yield from self._infer(model, name, array, ("logits", "probabilities"))
+        shape = (array.shape[0], self.model.num_classes)
+        return Prediction(self.checked(logits, "logits", shape), self.checked(probabilities, "probabilities", shape))
+
+    def _infer(self, model: str, name: str, array: npt.NDArray[Any], outputs: tuple[str, ...]) -> Flow[list[Any]]:
+        """One array for each of ``outputs``; the batch is split where it is larger than the server allows."""
+        expected = {"frames": "uint8", "frame_features": "float32", "images": "object"}[name]
+        if array.dtype.name not in ("uint8", "float32", expected) or array.ndim < 2:
+            raise DferDeployError(
+                f"{name} has the dtype {array.dtype} and the shape {list(array.shape)}; "
+                "expected uint8 frames [B, T, H, W, 3] or float32 features [B, T, L]"
+            )
+        if array.shape[0] == 0:
+            raise DferDeployError(f"{name} holds no clip (shape {list(array.shape)}); give at least one")
+        size = self.model.max_batch_size
+        if self._address.scheme == "http":
+            size = max(1, min(size, MAX_HTTP_REQUEST_BYTES // max(1, array[0].nbytes)))
+        question = self._patience.question()
+        parts = []
+        for index in range(math.ceil(array.shape[0] / size)):
+            part = np.ascontiguousarray(array[index * size : (index + 1) * size])
+            parts.append((yield from self._replies(question, Infer(model, name, part, outputs))))
+        return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
+
+    def _replies(self, question: Question, call: Infer) -> Flow[list[Any]]:
+        """The arrays of one inference, with retries, through shared memory where that is allowed."""
+        try:
+            region = yield from self._shared(question, call)
+            if region is not None:
+                shared = Infer(call.model, call.name, call.array, call.outputs, call.class_count, region=region)
+                try:
+                    replies = yield from question.answered(shared)
+                    self._regions.give_back(region)
+                    return self._complete(call, replies)
+                except CallError as error:
+                    # The server may still read from it; and one that was restarted does not know it any more.
+                    region.close()
+                    if "shared memory" not in str(error):
+                        raise
+                    self._regions.forget()
+            return self._complete(call, (yield from question.answered(call)))
+        except CallError as error:
+            raise (yield from self._with_known_models(question, error)) from error
+
+    def _shared(self, question: Question, call: Infer) -> Flow[Region | None]:
+        """Shared memory that holds the call's frames, or None where there is none."""
+        if not self._regions.usable or call.name != "frames" or not call.array.nbytes:
+            return None
+        region = self._regions.take(call.array.nbytes)
+        if region is None:
+            return None
+        if not region.registered:
+            try:
+                yield from question.attempt(Register(region))
+            except CallError as error:
+                region.close()
+                # As by the servers of `dfer-deploy serve`; whatever else it is, the question itself will meet.
+                if error.kind == "refused":
+                    self._regions.give_up()
+                return None
+            region.registered = True
+            region.remove_name()
+        region.fill(call.array)
+        return region
+
+    def _complete(self, call: Infer, replies: list[Any]) -> list[Any]:
+        for output, answer in zip(call.outputs, replies, strict=True):
+            if answer is None:
+                raise DferDeployError(f"the model {call.model!r} at {self._address} did not answer with {output}")
+        return replies
+
+    def _with_known_models(self, question: Question, error: CallError) -> Flow[CallError]:
+        """The error; for a model that the server lacks, with those that it has, if it tells."""
+        if error.kind != "absent":
+            return error
+        if self._model is not None:  # the ensemble is there, so it is from before encoded images and streams
+            return CallError(f"{error}; serve a bundle of this version of dfer-deploy", "absent")
+        try:
+            known = yield from question.attempt(ListModels())
+        except CallError:
+            known = []
+        hint = f"it has {', '.join(known)}" if known else "give the name that the bundle was exported with"
+        return CallError(f"{error}; {hint}", "absent")
+
+    def _sixteen(self, clip: Frames) -> Frames:
+        """uint8 [B, 16, S, S, 3]: short clips repeat their last frame, long ones are sampled as at test time."""
+        size = self.model.image_size
+        if clip.dtype != np.uint8 or clip.ndim not in (4, 5) or clip.shape[-3:] != (size, size, 3):
+            raise DferDeployError(
+                f"the clip has the shape {list(clip.shape)} and the dtype {clip.dtype}, expected uint8 "
+                f"[T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
+            )
+        frames = clip if clip.ndim == 5 else clip[np.newaxis]
+        return frames[:, sample_indices(frames.shape[1])]
+
+
+def not_connected() -> DferDeployError:
+    """What an asynchronous client says before it has connected, and after it was closed."""
+    return DferDeployError("the client is not connected; use it as: async with AsyncClient(…) as client")
+
+
+def _sixteen_images(images: EncodedImages) -> list[bytes]:
+    if isinstance(images, str | bytes | Path):
+        raise DferDeployError("the clip is a single image; expected a list of images, one for each frame")
+    return [_image_bytes(images[index]) for index in sample_indices(len(images)).tolist()]
+
+
+def _image_bytes(image: bytes | str | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        with Path(image).open("rb") as file:
+            content = file.read(LARGEST_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise DferDeployError(f"{image} cannot be read ({error.strerror or error}); check the path") from error
+    if len(content) > LARGEST_IMAGE_BYTES:
+        raise DferDeployError(f"{image} is larger than {LARGEST_IMAGE_BYTES >> 20} MiB; make it smaller")
+    return content
+
+
+def _served_model(name: str, address: Address, config: dict[str, Any]) -> ServedModel:
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    if len(steps) != 2:
+        raise DferDeployError(f"the model {name!r} at {address} is no ensemble; give the ensemble's name")
+    (frames,) = config["input"]
+    time, *shape = (int(size) for size in frames["dims"])
+    classes = {int(output["dims"][-1]) for output in config["output"]}
+    if time != -1 or len(shape) != 3 or len(classes) != 1:
+        raise DferDeployError(f"the model {name!r} at {address} is no video classifier; give the name of one")
+    interval = config.get("parameters", {}).get("frame_interval_s", {}).get("string_value")
+    image_encoder, temporal_head = (str(step["model_name"]) for step in steps)
+    return ServedModel(
+        name=name,
+        image_encoder=image_encoder,
+        temporal_head=temporal_head,
+        image_size=shape[0],
+        num_classes=classes.pop(),
+        max_batch_size=max(1, int(config["max_batch_size"])),
+        frame_interval_s=float(interval) if interval else None,
+    )

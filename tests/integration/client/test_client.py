@@ -1,0 +1,361 @@
+"""The clients against a real Triton; faked are only networks that break."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import clips_of
+from tritonclient import grpc as grpc_client
+
+from dfer_deploy import AsyncClient, Client
+from dfer_deploy.answers import Answer
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.client.address import parse_url
+from dfer_deploy.clips.reading import resized
+from dfer_deploy.clips.sampling import sample_indices
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.environment import TritonEnvironment
+from dfer_deploy.triton.server import TritonServer
+from dfer_deploy.windows import windows_of_video
+
+EXACT = 1e-4
+
+
+def logits(answer: Answer) -> np.ndarray:
+    return np.array(list(answer.logits.values()))
+
+
+def encoded(image: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).resize((90, 50)).save(file, kind)
+    return file.getvalue()
+
+
+def leftovers() -> list[Path]:
+    return list(Path("/dev/shm").glob(f"dfer_deploy_client_{os.getpid()}_*"))
+
+
+def test_answers_equal_the_offline_model(url: str, offline, bundle: Bundle) -> None:
+    batch = clips_of(5, frames=24)
+    expected = offline.predict(batch[:, sample_indices(24)]).logits
+    with Client(url) as client:
+        assert (client.labels, client.image_size) == (bundle.spec.prompts.class_names, 32)
+        answers = client.predict(batch)
+        assert np.abs(np.stack([logits(answer) for answer in answers]) - expected).max() < EXACT
+        one = client.predict(batch[3])
+        assert np.abs(logits(one) - expected[3]).max() < EXACT
+        assert one.expression == client.labels[int(expected[3].argmax())]
+        assert one.confidence == max(one.probabilities.values())
+        assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert leftovers() == []
+
+
+def test_encoded_images_equal_frames(url: str, offline) -> None:
+    images = [encoded(image, kind) for image, kind in zip(clips_of(1)[0, :6], ["JPEG", "PNG", "WEBP"] * 2, strict=True)]
+    frames = np.stack([resized(Image.open(io.BytesIO(image)).convert("RGB"), 32) for image in images])
+    with Client(url) as client:
+        answer = client.predict(images)
+        assert np.abs(logits(answer) - logits(client.predict(frames))).max() < EXACT
+        with pytest.raises(DferDeployError, match=r"images\[0, 1\]"):
+            client.predict([images[0], b"no image"])
+
+
+def test_predict_video_gives_the_windows_of_the_offline_model(url: str, offline, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        for image in np.concatenate(clips_of(2)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode(None))
+    expected = list(windows_of_video(path, offline, 32, interval_s=0.1))
+    with Client(url) as client:
+        windows = list(client.predict_video(path, interval_s=0.1))
+
+    async def asked() -> list:
+        async with AsyncClient(url) as client:
+            return [window async for window in client.predict_video(path, interval_s=0.1)]
+
+    for found in (windows, asyncio.run(asked())):
+        assert [(w.start_s, w.end_s, w.frames) for w in found] == [(w.start_s, w.end_s, w.frames) for w in expected]
+        assert len(found) == 5
+        for one, other in zip(found, expected, strict=True):
+            assert np.abs(one.logits - other.logits).max() < EXACT
+
+
+def test_a_stream_equals_the_offline_model(url: str, frames: np.ndarray, offline_windows: np.ndarray) -> None:
+    with Client(url) as client, client.stream() as stream:
+        for index, (frame, expected) in enumerate(zip(frames, offline_windows, strict=True)):
+            answer = stream.push(frame)
+            assert np.abs(logits(answer) - expected).max() < EXACT
+            assert (answer.frames, answer.resumed) == (min(16, index + 1), False)
+
+
+def test_interleaved_streams_of_asyncio(url: str, frames: np.ndarray, offline_windows: np.ndarray) -> None:
+    async def one(client: AsyncClient, start: int) -> float:
+        async with client.stream() as stream:
+            for frame in frames[start : start + 20]:
+                answer = await stream.push(frame)
+        return float(np.abs(logits(answer) - offline_windows[start + 19]).max())
+
+    async def all_of_them() -> list[float]:
+        async with AsyncClient(url) as client:
+            return await asyncio.gather(*(one(client, start) for start in range(10)))
+
+    assert max(asyncio.run(all_of_them())) < EXACT
+
+
+def test_a_stream_that_the_server_forgot_goes_on(
+    url: str, client_server: TritonServer, frames, offline_windows
+) -> None:
+    with Client(url) as client, client.stream() as stream:
+        for frame in frames[:20]:
+            stream.push(frame)
+        # Ends the sequence, as idling out does.
+        with grpc_client.InferenceServerClient(client_server.endpoints.grpc_url[7:]) as other:
+            tensor = grpc_client.InferInput("frames", [1, 1, 32, 32, 3], "UINT8")
+            tensor.set_data_from_numpy(frames[:1][np.newaxis])
+            other.infer(
+                "dfer_stream", [tensor], sequence_id=stream._flows._correlation_id, sequence_end=True, client_timeout=10
+            )
+        answer = stream.push(frames[20])
+        assert answer.resumed
+        assert np.abs(logits(answer) - offline_windows[20]).max() < EXACT
+        assert not stream.push(frames[21]).resumed
+
+
+def test_async_questions_at_the_same_time(url: str, offline) -> None:
+    batch = clips_of(12)
+
+    async def asked() -> list[Answer]:
+        async with AsyncClient(url) as client:
+            assert client.labels == ("happiness", "sadness", "anger")
+            return await asyncio.gather(*(client.predict(clip) for clip in batch))
+
+    answers = np.stack([logits(answer) for answer in asyncio.run(asked())])
+    assert np.abs(answers - offline.predict(batch).logits).max() < EXACT
+
+
+def test_threads_share_a_client(url: str, offline) -> None:
+    batch = clips_of(8)
+    expected = offline.predict(batch).logits
+    with Client(url) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = np.stack([logits(answer) for answer in pool.map(client.predict, batch)])
+    assert np.abs(answers - expected).max() < EXACT
+
+
+def test_an_async_client_must_be_connected() -> None:
+    client = AsyncClient("h:1")
+    with pytest.raises(DferDeployError, match="is not connected"):
+        client.labels  # noqa: B018
+    with pytest.raises(DferDeployError, match="is not connected"):
+        asyncio.run(client.predict(clips_of(1)[0]))
+
+
+def test_what_the_server_refuses_is_told_at_once(url: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(DferDeployError, match="has no model 'other'"):
+        Client(url, "other", retries=100)
+    with Client(url, retries=100) as client, pytest.raises(DferDeployError, match="17 frames a clip, expected 1 to 16"):
+        client.predict_frames(clips_of(1, frames=17))
+    assert time.monotonic() - start < 10
+
+
+class Proxy:
+    """A network between a client and a server that can break: connections are cut, and new ones are cut at once."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._refusals = 0
+        self.refused = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def break_for(self, connections: int) -> None:
+        self._refusals = connections
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.break_for(10**9)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                inner, _ = self._listener.accept()
+                if self._refusals:
+                    self._refusals -= 1
+                    self.refused += 1
+                    inner.close()
+                    continue
+                outer = socket.create_connection(("127.0.0.1", self._target))
+                self._open += [inner, outer]
+                for source, sink in ((inner, outer), (outer, inner)):
+                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                sink.sendall(piece)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def broken(url: str) -> Iterator[tuple[Proxy, str]]:
+    address = parse_url(url)
+    proxy = Proxy(int(address.netloc.rpartition(":")[2]))
+    yield proxy, f"{address.scheme}://127.0.0.1:{proxy.port}"
+    proxy.close()
+
+
+def test_a_broken_network_is_survived(broken: tuple[Proxy, str], offline, frames, offline_windows) -> None:
+    proxy, url = broken
+    expected = offline.predict(clips_of(1)).logits[0]
+    with Client(url, deadline_s=30, retries=20) as client, client.stream() as stream:
+        for frame in frames[:18]:
+            stream.push(frame)
+        proxy.break_for(2)
+        assert np.abs(logits(client.predict(clips_of(1)[0])) - expected).max() < EXACT
+        assert proxy.refused == 2
+        proxy.break_for(2)
+        answer = stream.push(frames[18])
+        assert np.abs(logits(answer) - offline_windows[18]).max() < EXACT
+        assert answer.resumed
+        assert proxy.refused == 4
+
+    async def asked() -> Answer:
+        async with AsyncClient(url, deadline_s=30, retries=20) as client:
+            proxy.break_for(2)
+            return await client.predict(clips_of(1)[0])
+
+    assert np.abs(logits(asyncio.run(asked())) - expected).max() < EXACT
+    assert proxy.refused == 6
+
+
+def test_without_retries_a_broken_network_is_an_error(broken: tuple[Proxy, str]) -> None:
+    proxy, url = broken
+    with Client(url, retries=0, shared_memory="never") as client:
+        proxy.break_for(1)
+        with pytest.raises(DferDeployError, match="went away during a request"):
+            client.predict(clips_of(1)[0])
+
+
+def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"{parse_url(url).scheme}://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s|no Triton server answers"):
+            Client(address, deadline_s=0.5, retries=100)
+
+        async def asked() -> None:
+            async with AsyncClient(address, deadline_s=0.5, retries=100):
+                pass
+
+        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s|no Triton server answers"):
+            asyncio.run(asked())
+        assert time.monotonic() - start < 10
+
+
+@dataclass(frozen=True)
+class SharesMemory:
+    """The embedded server as somebody else may start it: shared memory is not restricted."""
+
+    environment: TritonEnvironment
+
+    def __getattr__(self, name: str):
+        return getattr(self.environment, name)
+
+    def server_command(self, *args) -> list[str]:
+        return [word.replace("shared-memory,", "") for word in self.environment.server_command(*args)]
+
+
+def test_shared_memory_where_the_server_allows_it(environment: TritonEnvironment, bundle: Bundle, offline) -> None:
+    batch = clips_of(9)
+    expected = offline.predict(batch).logits
+    with TritonServer(SharesMemory(environment), bundle.model_repository, exit_timeout_s=0) as server:
+        ends = server.endpoints
+        with grpc_client.InferenceServerClient(ends.grpc_url[7:]) as status:
+
+            def regions() -> list[str]:
+                return list(status.get_system_shared_memory_status(as_json=True).get("regions", {}))
+
+            for url in (ends.grpc_url, ends.http_url):
+                with Client(url) as client:
+                    for _ in range(2):
+                        answers = np.stack([logits(answer) for answer in client.predict(batch)])
+                        assert np.abs(answers - expected).max() < EXACT
+                    assert regions()
+                    assert leftovers() == []  # their names are gone while they are in use
+                assert regions() == []
+
+                async def asked(url: str = url) -> list[Answer]:
+                    async with AsyncClient(url) as client:
+                        answers = await asyncio.gather(*(client.predict(clip) for clip in batch))
+                        assert regions()
+                        return answers
+
+                answers = np.stack([logits(answer) for answer in asyncio.run(asked())])
+                assert np.abs(answers - expected).max() < EXACT
+                assert regions() == []
+            with Client(ends.grpc_url, shared_memory="never") as client:
+                client.predict(batch)
+                assert regions() == []
+            # A server that was started again knows the regions no more; so here.
+            with Client(ends.grpc_url) as client:
+                client.predict(batch[0])
+                status.unregister_system_shared_memory()
+                assert np.abs(logits(client.predict(batch[0])) - expected[0]).max() < EXACT
+    assert leftovers() == []
+
+
+def test_a_stream_survives_the_servers_restart(
+    environment: TritonEnvironment, bundle: Bundle, frames: np.ndarray, offline_windows: np.ndarray
+) -> None:
+    first = TritonServer(environment, bundle.model_repository, exit_timeout_s=0)
+    first.start()
+    ends = first.endpoints
+    second = TritonServer(
+        environment, bundle.model_repository, exit_timeout_s=0, http_port=ends.http_port, grpc_port=ends.grpc_port
+    )
+    starting = threading.Timer(0.3, second.start)
+    try:
+        with (
+            Client(ends.grpc_url, retries=1000) as client,
+            Client(ends.http_url, retries=1000) as other,
+            client.stream() as stream,
+            other.stream() as other_stream,
+        ):
+            for frame in frames[:20]:
+                stream.push(frame)
+                other_stream.push(frame)
+            first.stop()
+            starting.start()
+            for one in (stream, other_stream):
+                answer = one.push(frames[20])
+                assert answer.resumed
+                assert np.abs(logits(answer) - offline_windows[20]).max() < EXACT
+                assert not one.push(frames[21]).resumed
+    finally:
+        starting.join()
+        first.stop()
+        second.stop()

@@ -1,0 +1,64 @@
+"""The examples without a library, against a real server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import clips_of
+
+from dfer_deploy import Client
+from dfer_deploy.triton.server import TritonServer
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "clients"
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which(str(command[0])) is None or shutil.which("curl") is None:
+        pytest.skip(f"{command[0]} or curl is not installed")
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(params=[3, 16, 21])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"frame {index:02d}.jpg" for index in range(request.param)]
+    for path, image in zip(paths, clips_of(1, frames=request.param, seed=3)[0], strict=True):
+        # Sizes whose lengths need every byte, and bytes that a shell could take for something else.
+        Image.fromarray(np.kron(image, np.ones((6, 9, 1), np.uint8))).save(path)
+    return paths
+
+
+def test_curl(client_server: TritonServer, images: list[Path]) -> None:
+    done = run("sh", EXAMPLES / "predict.sh", client_server.endpoints.http_url, *images)
+    assert (done.returncode, done.stderr) == (0, "")
+    entries = [entry.split(":") for entry in json.loads(done.stdout)["outputs"][0]["data"]]
+    with Client(client_server.endpoints.grpc_url) as client:
+        answer = client.predict(images)
+    assert entries[0][2] == answer.expression
+    for probability, _, name in entries:
+        assert float(probability) == pytest.approx(answer.probabilities[name], abs=1e-5)
+
+
+def test_javascript(client_server: TritonServer, images: list[Path]) -> None:
+    done = run("node", EXAMPLES / "predict.mjs", client_server.endpoints.http_url, *images)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split("  ") for line in done.stdout.splitlines()]
+    with Client(client_server.endpoints.grpc_url) as client:
+        answer = client.predict(images)
+    assert lines[0][1] == answer.expression
+    assert {name: float(value) for value, name in lines} == pytest.approx(dict(answer.probabilities), abs=1e-4)
+
+
+@pytest.mark.parametrize("command", [("sh", "predict.sh"), ("node", "predict.mjs")], ids=["curl", "javascript"])
+def test_a_file_that_is_no_image_is_named(
+    client_server: TritonServer, command: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    done = run(command[0], EXAMPLES / command[1], client_server.endpoints.http_url, tmp_path / "a.jpg")
+    assert done.returncode != 0
+    assert "images[0, 0]" in done.stdout + done.stderr

@@ -1,0 +1,72 @@
+"""What stands in for Triton's Python module, so that a model.py runs in the tests' own process."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+
+@dataclass
+class Tensor:
+    tensor_name: str
+    array: np.ndarray
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+class TritonError(Exception):
+    INTERNAL = 1
+    INVALID_ARG = 3
+    UNSUPPORTED = 5
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Response:
+    output_tensors: list[Tensor]
+    error: TritonError | None = None
+
+    def value(self, name: str) -> np.ndarray:
+        assert self.error is None
+        return next(tensor.array for tensor in self.output_tensors if tensor.tensor_name == name)
+
+
+@dataclass
+class Request:
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    stream: int | str = 0
+    stream_flags: int = 0
+
+    def correlation_id(self) -> int | str:
+        return self.stream
+
+    def flags(self) -> int:
+        return self.stream_flags
+
+
+START, END = 1, 2
+
+
+def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
+    array = request.tensors.get(name)
+    return None if array is None else Tensor(name, array)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``import triton_python_backend_utils`` find these."""
+    fake = types.ModuleType("triton_python_backend_utils")
+    for name, value in (
+        ("Tensor", Tensor), ("TritonError", TritonError), ("InferenceResponse", Response),
+        ("get_input_tensor_by_name", get_input_tensor_by_name),
+        ("TRITONSERVER_REQUEST_FLAG_SEQUENCE_START", START), ("TRITONSERVER_REQUEST_FLAG_SEQUENCE_END", END),
+    ):  # fmt: skip
+        setattr(fake, name, value)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)

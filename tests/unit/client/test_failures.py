@@ -1,0 +1,64 @@
+"""Which kind of failure a library's exception is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from dfer_deploy.client.address import parse_url
+from dfer_deploy.client.failures import CallError, Failures, Kind
+
+
+def failure(error: Exception, *, answered: bool = False) -> CallError:
+    failures = Failures(parse_url("grpc://host:1"))
+    if answered:
+        with failures.translated("dfer", 3):
+            pass
+    with pytest.raises(CallError) as caught, failures.translated("dfer", 3):
+        raise error
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "kind"),
+    [
+        ("failed to connect to all addresses", "StatusCode.UNAVAILABLE", "unreachable"),
+        ("Socket closed", "StatusCode.UNAVAILABLE", "unreachable"),
+        ("CANCELLED", "StatusCode.CANCELLED", "unreachable"),
+        ("Exceeds maximum queue size", "StatusCode.UNAVAILABLE", "full"),
+        ("Exceeds maximum queue size", "503", "full"),
+        ("This protocol is restricted, expecting header 'x'", "StatusCode.UNAVAILABLE", "refused"),
+        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", "late"),
+        ("Request for unknown model: 'x' is not found", "StatusCode.UNAVAILABLE", "absent"),
+        ("Request for unknown model: 'x' is not found", "400", "absent"),
+        ("unexpected shape", "StatusCode.INVALID_ARGUMENT", "refused"),
+        ("out of memory", "StatusCode.INTERNAL", "refused"),
+        ("", "500", "refused"),
+    ],
+)
+def test_answers_of_a_server(message: str, status: str, kind: Kind) -> None:
+    error = failure(InferenceServerException(message, status))
+    assert error.kind == kind
+    assert error.retryable == (kind in ("unreachable", "full"))
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError()])
+def test_time_that_is_over(error: Exception) -> None:
+    assert failure(error).kind == "late"
+    assert "did not answer within 3 s" in str(failure(error))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), aiohttp.ServerDisconnectedError(), BrokenPipeError()])
+def test_broken_connections(error: Exception) -> None:
+    assert failure(error).kind == "unreachable"
+    assert "no Triton server answers at grpc://host:1" in str(failure(error))
+    assert "went away during a request" in str(failure(error, answered=True))
+
+
+def test_a_bug_is_no_failure_of_the_network() -> None:
+    with pytest.raises(ZeroDivisionError), Failures(parse_url("h:1")).translated("dfer", 1):
+        raise ZeroDivisionError

@@ -1,0 +1,248 @@
+"""What is sent; the server is scripted, so that every step can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfer_deploy.client.address import parse_url
+from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig, Register
+from dfer_deploy.client.failures import CallError
+from dfer_deploy.client.flows import Flows
+from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.streams import StreamFlows
+from dfer_deploy.clips.sampling import sample_indices
+from dfer_deploy.errors import DferDeployError
+
+SIZE, LABELS = 8, ("calm", "anger: loud")
+CONFIG = {
+    "name": "dfer",
+    "max_batch_size": 4,
+    "input": [{"name": "frames", "dims": ["-1", "8", "8", "3"]}],
+    "output": [{"name": "probabilities", "dims": ["2"]}, {"name": "logits", "dims": ["2"]}],
+    "ensemble_scheduling": {"step": [{"model_name": "dfer_image_encoder"}, {"model_name": "dfer_temporal_head"}]},
+    "parameters": {"frame_interval_s": {"string_value": "0.175"}},
+}
+
+
+class Script:
+    """A server as a function of calls, with the calls that it got."""
+
+    def __init__(self, fail: Callable[[int, Infer], None] | None = None) -> None:
+        self.calls: list[Call] = []
+        self._fail = fail
+
+    def __call__(self, flow: Flow[Any]) -> Any:
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Pause):
+                    step = flow.send(None)
+                    continue
+                try:
+                    answer = self._answer(step.call)
+                except CallError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as done:
+            return done.value
+
+    @property
+    def infers(self) -> list[Infer]:
+        return [call for call in self.calls if isinstance(call, Infer) and not call.class_count]
+
+    def _answer(self, call: Call) -> Any:
+        self.calls.append(call)
+        if isinstance(call, ReadConfig):
+            return CONFIG
+        if isinstance(call, ListModels | Register):
+            raise CallError("restricted", "refused")
+        assert isinstance(call, Infer)
+        if call.class_count:
+            return [np.array([[b"0.9:1:anger: loud", b"0.1:0:calm"]], object)]
+        if self._fail:
+            self._fail(len(self.infers), call)
+        values = np.tile(np.array([[1, 3]], np.float32), (len(call.array), 1))
+        return [values, values / 4]
+
+
+def connected(script: Script, url: str = "grpc://host:1", *, shared_memory: bool = False) -> Flows:
+    flows = Flows(parse_url(url), "dfer", Patience(60, 3), shared_memory=shared_memory)
+    script(flows.connect())
+    return flows
+
+
+def clip(frames: int, batch: int | None = None) -> np.ndarray:
+    shape = (frames, SIZE, SIZE, 3) if batch is None else (batch, frames, SIZE, SIZE, 3)
+    return np.random.default_rng(frames).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_the_model_is_read_from_the_servers_configuration() -> None:
+    model = connected(Script()).model
+    assert (model.image_encoder, model.temporal_head) == ("dfer_image_encoder", "dfer_temporal_head")
+    assert (model.image_size, model.num_classes, model.max_batch_size, model.frame_interval_s) == (SIZE, 2, 4, 0.175)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 16, 17, 70])
+def test_always_16_frames_are_sent(frames: int) -> None:
+    script = Script()
+    answer = script(connected(script).answer(clip(frames)))
+    (call,) = script.infers
+    assert np.array_equal(call.array, clip(frames)[sample_indices(frames)][np.newaxis])
+    assert (answer.expression, answer.confidence) == ("anger: loud", 0.75)
+    assert answer.probabilities == dict(zip(LABELS, (0.25, 0.75), strict=True))
+    assert answer.logits == dict(zip(LABELS, (1, 3), strict=True))
+
+
+def test_a_batch_is_split_and_gives_a_list() -> None:
+    script = Script()
+    answers = script(connected(script).answer(clip(3, batch=9)))
+    assert len(answers) == 9
+    assert [len(call.array) for call in script.infers] == [4, 4, 1]
+
+
+def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
+    script = Script()
+    (tmp_path / "a.jpg").write_bytes(b"from a file")
+    script(connected(script).answer([b"bytes", tmp_path / "a.jpg", str(tmp_path / "a.jpg")]))
+    (call,) = script.infers
+    assert (call.model, call.name, call.array.shape) == ("dfer_encoded", "images", (1, 16))
+    assert call.array[0].tolist() == [b"bytes", *[b"from a file"] * 15]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (clip(16).astype(np.float32), "the dtype float32, expected uint8 [T, 8, 8, 3]"),
+        (clip(16)[:, :4], "the shape [16, 4, 8, 3]"),
+        (clip(16)[0], "the shape [8, 8, 3]"),
+        (clip(16)[:0], "cannot take 16 frames of a clip of 0"),
+        (clip(16, batch=1)[:0], "holds no clip"),
+        ([], "cannot take 16 frames of a clip of 0"),
+        ("a.jpg", "expected a list of images"),
+        (["/no/such.jpg"], "/no/such.jpg cannot be read"),
+    ],
+)
+def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
+    script = Script()
+    with pytest.raises(DferDeployError) as refused:
+        script(connected(script).answer(given))
+    assert said in str(refused.value)
+    assert script.infers == []
+
+
+def test_shared_memory_that_is_refused_is_tried_once() -> None:
+    script = Script()
+    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
+    for _ in range(2):
+        script(flows.answer(clip(16)))
+    assert sum(isinstance(call, Register) for call in script.calls) == 1
+    assert all(call.region is None for call in script.infers)
+
+
+def test_shared_memory_is_not_tried_with_another_machine() -> None:
+    script = Script()
+    script(connected(script, "grpc://host:1", shared_memory=True).answer(clip(16)))
+    assert not any(isinstance(call, Register) for call in script.calls)
+
+
+def failing(numbers: set[int], kind: Any) -> Script:
+    def fail(number: int, call: Infer) -> None:
+        if number in numbers:
+            raise CallError("it failed", kind)
+
+    return Script(fail)
+
+
+def sent(script: Script) -> list[tuple[int, bool, bool]]:
+    """The first pixel (the frame's number), START and END of every inference."""
+    calls = [(call, call.position) for call in script.infers]
+    return [(int(call.array.flat[0]), place.start, place.end) for call, place in calls if place]
+
+
+def frame(number: int) -> np.ndarray:
+    return np.full((SIZE, SIZE, 3), number, np.uint8)
+
+
+def test_a_stream_starts_goes_on_and_ends() -> None:
+    script = Script()
+    stream = StreamFlows(connected(script))
+    answers = [script(stream.push(frame(number))) for number in range(18)]
+    script(stream.end())
+    script(stream.end())
+    assert sent(script) == [(0, True, False), *[(n, False, False) for n in range(1, 18)], (17, False, True)]
+    assert [answer.frames for answer in answers] == [*range(1, 17), 16, 16]
+    assert not any(answer.resumed for answer in answers)
+    assert len({call.position.correlation_id for call in script.infers if call.position}) == 1
+    assert script.infers[0].array.shape == (1, 1, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("kind", ["unreachable", "refused"])
+def test_a_lost_stream_is_opened_again_with_its_window(kind: Any) -> None:
+    script = failing({20}, kind)
+    stream = StreamFlows(connected(script))
+    answers = [script(stream.push(frame(number))) for number in range(21)]
+    assert sent(script)[19:] == [
+        (19, False, False),
+        (4, True, False),
+        *[(number, False, False) for number in range(5, 20)],
+        (20, False, False),
+    ]
+    assert [answer.resumed for answer in answers] == [False] * 19 + [True, False]
+    first, again = script.infers[19].position, script.infers[20].position
+    assert first and again and first.correlation_id != again.correlation_id
+
+
+def test_a_full_queue_changes_nothing_of_the_stream() -> None:
+    script = failing({3}, "full")
+    stream = StreamFlows(connected(script))
+    answers = [script(stream.push(frame(number))) for number in range(4)]
+    assert sent(script) == [
+        (0, True, False),
+        (1, False, False),
+        (2, False, False),
+        (2, False, False),
+        (3, False, False),
+    ]
+    assert not any(answer.resumed for answer in answers)
+
+
+def test_a_frame_without_an_answer_stays_in_the_window() -> None:
+    script = failing({3}, "late")
+    stream = StreamFlows(connected(script))
+    for number in range(2):
+        script(stream.push(frame(number)))
+    with pytest.raises(CallError):
+        script(stream.push(frame(2)))
+    assert script(stream.push(frame(3))).frames == 4
+    assert sent(script)[3:] == [(0, True, False), (1, False, False), (2, False, False), (3, False, False)]
+
+
+def test_a_stream_that_is_refused_from_the_start_is_not_tried_again() -> None:
+    script = failing({1, 2}, "refused")
+    with pytest.raises(CallError):
+        script(StreamFlows(connected(script)).push(frame(0)))
+    assert len(script.infers) == 1
+
+
+def test_the_callers_array_may_be_written_again() -> None:
+    script = failing({2}, "unreachable")
+    stream = StreamFlows(connected(script))
+    image = frame(7)
+    script(stream.push(image))
+    image[:] = 9
+    script(stream.push(image))
+    assert [number for number, _, _ in sent(script)] == [7, 9, 7, 9]
+
+
+def test_a_frame_of_another_size_is_refused_before_it_is_in_the_window() -> None:
+    script = Script()
+    stream = StreamFlows(connected(script))
+    with pytest.raises(DferDeployError, match=r"expected uint8 \[8, 8, 3\]"):
+        script(stream.push(np.zeros((4, 4, 3), np.uint8)))
+    assert script(stream.push(frame(0))).frames == 1

@@ -1,0 +1,86 @@
+"""What is tried again, when, and when not any more. Time is faked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from dfer_deploy.client.calls import Attempt, ListModels, Pause
+from dfer_deploy.client.failures import CallError, Kind
+from dfer_deploy.client.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
+from dfer_deploy.errors import DferDeployError
+
+
+class Network:
+    """Performs a flow: every attempt takes ``attempt_s`` and fails as ``failures`` says, then the answer comes."""
+
+    def __init__(self, failures: Sequence[Kind], attempt_s: float = 0.0) -> None:
+        self._failures, self._attempt_s = list(failures), attempt_s
+        self.now, self.pauses, self.timeouts = 100.0, [], []
+
+    def ask(self, deadline_s: float, retries: int, share: float = 1.0) -> str:
+        patience = Patience(deadline_s, retries, lambda: self.now, lambda low, high: low + share * (high - low))
+        flow = patience.question().answered(ListModels())
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Pause):
+                    self.pauses.append(step.seconds)
+                    self.now += step.seconds
+                    step = flow.send(None)
+                    continue
+                assert isinstance(step, Attempt)
+                self.timeouts.append(step.timeout_s)
+                self.now += self._attempt_s
+                if self._failures:
+                    step = flow.throw(CallError("it failed", self._failures.pop(0)))
+                else:
+                    step = flow.send("answer")
+        except StopIteration as done:
+            return done.value
+
+
+@pytest.mark.parametrize("kind", ["unreachable", "full"])
+def test_what_may_pass_is_tried_again(kind: Kind) -> None:
+    network = Network([kind] * 3)
+    assert network.ask(60, 3) == "answer"
+    assert network.pauses == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
+
+
+@pytest.mark.parametrize("kind", ["refused", "late", "absent"])
+def test_what_would_fail_again_is_not_tried_again(kind: Kind) -> None:
+    network = Network([kind])
+    with pytest.raises(CallError, match="it failed"):
+        network.ask(60, 100)
+    assert len(network.timeouts) == 1
+
+
+def test_no_more_retries_than_allowed() -> None:
+    network = Network(["unreachable"] * 3)
+    with pytest.raises(CallError):
+        network.ask(60, 2)
+    assert len(network.timeouts) == 3
+
+
+def test_pauses_are_drawn_between_zero_and_a_limit_that_grows_up_to_a_bound() -> None:
+    network = Network(["unreachable"] * 8)
+    network.ask(60, 8, share=0.5)
+    assert network.pauses[0] == FIRST_PAUSE_S / 2
+    assert network.pauses[-1] == LONGEST_PAUSE_S / 2
+
+
+def test_attempts_and_pauses_share_one_deadline() -> None:
+    network = Network(["unreachable"] * 100, attempt_s=1.0)
+    with pytest.raises(CallError):
+        network.ask(10, 100)
+    assert network.now - 100 <= 10 + 1
+    assert network.timeouts[0] == 10
+    assert network.timeouts == sorted(network.timeouts, reverse=True)
+    assert all(timeout_s > 0 for timeout_s in network.timeouts)
+
+
+@pytest.mark.parametrize(("deadline_s", "retries"), [(0, 1), (float("nan"), 1), (1e9, 1), (1, -1)])
+def test_numbers_out_of_range(deadline_s: float, retries: int) -> None:
+    with pytest.raises(DferDeployError, match="expected"):
+        Patience(deadline_s, retries)

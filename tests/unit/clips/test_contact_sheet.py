@@ -1,0 +1,57 @@
+"""The contact sheet shows the crops themselves, a bounded number of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from dfer_deploy.clips.contact_sheet import MAX_COLUMNS, MAX_ROWS, write_contact_sheet
+from dfer_deploy.clips.reading import Clip
+
+
+def crop(shade: int, size: int = 32) -> Clip:
+    return np.full((size, size, 3), shade, np.uint8)
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def watched(self: ImageDraw.ImageDraw, place: object, text: str, **options: object) -> None:
+        written.append(text)
+        draw(self, place, text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", watched)
+    return written
+
+
+def test_a_row_for_each_track_with_times(tmp_path: Path, texts: list[str]) -> None:
+    rows = {2: [(1.0, crop(10)), (1.25, crop(60))], 7: [(3.0, crop(200))]}
+    write_contact_sheet(tmp_path / "a.png", rows)
+    assert texts == ["2 tracks", "track 2", "2 crops", "1.00 s", "1.25 s", "track 7", "1 crop", "3.00 s"]
+    with Image.open(tmp_path / "a.png") as picture:
+        colours = {colour for count, colour in picture.getcolors(1 << 20) if count > 10_000}
+    assert colours == {(10, 10, 10), (60, 60, 60), (200, 200, 200), (255, 255, 255)}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_many_tracks_and_crops_are_thinned_evenly(tmp_path: Path, texts: list[str]) -> None:
+    rows = {track: [(float(k), crop(track)) for k in range(100 + track)] for track in range(1, 41)}
+    write_contact_sheet(tmp_path / "a.png", rows)
+    assert texts[0] == f"{MAX_ROWS} of 40 tracks"
+    assert [text for text in texts if text.startswith("track")] == [f"track {k}" for k in range(41 - MAX_ROWS, 41)]
+    times = texts[3 : 3 + MAX_COLUMNS]
+    assert (times[0], times[-1]) == ("0.00 s", f"{100 + 41 - MAX_ROWS - 1}.00 s")
+    steps = np.diff([float(text[:-2]) for text in times])
+    assert steps.max() - steps.min() <= 1
+
+
+def test_no_face_is_a_picture_that_says_so(tmp_path: Path, texts: list[str]) -> None:
+    write_contact_sheet(tmp_path / "a.png", {})
+    assert texts == ["no tracks"]
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"

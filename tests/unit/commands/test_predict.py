@@ -1,0 +1,212 @@
+import csv
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from videos import SquareDetector, numbered, two_squares, write_timed_video
+
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.runtimes.available import open_predictor
+from dfer_deploy.windows import Window, windows_of_video
+
+
+@pytest.fixture
+def squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfer_deploy.commands.predict.open_detector", SquareDetector)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Two people, the second one late; 5 s."""
+    frames = two_squares(50, red=range(50), green=range(20, 50))
+    return write_timed_video(tmp_path / "a.mkv", frames, range(0, 5000, 100))
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("squares")
+def test_a_video_gives_every_output(cli: Any, bundle: Bundle, video: Path, tmp_path: Path) -> None:
+    out = {name: tmp_path / f"o.{name}" for name in ("json", "csv", "timeline", "crops", "video")}
+    result = cli("predict", "--bundle", bundle.path, video, *[word for n, f in out.items() for word in (f"--{n}", f)])
+    assert result.exit_code == 0, result.output
+    # The bundle's manifest states 0.1 s between frames.
+    assert "apart" not in result.output
+    content = json.loads(out["json"].read_text())
+    assert content["frame_interval_s"] == 0.1
+    rows = content["results"]
+    assert [(row["track"], row["start_s"], row["end_s"]) for row in rows] == [
+        *((1, start / 10, (start + 15) / 10) for start in (0, 4, 8, 12, 16, 20, 24, 28, 32, 34)),
+        *((2, start / 10, (start + 15) / 10) for start in (20, 24, 28, 32, 34)),
+    ]
+    with out["csv"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["track"], float(line["start_s"]), line["expression"]) for line in lines] == [
+        (str(row["track"]), row["start_s"], row["expression"]) for row in rows
+    ]
+    for picture in ("timeline", "crops"):
+        with Image.open(out[picture]) as image:
+            assert image.format == "PNG"
+    assert clip_from_path(out["video"], 32).shape == (16, 32, 32, 3)
+    assert "2.00–3.50" in result.output
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.usefixtures("squares")
+def test_many_windows_are_shown_as_tracks(cli: Any, bundle: Bundle, video: Path) -> None:
+    result = cli("predict", "--bundle", bundle.path, video, "--stride", 1)
+    assert result.exit_code == 0
+    assert "0.00–4.90" in result.output
+    assert "2.00–4.90" in result.output
+    assert "%" in result.output
+
+
+@pytest.mark.usefixtures("squares")
+def test_several_inputs_have_a_picture_each(cli: Any, bundle: Bundle, video: Path, tmp_path: Path) -> None:
+    other = write_timed_video(tmp_path / "b.mkv", two_squares(20, range(20), range(0)), range(0, 2000, 100))
+    empty = write_timed_video(tmp_path / "none.mkv", two_squares(20, range(0), range(0)), range(0, 2000, 100))
+    inputs = [video, empty, other, tmp_path / "missing.mp4", video]
+    result = cli("predict", "--bundle", bundle.path, *inputs, "--crops", tmp_path / "c.png", "--json", tmp_path / "j")
+    assert result.exit_code == 2
+    assert "missing.mp4 does not exist" in result.output
+    assert "no face was found in" in result.output
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["c-1-a.png", "c-3-b.png", "c-5-a.png"]
+    content = json.loads((tmp_path / "j").read_text())
+    assert len(content["failures"]) == 1
+    assert {row["input"] for row in content["results"]} == {str(video), str(other)}
+
+
+@pytest.mark.usefixtures("squares")
+def test_no_face_is_said_and_is_no_error(cli: Any, bundle: Bundle, tmp_path: Path) -> None:
+    video = write_timed_video(tmp_path / "a.mkv", two_squares(20, range(0), range(0)), range(0, 2000, 100))
+    result = cli("predict", "--bundle", bundle.path, video, "--json", tmp_path / "j", "--csv", tmp_path / "c")
+    assert result.exit_code == 0
+    assert "no face was found in" in result.output.replace("\n", " ")
+    assert json.loads((tmp_path / "j").read_text())["results"] == []
+    assert len((tmp_path / "c").read_text().splitlines()) == 1
+
+
+def test_without_faces_the_whole_picture_is_answered(cli: Any, bundle: Bundle, tmp_path: Path) -> None:
+    video = write_timed_video(tmp_path / "a.mkv", numbered(40), range(0, 4000, 100))
+    result = cli("predict", "--bundle", bundle.path, video, "--faces", "none", "--json", tmp_path / "j")
+    assert result.exit_code == 0
+    rows = json.loads((tmp_path / "j").read_text())["results"]
+    assert [(row["track"], row["start_s"]) for row in rows] == [(0, s / 10) for s in (0, 4, 8, 12, 16, 20, 24)]
+    few = cli("predict", "--bundle", bundle.path, video, "--faces", "none", "--frame-interval-s", 0.2, "--stride", 16)
+    assert "0.00–3.00" in few.output
+    assert "0.80–3.80" in few.output
+
+
+@pytest.mark.parametrize("kind", ["video", "folder"])
+def test_whole_is_one_answer_as_at_test_time(
+    cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path, kind: str
+) -> None:
+    source = clip_list.parent / "000"
+    if kind == "video":
+        source = write_timed_video(tmp_path / "a.mkv", numbered(40), range(0, 4000, 100))
+    result = cli("predict", "--bundle", bundle.path, source, "--whole", "--json", tmp_path / "j")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads((tmp_path / "j").read_text())["results"]
+    with open_predictor("onnxruntime-cpu", bundle) as predictor:
+        expected = predictor.predict(clip_from_path(source, 32)[np.newaxis])
+    logits = [row["logits"][label] for label in bundle.spec.prompts.class_names]
+    assert logits == pytest.approx(expected.logits[0].tolist())
+    assert row["end_s"] == (pytest.approx(4.0, abs=0.1) if kind == "video" else None)
+
+
+def test_contradictions_are_one_sentence(
+    cli: Any, bundle: Bundle, video: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    folder = clip_list.parent / "000"
+    where = ("predict", "--bundle", bundle.path)
+    before = video.read_bytes()
+    for arguments, said in (
+        ((video, "--whole", "--timeline", tmp_path / "t.png"), "--whole gives one answer"),
+        ((video, "--whole", "--faces", "centerface"), "--whole gives one answer"),
+        ((folder, "--faces", "centerface"), "is a folder of frames, which has no times"),
+        ((folder, "--video", tmp_path / "v.mp4"), "is a folder of frames, which has no times"),
+        ((video, "--faces", "none", "--video", video), "--video would replace"),
+        ((video, "--faces", "none", "--json", tmp_path / "x", "--csv", tmp_path / "x"), "--csv would replace"),
+        ((video, "--faces", "none", "--csv", tmp_path / "no" / "x"), "does not exist; make it first"),
+        ((video, "--faces", "none", "--stride", 0), "0 is not in the range"),
+        ((video, "--faces", "none", "--frame-interval-s", "nan"), "expected 0.01 to 60"),
+    ):
+        result = cli(*where, *arguments)
+        assert result.exit_code == 2, arguments
+        assert said in result.output, result.output
+        assert "Traceback" not in result.output
+    assert video.read_bytes() == before
+    assert left_behind(tmp_path) == []
+
+
+def test_a_missing_detector_names_the_extra_and_the_way_around(
+    cli: Any, bundle: Bundle, video: Path, clip_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfer_deploy.clips.faces.importlib.util.find_spec", lambda _: None)
+    result = cli("predict", "--bundle", bundle.path, video)
+    assert result.exit_code == 2
+    assert "[faces]" in result.output
+    assert "--faces none" in result.output
+    # What needs no detector does without.
+    assert cli("predict", "--bundle", bundle.path, video, "--whole").exit_code == 0
+    assert cli("predict", "--bundle", bundle.path, clip_list.parent / "000").exit_code == 0
+
+
+@pytest.mark.usefixtures("squares")
+def test_an_interruption_leaves_nothing(
+    cli: Any, bundle: Bundle, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    for place in ("dfer_deploy.recording.Recording.add_window", "dfer_deploy.annotated._View.drawn"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupted)
+            result = cli(
+                "predict", "--bundle", bundle.path, video, "--json", tmp_path / "j", "--video", tmp_path / "v.mp4"
+            )
+        assert result.exit_code == 130
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv"]
+        assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("squares")
+def test_an_input_that_fails_half_way_has_no_answers(
+    cli: Any, bundle: Bundle, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any, **options: Any) -> Iterator[Window]:
+        windows = windows_of_video(*arguments, **options)
+        yield next(windows)
+        windows.close()
+        raise DferDeployError("the server went away")
+
+    monkeypatch.setattr("dfer_deploy.commands.predict.windows_of_video", failing)
+    result = cli("predict", "--bundle", bundle.path, video, "--json", tmp_path / "j")
+    assert result.exit_code == 2
+    content = json.loads((tmp_path / "j").read_text())
+    assert (content["results"], content["failures"]) == ([], ["the server went away"])
+
+
+def test_what_the_manifest_does_not_know_is_said(cli: Any, bundle: Bundle, tmp_path: Path, video: Path) -> None:
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in bundle.path.iterdir():
+        if path.name != "manifest.json":
+            (copy / path.name).symlink_to(path)
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"frame_interval_s": None}))
+    result = cli("predict", "--bundle", copy, video, "--faces", "none")
+    assert result.exit_code == 0, result.output
+    assert "0.167 s apart" in result.output.replace("\n", " ")
+    assert "0.00–2.50" in result.output
+    given = cli("predict", "--bundle", copy, video, "--faces", "none", "--frame-interval-s", "0.2")
+    assert "apart" not in given.output

@@ -1,0 +1,173 @@
+"""A Triton Python-backend model that decodes and resizes images, so that a client needs no library for that.
+
+Bytes of JPEG, PNG and WebP files in, the image encoder's frames out, equal to the bit to what a client makes of the
+same files with dfer_deploy: both run ``image_decoding.py``, which lies beside this file. Neither dfer_deploy nor more
+than NumPy, Pillow and Triton's own module is there.
+
+The names and the image size come from Triton's model configuration, and from these parameters:
+
+    max_frames         the largest T of a clip
+    max_image_bytes    of one encoded image
+    max_pixels         width times height of one image, as its header says; checked before anything is decoded
+    decode_threads     that decode at the same time; 0 is one for every core, at most 8
+
+Memory: every thread holds one image. One of more than a quarter of max_pixels or max_image_bytes is decoded while no
+other of that size is, so that few threads and many need about the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+try:
+    import PIL.Image
+    from image_decoding import ImageError, opened_image, resized, upright_rgb
+except ModuleNotFoundError as error:
+    # NVIDIA's images come without Pillow. The other models of the repository need not fail for that.
+    if error.name != "PIL":
+        raise
+    _HAS_PILLOW = False
+else:
+    _HAS_PILLOW = True
+
+Frame = npt.NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+MAX_THREADS = 8
+
+MAX_SCANS = 100
+"""Of a progressive JPEG file; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
+
+_NO_PILLOW = (
+    "this server decodes no images, because its Python has no Pillow; send frames to the other ensemble, or start the "
+    "server from the Dockerfile of the bundle"
+)
+
+
+class RequestError(ValueError):
+    """A mistake of the client's, told in one sentence."""
+
+
+class TritonPythonModel:
+    """The model's instance; Triton calls ``initialize`` once and ``execute`` with every batch of requests."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Reads the limits. An exception here is a model that does not load, with this message in Triton's log."""
+        config = json.loads(args["model_config"])
+        (model_input,), (model_output,) = config["input"], config["output"]
+        self._input_name: str = model_input["name"]
+        self._output_name: str = model_output["name"]
+        self._image_size = int(model_output["dims"][1])
+        limits = {name: int(parameter["string_value"]) for name, parameter in config["parameters"].items()}
+        self._max_frames = limits["max_frames"]
+        self._max_image_bytes = limits["max_image_bytes"]
+        self._max_pixels = limits["max_pixels"]
+        threads = limits["decode_threads"] or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._one_large_image = threading.RLock()
+        if _HAS_PILLOW:
+            PIL.Image.init()  # not by several threads with the first request
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers every request, in order. A request that cannot be answered gets an error of its own.
+
+        Args:
+            requests: one input of bytes [b, T] each; T may differ between them.
+
+        Returns:
+            As many responses as requests.
+        """
+        if not _HAS_PILLOW:
+            return [_error_response(_NO_PILLOW, pb_utils.TritonError.UNSUPPORTED) for _ in requests]
+        # All of them before the first answer is waited for: the threads are for all images.
+        begun = [self._begun(request) for request in requests]
+        return [one if isinstance(one, pb_utils.InferenceResponse) else self._answer(*one) for one in begun]
+
+    def finalize(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _begun(self, request: Any) -> Any:
+        """The shape [b, T] and the decoded frames to come, in order; or an error's response."""
+        try:
+            images = self._checked_input(request)
+            return images.shape, self._threads.map(self._frame, np.ndindex(images.shape), images.reshape(-1).tolist())
+        except Exception as error:
+            return _refusal(error)
+
+    def _checked_input(self, request: Any) -> npt.NDArray[np.object_]:
+        tensor = pb_utils.get_input_tensor_by_name(request, self._input_name)
+        if tensor is None:
+            raise RequestError(f"the input {self._input_name!r} is missing; send it")
+        images: npt.NDArray[np.object_] = tensor.as_numpy()
+        if images.dtype != np.object_ or images.ndim != 2:
+            raise RequestError(
+                f"{self._input_name!r} has the shape {list(images.shape)} and the dtype {images.dtype}, "
+                "expected [B, T] of bytes"
+            )
+        if not 1 <= images.shape[1] <= self._max_frames:
+            raise RequestError(
+                f"{self._input_name!r} has {images.shape[1]} images a clip, expected 1 to {self._max_frames}"
+            )
+        if images.shape[0] < 1:
+            raise RequestError(f"{self._input_name!r} holds no clip, expected at least one")
+        return images
+
+    def _answer(self, shape: tuple[int, int], frames: Iterator[Frame]) -> Any:
+        """Collects a request's frames; with the first image that is refused, what has not begun is cancelled."""
+        try:
+            stacked = np.empty((shape[0] * shape[1], self._image_size, self._image_size, 3), np.uint8)
+            for index, frame in enumerate(frames):
+                stacked[index] = frame
+            output = stacked.reshape(*shape, *stacked.shape[1:])
+            return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(self._output_name, output)])
+        except Exception as error:
+            return _refusal(error)
+
+    def _frame(self, index: tuple[int, int], image: bytes) -> Frame:
+        try:
+            return self._decoded(image)
+        except ImageError as error:
+            clip, frame = index
+            raise RequestError(f"{self._input_name}[{clip}, {frame}] {error}") from error
+
+    def _decoded(self, image: bytes) -> Frame:
+        if not image:
+            raise ImageError(f"is empty, expected the bytes of a file ({', '.join(FORMATS)})")
+        if len(image) > self._max_image_bytes:
+            raise ImageError(f"has {len(image)} bytes, expected at most {self._max_image_bytes}; make it smaller")
+        # A marker: inside a scan's data the byte FF is followed by 00.
+        if image.startswith(b"\xff\xd8") and (scans := image.count(b"\xff\xda")) > MAX_SCANS:
+            raise ImageError(f"has {scans} scans, expected at most {MAX_SCANS}; encode it anew")
+        with contextlib.ExitStack() as turn:  # left when nothing of the image is held any more
+            if 4 * len(image) > self._max_image_bytes:
+                turn.enter_context(self._one_large_image)
+            with opened_image(io.BytesIO(image), formats=FORMATS, max_pixels=self._max_pixels) as opened:
+                if 4 * opened.width * opened.height > self._max_pixels:
+                    turn.enter_context(self._one_large_image)
+                frame: Frame = resized(upright_rgb(opened), self._image_size)
+            del opened
+            return frame
+
+
+def _refusal(error: Exception) -> Any:
+    # Anything but a mistake of the client's is named with its class, for whoever reads it knows Pillow's.
+    if isinstance(error, RequestError):
+        return _error_response(str(error), pb_utils.TritonError.INVALID_ARG)
+    return _error_response(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+
+
+def _error_response(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
