@@ -6,16 +6,23 @@ Every stage is a process of its own, started anew in every round:
 
 - ``export fp32``, ``export fp16`` (not with --quick): ``dfer-deploy export``.
 - ``PyTorch``, ``onnxruntime``: a fresh interpreter until the first clip is answered, imports and weights included.
-- ``server ready``: from its start until the server says that it answers; ``first answer`` and ``second answer`` of a
-  clip of 16 frames over gRPC follow, the first with connection and configuration.
+- ``server ready, new``: from its start until the server says that it answers, where the packed copy of the image
+  encoder (see the Python backend's model.py) has to be made first.
+- ``server ready``: the same with the copy there; ``first answer`` and ``second answer`` of a clip of 16 frames over
+  gRPC follow, the first with connection and configuration.
 
 Memory is the peak of the resident set, of the server the sum over its processes (what they share counts for each). The
 files were read before: they come from the page cache.
+
+What a second instance costs is what all processes of a server with two instances of each model hold after an answer,
+less what one with single instances holds: the sum of their proportional set sizes, in which a page that k processes
+map counts for 1/k in each (proc(5), smaps_rollup).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,11 +33,13 @@ from typing import Any
 
 from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, seconds_of, write
 
-from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.console import progress_bar, table
+from dfer_deploy.console import progress_bar, stdout, table
+from dfer_deploy.export.configure import configure_bundle
+from dfer_deploy.files import sha256_of_file
 from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.triton.environment import triton_environment
+from dfer_deploy.triton.environment import cache_folder, triton_environment
 from dfer_deploy.triton.server import TritonServer
 
 RUNTIMES = ("PyTorch", "onnxruntime")
@@ -62,6 +71,7 @@ def main() -> None:
             for name, row in result["stages"].items()
         ],
     )
+    stdout.print(f"a second instance costs {in_words(result['second_instance_mb'])} MB", markup=False)
     stages = result["stages"]
     picture, (seconds, memory) = figure("From nothing to the first answer", 2, quick=arguments.quick)
     draw_bars(
@@ -89,8 +99,9 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
         stages[name] = lambda n=name, p=path: run_alone(__file__, "--runtime", n, p)  # type: ignore[misc]
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, list[float]] = {}
+    second: list[float] = []
     with progress_bar() as bar:
-        task = bar.add_task("", total=rounds * (len(stages) + 1))
+        task = bar.add_task("", total=rounds * (len(stages) + 3))
         for _ in range(rounds):
             for name, stage in stages.items():
                 bar.update(task, description=name)
@@ -98,18 +109,37 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
                 seconds.setdefault(name, []).append(taken)
                 peaks.setdefault(name, []).append(peak)
                 bar.advance(task)
-            bar.update(task, description="server")
-            server, peak = start_server(environment, bundle, size)
-            for name, taken in server.items():
-                seconds.setdefault(name, []).append(taken)
-            peaks.setdefault("server ready", []).append(peak)
-            bar.advance(task)
+            held = {}
+            for instances in (1, 2):
+                configured, _ = configure_bundle(bundle.path, ServingOptions(max_batch_size=16, instances=instances))
+                if instances == 1:
+                    bar.update(task, description="server, new")
+                    remove_packed_copies(bundle)
+                    server, _, _ = start_server(environment, configured, size)
+                    seconds.setdefault("server ready, new", []).append(server["server ready"])
+                    bar.advance(task)
+                bar.update(task, description=f"server, instances: {instances}")
+                server, peak, held[instances] = start_server(environment, configured, size)
+                if instances == 1:
+                    for name, taken in server.items():
+                        seconds.setdefault(name, []).append(taken)
+                    peaks.setdefault("server ready", []).append(peak)
+                bar.advance(task)
+            second.append((held[2] - held[1]) * 1e3)
+    remove_packed_copies(bundle)
     return {
         "stages": {
             name: {"seconds": figures(values)} | ({"peak_gb": figures(peaks[name])} if name in peaks else {})
             for name, values in seconds.items()
-        }
+        },
+        "second_instance_mb": figures(second),
     }
+
+
+def remove_packed_copies(bundle: Bundle) -> None:
+    """Removes what servers have made of the image encoder, so that the next one makes it anew."""
+    for copy in (cache_folder() / "packed").glob(f"{sha256_of_file(bundle.image_encoder_onnx)[:24]}-*"):
+        shutil.rmtree(copy)
 
 
 def run_alone(*words: object) -> tuple[float, float]:
@@ -141,8 +171,8 @@ def first_answer(runtime: str, path: Path) -> None:
         OnnxRuntimePredictor.from_bundle(bundle).predict(drawn_clips(1, bundle.spec.clip.vision.image_size))
 
 
-def start_server(environment: Any, bundle: Bundle, image_size: int) -> tuple[dict[str, float], float]:
-    """Seconds of the server's start and of two answers, and the peak memory of all its processes in GB."""
+def start_server(environment: Any, bundle: Bundle, image_size: int) -> tuple[dict[str, float], float, float]:
+    """Seconds of the server's start and of two answers, and all its processes' peak memory and held memory in GB."""
     clips = drawn_clips(1, image_size)
     server = TritonServer(environment, bundle.model_repository)
     try:
@@ -152,10 +182,11 @@ def start_server(environment: Any, bundle: Bundle, image_size: int) -> tuple[dic
             client.predict(clips)
             first = time.perf_counter() - start
             second = seconds_of(lambda: client.predict(clips))
-        peak = sum(peak_gb(process) for process in descendants(os.getpid()))
+        processes = descendants(os.getpid())
+        peak, held = (sum(memory(process) for process in processes) for memory in (peak_gb, held_gb))
     finally:
         server.stop()
-    return {"server ready": ready, "first answer": first, "second answer": second}, peak
+    return {"server ready": ready, "first answer": first, "second answer": second}, peak, held
 
 
 def descendants(process: int) -> list[int]:
@@ -172,6 +203,12 @@ def peak_gb(process: int) -> float:
     """The peak of a process's resident set in GB (proc(5), VmHWM)."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     return sum(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM:"))
+
+
+def held_gb(process: int) -> float:
+    """A process's proportional set size in GB (proc(5), Pss)."""
+    rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii", errors="replace").splitlines()
+    return sum(int(line.split()[1]) * 1024 / 1e9 for line in rollup if line.startswith("Pss:"))
 
 
 if __name__ == "__main__":

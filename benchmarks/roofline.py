@@ -8,13 +8,16 @@ sizes, and the bandwidth of copying an array that no cache holds (Williams, Wate
 each multiply-add) on the graph that is exported; its traffic is the least there can be: weights, inputs and outputs
 once. Achieved FLOP/s are onnxruntime's in this process, all cores.
 
-Then the encoder's time over clips B, frames T and the image's size, and the head's over B.
+Then the encoder's time over clips B, frames T and the image's size, and the head's over B; and, by onnxruntime's own
+profile, the share of the encoder's time (one clip) that is not spent in matrix products, and in what.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
+from bisect import bisect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +49,9 @@ PRODUCTS = {True: (256, 512), False: (512, 1024, 2048)}
 """Rows, columns and depth of the square products that look for the peak."""
 IMAGE_SIZES = {True: (32, 64), False: (160, 224, 288)}
 COPIED_BYTES = {True: 64 << 20, False: 256 << 20}
+PRODUCTS_NAME = "matrix products"
+MATRIX_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
+"""Operators of onnxruntime that are matrix products, with what it has fused into them."""
 SECONDS = {True: 0.1, False: 0.5}
 """A short contestant is repeated for about so long in each round."""
 
@@ -71,6 +77,12 @@ def main() -> None:
         f"copying: {in_words(result['copy_gb_per_s'])} GB/s",
         markup=False,
     )
+    shares = sorted(((found["median"], name) for name, found in result["operators"].items()), reverse=True)
+    stdout.print(
+        f"the image encoder's time: {', '.join(f'{name} {100 * share:.2g} %' for share, name in shares[:7])}; "
+        f"all but matrix products {in_words(result['not_matrix_products_percent'])} %",
+        markup=False,
+    )
     write(arguments, result, draw(result, quick=arguments.quick))
 
 
@@ -86,7 +98,8 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
         own_size = 32 if quick else 224
         for size in sorted({*IMAGE_SIZES[quick], own_size}):
             checkpoint = random_checkpoint(folder, quick=quick, image_size=size)
-            predictor = stack.enter_context(OnnxRuntimePredictor.from_bundle(exported(checkpoint)))
+            bundle = exported(checkpoint)
+            predictor = stack.enter_context(OnnxRuntimePredictor.from_bundle(bundle))
             shapes = [(1, MAX_FRAMES)]
             if size == own_size:
                 shapes = [(batch, MAX_FRAMES) for batch in BATCHES] + [(1, time) for time in TIMES[:-1]]
@@ -101,6 +114,9 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
                     name = f"temporal head, B {batch}"
                     work[name] = lambda p=predictor, f=features: p.classify(f)  # type: ignore[misc]
                     points[name] = {"graph": "temporal head", "batch": batch, "time": time, "image_size": size}
+            if size == own_size:
+                clip = np.ascontiguousarray(clips[:1])
+                operators = operator_shares(bundle.image_encoder_onnx, clip, folder, runs=2 * rounds)
             count(checkpoint, [point for point in points.values() if point["image_size"] == size])
         seconds = take_turns(work, rounds, seconds=SECONDS[quick])
     speeds = {name: flop / statistics.median(seconds[name]) for name, flop in flop_of.items()}
@@ -115,6 +131,8 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
         "peak_of": best,
         "peak_gflop_per_s": figures([value / 1e9 for value in peak]),
         "products_gflop_per_s": {name: speed / 1e9 for name, speed in speeds.items()},
+        "not_matrix_products_percent": figures([100 * (1 - share) for share in operators[PRODUCTS_NAME]]),
+        "operators": {name: figures(shares) for name, shares in operators.items()},
         "copy_gb_per_s": figures([2 * source.nbytes / value / 1e9 for value in seconds["copy"]]),
         "points": list(points.values()),
     }
@@ -147,6 +165,29 @@ def matrix_products(folder: Path, sizes: tuple[int, ...]) -> tuple[dict[str, Cal
             work[f"{library}, {size}³"] = product
             flop[f"{library}, {size}³"] = 2.0 * size**3
     return work, flop
+
+
+def operator_shares(path: Path, frames: Any, folder: Path, *, runs: int) -> dict[str, list[float]]:
+    """The share of each operator in the time of all operators, run by run, by onnxruntime's profile.
+
+    All matrix products are one entry; a run is the answer to one request, the first two do not count.
+    """
+    session = open_session(path, 0, profile=folder / "profile")
+    for _ in range(2 + runs):
+        session.run(None, {"frames": frames})
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[2:]
+    spent: dict[str, list[float]] = {}
+    for event in events:
+        run = bisect(starts, event["ts"]) - 1
+        if run >= 0 and event["name"].endswith("_kernel_time"):
+            name = event["args"]["op_name"]
+            name = PRODUCTS_NAME if name in MATRIX_PRODUCTS else name
+            spent.setdefault(name, [0.0] * runs)[run] += event["dur"]
+    totals = [sum(values) for values in zip(*spent.values(), strict=True)]
+    return {
+        name: [value / total for value, total in zip(values, totals, strict=True)] for name, values in spent.items()
+    }
 
 
 def count(checkpoint: Path, points: list[Point]) -> None:

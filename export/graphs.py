@@ -59,19 +59,24 @@ class _LayerNorm(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over [N, S, W] with the scale folded into the query projection."""
+    """Self-attention over [N, S, W] without an addition that the mathematics does not need.
+
+    The scale is folded into the query projection. A key bias adds the same number to all scores of a query, which
+    softmax does not see, so it is left out; the weights of a softmax sum to 1, so the value bias passes through it and
+    is folded into the bias of the output.
+    """
 
     def __init__(self, qkv_weight: Tensor, qkv_bias: Tensor | None, out: nn.Linear, heads: int, place: _Place) -> None:
         super().__init__()
         self.heads = heads
         self.head_width = qkv_weight.shape[0] // (3 * heads)
         scale = self.head_width**-0.5
-        weights = qkv_weight.chunk(3)
-        biases = (None, None, None) if qkv_bias is None else qkv_bias.chunk(3)
-        self.query = _Linear(weights[0] * scale, None if biases[0] is None else biases[0] * scale, place)
-        self.key = _Linear(weights[1], biases[1], place)
-        self.value = _Linear(weights[2], biases[2], place)
-        self.out = _Linear(out.weight, out.bias, place)
+        query, key, value = qkv_weight.chunk(3)
+        query_bias, _, value_bias = (None, None, None) if qkv_bias is None else qkv_bias.chunk(3)
+        self.query = _Linear(query * scale, None if query_bias is None else query_bias * scale, place)
+        self.key = _Linear(key, None, place)
+        self.value = _Linear(value, None, place)
+        self.out = _Linear(out.weight, out.bias if value_bias is None else out.bias + out.weight @ value_bias, place)
 
     def forward(self, x: Tensor) -> Tensor:
         # x is cast once for the three products.

@@ -52,6 +52,14 @@ class Request:
         return self.stream_flags
 
 
+class Logger:
+    warnings: list[str] = []  # noqa: RUF012 - emptied for every test
+
+    @classmethod
+    def log_warn(cls, message: str) -> None:
+        cls.warnings.append(message)
+
+
 START, END = 1, 2
 
 
@@ -62,9 +70,11 @@ def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``import triton_python_backend_utils`` find these."""
+    Logger.warnings.clear()
     fake = types.ModuleType("triton_python_backend_utils")
     for name, value in (
         ("Tensor", Tensor), ("TritonError", TritonError), ("InferenceResponse", Response),
+        ("Logger", Logger),
         ("get_input_tensor_by_name", get_input_tensor_by_name),
         ("TRITONSERVER_REQUEST_FLAG_SEQUENCE_START", START), ("TRITONSERVER_REQUEST_FLAG_SEQUENCE_END", END),
     ):  # fmt: skip

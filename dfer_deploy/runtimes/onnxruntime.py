@@ -78,10 +78,17 @@ def has_cuda_provider() -> bool:
     return "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
 
 
-def open_session(path: Path, threads: int, device: Device = "cpu") -> Any:
+def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: Path | None = None) -> Any:
     """An onnxruntime session.
 
     Source: onnxruntime's documentation, "CUDA Execution Provider" and its Python API.
+
+    Args:
+        path: ONNX file.
+        threads: intra-op threads; 0 for one per core.
+        device: where the graph runs.
+        profile: the beginning of the name of a file that gets the time of every operator; the session's
+            ``end_profiling`` writes it and gives its name.
 
     Raises:
         DferDeployError: the file cannot be loaded, or onnxruntime cannot use the device.
@@ -90,6 +97,8 @@ def open_session(path: Path, threads: int, device: Device = "cpu") -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # As in the served model: threads that wait by spinning take the core from whoever else works on this machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]

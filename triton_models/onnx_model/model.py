@@ -11,12 +11,24 @@ the batch, T dynamic), the outputs' names, and these parameters:
     clips_per_run      how many clips onnxruntime is given at once, or as many frames in shorter ones; 0 is all of the
                        batch
     spinning           "1": threads that wait for work burn their core for some milliseconds, "0": they sleep at once
+
+A large graph is opened as a copy that onnxruntime has optimised and packed for this processor. It lies in the cache
+folder (the variable DFER_DEPLOY_CACHE, else ``dfer-deploy`` in the user's cache folder), and all processes that serve
+it map the same memory. The first one makes it; without it, the graph itself is opened, which answers the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
+import hashlib
 import json
+import mmap
 import os
+import platform
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +40,14 @@ import triton_python_backend_utils as pb_utils
 Array = npt.NDArray[Any]
 
 _NUMPY_DTYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
+
+PACKED_FROM_BYTES = 32 << 20
+"""Smaller graphs are not worth a copy."""
+
+PACKED_COPIES = 3
+"""How many packed copies are kept, those that were opened last; each has about twice the bytes of its graph."""
+
+_RECORD = "complete.json"
 
 
 class RequestError(ValueError):
@@ -51,9 +71,7 @@ class TritonPythonModel:
         spinning: str = config["parameters"]["spinning"]["string_value"]
         self._clips_per_run = int(config["parameters"]["clips_per_run"]["string_value"]) or self._max_batch_size
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = onnxruntime.InferenceSession(
-            str(graph), _session_options(threads, spinning), providers=["CPUExecutionProvider"]
-        )
+        self._session = _opened(graph, threads, spinning)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request, in order. A request that cannot be answered gets an error of its own.
@@ -69,7 +87,9 @@ class TritonPythonModel:
         for index, request in enumerate(requests):
             array, responses[index] = self._input_or_error(request)
             if array is not None:
-                groups.setdefault(array.shape[1:], []).append((index, array))
+                # Clips that are run one by one need not be copied into one batch before.
+                alone = (index,) if self._clips_at_once(array.shape[1]) == 1 else ()
+                groups.setdefault((*array.shape[1:], *alone), []).append((index, array))
         for group in groups.values():
             for index, response in self._answer(group):
                 responses[index] = response
@@ -114,13 +134,16 @@ class TritonPythonModel:
                 return [(group[0][0], _error_response(error))]
             return [answer for member in group for answer in self._answer([member])]
 
+    def _clips_at_once(self, frames: int) -> int:
+        # Live streams send single frames, of which several together are faster than one after the other.
+        return max(1, self._clips_per_run * self._max_frames // frames)
+
     def _run(self, batch: Array) -> list[Array]:
         # The ensemble cannot send more than max_batch_size in one request, but several requests can add up to more
         # only if Triton's batcher were misconfigured: fail in words rather than by memory.
         if len(batch) > self._max_batch_size:
             raise RequestError(f"{len(batch)} clips in one execution, expected at most {self._max_batch_size}")
-        # Live streams send single frames, of which several together are faster than one after the other.
-        size = max(1, self._clips_per_run * self._max_frames // batch.shape[1])
+        size = self._clips_at_once(batch.shape[1])
         runs: list[list[Array]] = [
             self._session.run(self._output_names, {self._input_name: batch[start : start + size]})
             for start in range(0, len(batch), size)
@@ -133,7 +156,108 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _session_options(threads: int, spinning: str) -> Any:
+def _opened(graph: Path, threads: int, spinning: str) -> onnxruntime.InferenceSession:
+    """A session of the packed copy, else of the graph itself."""
+    options = _session_options(threads, spinning)
+    if graph.stat().st_size >= PACKED_FROM_BYTES:
+        try:
+            packed = _packed_copy(graph, cache_folder() / "packed")
+            # Its nodes are what the optimiser made of the graph; they are run as they are.
+            packed_options = _session_options(threads, spinning)
+            packed_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return _session(packed / "model.onnx", packed_options)
+        except Exception as error:  # a full disk, a folder that cannot be written, or onnxruntime's own exceptions
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            pb_utils.Logger.log_warn(f"no packed copy of {graph}, so every instance holds its own weights ({reason})")
+    return _session(graph, options)
+
+
+def cache_folder() -> Path:
+    """Where dfer-deploy keeps what it can make again, as ``dfer_deploy.triton.environment`` has it on Linux."""
+    given = os.environ.get("DFER_DEPLOY_CACHE")
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfer-deploy").absolute()
+
+
+def _packed_copy(graph: Path, folder: Path) -> Path:
+    """The folder of the packed copy of a graph, made where it is missing or damaged.
+
+    Processes that need it at the same time make it once: the others wait. A copy that is taken away while somebody
+    opens it is an error here, and one that is taken away later stays mapped.
+    """
+    copy = folder / _packed_name(_sha256(graph))
+    if not _is_complete(copy):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_complete(copy):
+                _make_packed(graph, copy)
+                # glibc would keep what the making needed, twice the graph.
+                with contextlib.suppress(AttributeError):
+                    ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):  # a folder that can only be read
+        os.utime(copy)
+    return copy
+
+
+def _packed_name(graph_sha256: str) -> str:
+    """Changes with the graph and with all that the packed weights depend on: onnxruntime and the processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    environment = json.dumps([onnxruntime.__version__, platform.machine(), processor])
+    return f"{graph_sha256[:24]}-{hashlib.sha256(environment.encode()).hexdigest()[:12]}"
+
+
+def _make_packed(graph: Path, copy: Path) -> None:
+    """Source: onnxruntime_session_options_config_keys.h, "session.save_external_prepacked_constant_initializers"."""
+    folders = [path for path in copy.parent.iterdir() if path.is_dir()]
+    whole = [path for path in folders if path != copy and path.suffix != ".part"]
+    kept = sorted(whole, key=lambda path: path.stat().st_mtime)[1 - PACKED_COPIES :]
+    for path in set(folders) - set(kept):  # whoever left a part was killed: it held the lock
+        shutil.rmtree(path, ignore_errors=True)
+    needed = 3 * graph.stat().st_size
+    if shutil.disk_usage(copy.parent).free < needed:  # onnxruntime need not notice a full disk
+        raise OSError(f"{copy.parent} has less than {needed / 1e9:.1f} GB free")
+    temporary = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", suffix=".part", dir=copy.parent))
+    try:
+        options = _session_options(0, "0")
+        options.log_severity_level = 3  # it would warn that the copy is for this processor only
+        options.optimized_model_filepath = str(temporary / "model.onnx")
+        for key, value in (
+            ("session.optimized_model_external_initializers_file_name", "weights.bin"),
+            ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+            ("session.save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(key, value)
+        _session(graph, options)
+        names = ("model.onnx", "weights.bin")
+        for name in names:
+            with (temporary / name).open("rb") as file:
+                os.fsync(file.fileno())
+        record = {name: _sha256(temporary / name) for name in names}
+        (temporary / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(copy)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_complete(copy: Path) -> bool:
+    try:
+        record: dict[str, str] = json.loads((copy / _RECORD).read_text(encoding="utf-8"))
+        return all(_sha256(copy / name) == record[name] for name in ("model.onnx", "weights.bin"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
+
+
+def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _session_options(threads: int, spinning: str) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1

@@ -1,8 +1,13 @@
 """What a process of its own is said to need."""
 
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
 import numpy as np
 import pytest
-from cold_start import run_alone, start_server
+from cold_start import held_gb, run_alone, start_server
 
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.triton.environment import TritonEnvironment
@@ -24,7 +29,30 @@ def test_a_process_that_fails_is_told_with_its_last_words() -> None:
 
 
 def test_the_server_counts_with_all_its_processes(environment: TritonEnvironment, bundle: Bundle) -> None:
-    seconds, peak = start_server(environment, bundle, 32)
+    seconds, peak, held = start_server(environment, bundle, 32)
     assert list(seconds) == ["server ready", "first answer", "second answer"]
     assert min(seconds.values()) > 0
     assert 0.1 < peak < 2  # tritonserver and two processes with onnxruntime; the guard alone has 0.01
+    assert 0.05 < held < peak
+
+
+def test_what_processes_share_is_held_once(tmp_path: Path) -> None:
+    """Two processes that map a file of 200 MB hold half of it each."""
+    shared = tmp_path / "shared"
+    shared.write_bytes(b"1" * 200_000_000)
+    script = (
+        "import mmap, sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ); "
+        "sum(m[::4096]); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(shared)]
+    with ExitStack() as stack:
+        held = []
+        processes = []
+        for _ in range(2):
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert process.stdout is not None
+            process.stdout.readline()
+            processes.append(process.pid)
+            held.append([held_gb(pid) for pid in processes])
+    assert held[0][0] == pytest.approx(held[1][0] + 0.1, abs=0.03)
+    assert held[1][0] == pytest.approx(held[1][1], abs=0.03)

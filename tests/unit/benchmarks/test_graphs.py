@@ -9,7 +9,7 @@ import parity
 import pytest
 from against_reference import REFERENCE, logit_errors, reference
 from fused_vs_ensemble import add_fused_model, fuse
-from roofline import count
+from roofline import PRODUCTS_NAME, count, operator_shares
 from tiny import clips_of, tiny_model
 
 from dfer_deploy.bundle import Bundle
@@ -66,3 +66,11 @@ def test_parity_sees_another_model(bundle: Bundle) -> None:
     assert same["agreement"] == 1
     assert same["feature_error"] < 1e-4
     assert other["logit_error"] > 0.01
+
+
+def test_the_shares_of_the_operators_are_those_of_every_run(bundle: Bundle, tmp_path: Path) -> None:
+    shares = operator_shares(bundle.image_encoder_onnx, clips_of(1), tmp_path, runs=3)
+    assert {"LayerNormalization", "Softmax", PRODUCTS_NAME} < set(shares)
+    assert not {"MatMul", "Gemm", "FusedMatMul"} & set(shares)
+    assert [sum(values) for values in zip(*shares.values(), strict=True)] == pytest.approx([1, 1, 1])
+    assert 0 < min(shares[PRODUCTS_NAME]) < 1

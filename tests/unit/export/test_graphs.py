@@ -59,6 +59,21 @@ def test_the_graph_modules_compute_what_the_model_computes(changes: dict[str, An
     torch.testing.assert_close(probabilities, expected.softmax(dim=-1), atol=1e-4, rtol=0)
 
 
+def test_biases_of_the_attention_are_added_where_the_mathematics_needs_them(tmp_path: Path) -> None:
+    """The key bias not at all, the value bias with the output's; open_clip initialises all of them with zeros."""
+    model = tiny_model()
+    with torch.no_grad():
+        for block in model.image_encoder.transformer.resblocks:
+            for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias):
+                bias.normal_()
+    encoder, head = _export(model, "fp32", tmp_path)
+    assert 0 < measure_parity(model, encoder, head, "fp32")["logit_error"] <= 1e-3
+    graph = onnx.load(encoder).graph
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    biases = [n for n in graph.node if n.op_type == "Add" and any(len(weights.get(v, ())) == 1 for v in n.input)]
+    assert len(biases) == 4 * model.spec.clip.vision.layers
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_linear_head_is_exported_too(precision: Precision, tmp_path: Path) -> None:
     model = tiny_model(classifier="linear", depth=0)
