@@ -202,7 +202,10 @@ def verify(
     found: dict[str, Any] = {}
     if checkpoint is not None and torch_predictor is not None:
         if any(comparison.failures for comparison in result.comparisons):
-            found["localisation"] = localised(opened, torch_predictor.model, clips, result)
+            try:
+                found["localisation"] = localised(opened, torch_predictor.model, clips, result)
+            except DferDeployError as error:  # the gate has failed already, and its results are to be written
+                warn(f"the block that the error comes from was not found: {error}")
         if bisect:
             half = policy.verify.limits(LIMITS["fp16"])
             half = replace(
@@ -271,6 +274,11 @@ def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
         if loaded.spec.prompts.num_classes != prompts.num_classes or loaded.spec.clip != bundle.spec.clip:
             raise DferDeployError(
                 f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint"
+            )
+        if loaded.format != "reference" and loaded.spec.prompts.class_names != prompts.class_names:
+            raise DferDeployError(
+                f"{path} names the classes {', '.join(loaded.spec.prompts.class_names)}, {bundle.path} "
+                f"{', '.join(prompts.class_names)}; export it again"
             )
         if loaded.format == "reference":
             # What the file does not say is taken as it was at the export, so that the same reading is compared.

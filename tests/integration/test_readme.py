@@ -13,7 +13,7 @@ from dfer_deploy.commands.demo import write_video
 from dfer_deploy.errors import ExitCode
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-SLOW = ("serve", "bench", "train", "synthetic", "evaluate", "build", "selftest", "describe")
+SLOW = ("serve", "bench", "stream", "train", "synthetic", "evaluate", "build", "selftest", "describe")
 """Run with small input elsewhere in the tests; the last three need a GPU or a language model as they are printed."""
 
 
