@@ -21,7 +21,8 @@ from dfer_deploy.triton.environment import TritonEnvironment
 _WINDOWS = 3
 """The fewest with which perf_analyzer reports a result."""
 
-_ANY_DIFFERENCE_PERCENT = 1000
+_ANY_DIFFERENCE_PERCENT = 1_000_000
+"""The spread over the rounds is shown instead; a stall of half a second makes a short window fifty times as long."""
 
 
 @dataclass(frozen=True)

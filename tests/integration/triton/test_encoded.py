@@ -179,7 +179,7 @@ def test_perf_analyzer_with_images_of_its_own(
         [
             environment.perf_analyzer, "-m", "dfer_encoded", "-i", "grpc", "-u", server.endpoints.grpc_url[7:],
             "--input-data", tmp_path / "images.json", "--shape", "images:16", "--concurrency-range", "2",
-            "--measurement-mode", "count_windows", "--measurement-request-count", "20", "-s", "999", "-r", "3",
+            "--measurement-mode", "count_windows", "--measurement-request-count", "20", "-s", "1000000", "-r", "3",
         ],
         env=environment.process_environment(), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip

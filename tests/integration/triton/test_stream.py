@@ -205,7 +205,7 @@ def test_perf_analyzer_follows_sequences(environment: TritonEnvironment, server:
         str(environment.perf_analyzer),
         *("-m", "dfer_stream", "-u", parse_url(server.endpoints.grpc_url).netloc, "-i", "grpc", "-f", str(report)),
         *("--sequence-length=20", "--num-of-sequences=2", "--concurrency-range=2", "--input-data=random"),
-        *("--measurement-mode=count_windows", "--measurement-request-count=40", "--stability-percentage=999"),
+        *("--measurement-mode=count_windows", "--measurement-request-count=40", "--stability-percentage=1000000"),
     ]
     done = subprocess.run(
         command, env=environment.process_environment(), capture_output=True, text=True, timeout=60, check=False
