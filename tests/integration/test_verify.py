@@ -3,6 +3,7 @@
 Twelve clips are too few to decide: what is right ends with UNDECIDED.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from dfer_deploy.bundle import Bundle, open_bundle
 from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.serving import served_bundle
-from dfer_deploy.errors import ExitCode
+from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import sha256_of_file, write_json
 from dfer_deploy.runtimes.torch import TorchPredictor
 
@@ -165,6 +166,38 @@ def test_another_checkpoint_fails_and_its_flips_are_named(
     names = {f"{index:03d}" for index in range(12)}
     assert comparison["flips"]
     assert {flip["clip"] for flip in comparison["flips"]} <= names
+
+
+def test_other_names_than_the_checkpoints_are_refused(
+    cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path
+) -> None:
+    """The logits would be the same: only the names tell that two classes were swapped."""
+    model = tiny_model()
+    first, second, *rest = model.spec.prompts.class_names
+    prompts = dataclasses.replace(model.spec.prompts, class_names=(second, first, *rest))
+    model.spec = dataclasses.replace(model.spec, prompts=prompts)
+    save_checkpoint(tmp_path / "swapped.pt", model, {})
+    result = cli(
+        "verify", bundle.path, "--checkpoint", tmp_path / "swapped.pt", "--data", clip_list, "--in-process",
+    )  # fmt: skip
+    assert result.exit_code == ExitCode.WRONG_INPUT
+    assert f"names the classes {second}, {first}" in result.output
+
+
+def test_a_failed_gate_keeps_its_results_when_no_block_is_found(
+    cli: Any, bundle: Bundle, clip_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: object) -> None:
+        raise DferDeployError("no such block")
+
+    monkeypatch.setattr("dfer_deploy.commands.verify.localised", lost)
+    save_checkpoint(tmp_path / "other.pt", tiny_model(seed=5), {})
+    result = cli(
+        "verify", bundle.path, "--checkpoint", tmp_path / "other.pt", "--data", clip_list, "--in-process",
+        "--json", tmp_path / "v.json",
+    )  # fmt: skip
+    assert result.exit_code == ExitCode.GATE_FAILED
+    assert json.loads((tmp_path / "v.json").read_text())["failures"]
 
 
 def test_a_saved_baseline_stands_for_pytorch(
