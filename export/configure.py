@@ -41,7 +41,7 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     check_serving(manifest.target, serving)
     texts = {
         f"{bundle.model_repository.name}/{config.name}/config.pbtxt": config_text(config)
-        for config in model_configs(bundle.contract, bundle.spec, target=manifest.target, serving=serving)
+        for config in model_configs(bundle.contract, bundle.spec, manifest.target, serving, manifest.frame_interval_s)
     }
     for name in texts:
         folder = (path / name).parent

@@ -164,6 +164,7 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             spec=plan.spec,
             target=plan.target,
             serving=plan.serving,
+            frame_interval_s=plan.frame_interval_s,
             version=plan.version,
             image_encoder_onnx=bundle.image_encoder_onnx,
             temporal_head_onnx=bundle.temporal_head_onnx,

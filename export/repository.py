@@ -36,6 +36,7 @@ def write_model_repository(
     spec: ModelSpec,
     target: Target,
     serving: ServingOptions,
+    frame_interval_s: float | None,
     version: int,
     image_encoder_onnx: Path,
     temporal_head_onnx: Path,
@@ -53,6 +54,7 @@ def write_model_repository(
         spec: the model; its class names become ``labels.txt``.
         target: the server that will read the repository.
         serving: batches, instances, queue and accelerators.
+        frame_interval_s: seconds between the frames of a training clip, for clients that sample videos.
         version: the version folder's number, at least 1.
         image_encoder_onnx: the graph of ``contract.image_encoder``.
         temporal_head_onnx: the graph of ``contract.temporal_head``.
@@ -73,7 +75,7 @@ def write_model_repository(
         contract.stream_head.name: stream_head_onnx,
     }
     code = _python_files(contract, target)
-    for config in model_configs(contract, spec, target=target, serving=serving):
+    for config in model_configs(contract, spec, target, serving, frame_interval_s):
         model_folder = folder / config.name
         version_folder = model_folder / str(version)
         if version_folder.exists():
@@ -100,7 +102,7 @@ def check_model_repository(bundle: Bundle) -> None:
         DferDeployError: a configuration or a Python file is not the one that this version writes.
     """
     manifest = bundle.manifest
-    configs = model_configs(bundle.contract, bundle.spec, target=manifest.target, serving=manifest.serving)
+    configs = model_configs(bundle.contract, bundle.spec, manifest.target, manifest.serving, manifest.frame_interval_s)
     expected = {bundle.model_repository / config.name / "config.pbtxt": config_text(config) for config in configs}
     labels = _labels(bundle.spec)
     expected |= {
@@ -122,7 +124,7 @@ def check_model_repository(bundle: Bundle) -> None:
 
 
 def model_configs(
-    contract: Contract, spec: ModelSpec, *, target: Target, serving: ServingOptions
+    contract: Contract, spec: ModelSpec, target: Target, serving: ServingOptions, frame_interval_s: float | None
 ) -> tuple[ModelConfig, ...]:
     """The configurations of all models: the graphs, the code around them, the ensembles."""
     graphs = (
@@ -132,21 +134,18 @@ def model_configs(
             ("temporal_head.pbtxt", contract.temporal_head),
         )
     )
-    ensembles = (
-        _ensemble(_template(template), ensemble, steps, serving.max_batch_size)
-        for template, ensemble, steps in (
-            ("ensemble.pbtxt", contract.ensemble, (contract.image_encoder, contract.temporal_head)),
-            (
-                "encoded.pbtxt",
-                contract.encoded,
-                (contract.preprocess, contract.image_encoder, contract.temporal_head),
-            ),
-        )
-    )
+    most, encoder, head = serving.max_batch_size, contract.image_encoder, contract.temporal_head
+    ensembles = [
+        _ensemble(_template("ensemble.pbtxt"), contract.ensemble, (encoder, head), most),
+        _ensemble(_template("encoded.pbtxt"), contract.encoded, (contract.preprocess, encoder, head), most),
+        # Triton's sequences take requests of one frame of one stream.
+        _ensemble(_template("stream.pbtxt"), contract.stream, (encoder, contract.stream_head), 1),
+    ]
+    if frame_interval_s is not None:
+        for ensemble in ensembles:
+            ensemble.parameters["frame_interval_s"].string_value = repr(frame_interval_s)
     stream_head = _stream_head(contract.stream_head, target, serving)
-    # Triton's sequences take requests of one frame of one stream.
-    stream = _ensemble(_template("stream.pbtxt"), contract.stream, (contract.image_encoder, contract.stream_head), 1)
-    return (*graphs, _preprocess(contract.preprocess, serving), stream_head, *ensembles, stream)
+    return (*graphs, _preprocess(contract.preprocess, serving), stream_head, *ensembles)
 
 
 def _python_files(contract: Contract, target: Target) -> dict[str, dict[str, str]]:

@@ -13,7 +13,7 @@ from dfer_deploy.answers import Answer
 from dfer_deploy.client.address import Address, parse_url
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
-from dfer_deploy.client.flows import EncodedImages, Flows
+from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows
 from dfer_deploy.client.patience import Patience
 from dfer_deploy.client.streams import Stream, StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector
@@ -33,7 +33,7 @@ ClipBatch = np.ndarray[tuple[int, int, int, int, int], np.dtype[np.uint8]]
 """uint8 [B, T, S, S, 3]."""
 
 
-class Client:
+class Client(ConnectedModel):
     """Asks a served model. For use by several threads.
 
     Attempts that failed because the server is away, full or was restarted are repeated, with pauses that grow, until
@@ -79,25 +79,6 @@ class Client:
     def address(self) -> Address:
         """Of the server."""
         return self._flows.address
-
-    @property
-    def image_size(self) -> int:
-        """S, height and width in pixels of the frames that the model takes."""
-        return self._flows.model.image_size
-
-    @property
-    def num_classes(self) -> int:
-        return self._flows.model.num_classes
-
-    @property
-    def max_batch_size(self) -> int:
-        """The largest number of clips that the server takes in one request; larger batches are split."""
-        return self._flows.model.max_batch_size
-
-    @property
-    def frame_interval_s(self) -> float | None:
-        """Seconds between the frames of a training clip, None where the server does not tell."""
-        return self._flows.model.frame_interval_s
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -268,6 +268,31 @@ class Flows:
         return frames[:, sample_indices(frames.shape[1])]
 
 
+class ConnectedModel:
+    """What a client knows of its model once it is connected."""
+
+    _flows: Flows
+
+    @property
+    def image_size(self) -> int:
+        """S, height and width in pixels of the frames that the model takes."""
+        return self._flows.model.image_size
+
+    @property
+    def num_classes(self) -> int:
+        return self._flows.model.num_classes
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest number of clips that the server takes in one request; larger batches are split."""
+        return self._flows.model.max_batch_size
+
+    @property
+    def frame_interval_s(self) -> float | None:
+        """Seconds between the frames of a training clip, None where the server does not tell."""
+        return self._flows.model.frame_interval_s
+
+
 def not_connected() -> DferDeployError:
     """What an asynchronous client says before it has connected, and after it was closed."""
     return DferDeployError("the client is not connected; use it as: async with AsyncClient(…) as client")

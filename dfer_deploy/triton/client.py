@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dfer_deploy.client.address import channel_options, parse_url
 from dfer_deploy.client.blocking import Client, ServedPredictor
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import Contract
-
-__all__ = ["TritonPredictor", "channel_options", "parse_url"]
 
 
 class TritonPredictor(ServedPredictor):

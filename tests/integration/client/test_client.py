@@ -84,11 +84,11 @@ def test_predict_video_gives_the_windows_of_the_offline_model(url: str, offline,
         container.mux(stream.encode(None))
     expected = list(windows_of_video(path, offline, 32, interval_s=0.1))
     with Client(url) as client:
-        windows = list(client.predict_video(path, interval_s=0.1))
+        windows = list(client.predict_video(path))  # the server tells the interval
 
     async def asked() -> list:
         async with AsyncClient(url) as client:
-            return [window async for window in client.predict_video(path, interval_s=0.1)]
+            return [window async for window in client.predict_video(path)]
 
     for found in (windows, asyncio.run(asked())):
         assert [(w.start_s, w.end_s, w.frames) for w in found] == [(w.start_s, w.end_s, w.frames) for w in expected]
@@ -264,14 +264,14 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"{parse_url(url).scheme}://127.0.0.1:{silent.getsockname()[1]}"
         start = time.monotonic()
-        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s|no Triton server answers"):
+        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
             Client(address, deadline_s=0.5, retries=100)
 
         async def asked() -> None:
             async with AsyncClient(address, deadline_s=0.5, retries=100):
                 pass
 
-        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s|no Triton server answers"):
+        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
             asyncio.run(asked())
         assert time.monotonic() - start < 10
 

@@ -112,6 +112,7 @@ def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
         spec=model.spec,
         target=target,
         serving=ServingOptions(MAX_BATCH),
+        frame_interval_s=None,
         version=1,
         image_encoder_onnx=model.image_encoder_onnx,
         temporal_head_onnx=model.temporal_head_onnx,

@@ -154,7 +154,7 @@ def test_the_triton_on_path_comes_first(onnxruntime_bundle: Path, monkeypatch, t
 def test_a_triton_on_path_without_the_backend_says_so(
     environment: TritonEnvironment, onnxruntime_bundle: Path, monkeypatch, tmp_path: Path
 ) -> None:
-    """The embedded server's binary, which has no onnxruntime backend; everything before that works."""
+    """The embedded server's binary without its folder of backends; everything before that works."""
     (tmp_path / "tritonserver").symlink_to(environment.tritonserver)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("LD_LIBRARY_PATH", environment.process_environment()["LD_LIBRARY_PATH"])
@@ -162,7 +162,8 @@ def test_a_triton_on_path_without_the_backend_says_so(
         pass
     message, _, log = str(failed.value).rpartition("; its log is ")
     assert message.startswith("tritonserver ended with exit code 1: failed to load 'dfer_")
-    assert "unable to find backend library for backend 'onnxruntime'" in message
+    # Triton loads the models at the same time: whichever fails first is named.
+    assert re.search("unable to find backend library for backend '(onnxruntime|python)'", message)
     Path(log).unlink()
 
 

@@ -18,11 +18,11 @@ from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.client.address import parse_url
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
-from dfer_deploy.triton.client import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 
@@ -31,8 +31,9 @@ STREAMS, IDLE_S = 3, 1.0
 
 @pytest.fixture(scope="module")
 def exported(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model whose answer depends on the order of the frames."""
-    options = ExportOptions("embedded", ServingOptions(16, max_streams=STREAMS, stream_idle_s=IDLE_S))
+    """A model whose answer depends on the order of the frames. Requests wait long enough to be batched."""
+    serving = ServingOptions(16, queue_delay_us=5000, max_streams=STREAMS, stream_idle_s=IDLE_S)
+    options = ExportOptions("embedded", serving)
     return export_bundle(own_checkpoint, tmp_path_factory.mktemp("stream") / "bundle", options)[0]
 
 

@@ -264,6 +264,7 @@ def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Path:
         spec=bundle.spec,
         target="tensorrt",
         serving=serving,
+        frame_interval_s=manifest.frame_interval_s,
         version=1,
         image_encoder_onnx=bundle.image_encoder_onnx,
         temporal_head_onnx=bundle.temporal_head_onnx,

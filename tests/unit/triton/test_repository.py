@@ -38,7 +38,7 @@ def write(folder: Path, target: Target = "embedded", *, version: int = 1, name: 
         (graphs / graph).write_bytes(graph.encode())
     spec = changes.pop("spec", spec_with())
     contract = contract_for(spec, name)
-    arguments = {"serving": ServingOptions(16), "target": target, "spec": spec} | changes
+    arguments = {"serving": ServingOptions(16), "target": target, "spec": spec, "frame_interval_s": None} | changes
     write_model_repository(
         folder, contract=contract, version=version, image_encoder_onnx=graphs / "encoder",
         temporal_head_onnx=graphs / "head", stream_head_onnx=graphs / "stream", **arguments,
