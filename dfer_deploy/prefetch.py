@@ -22,7 +22,7 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[Iterator[T]]:
         items: an iterator (a generator is closed); touched by the thread alone.
         ahead: how many items may wait, at least 1.
     """
-    buffer = _Buffer[T](ahead)
+    buffer = Buffer[T](ahead)
     thread = threading.Thread(target=buffer.fill, args=(items,), name=f"prefetch {ahead}", daemon=True)
     thread.start()
     try:
@@ -32,15 +32,28 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[Iterator[T]]:
         thread.join()
 
 
-class _Buffer(Generic[T]):
-    def __init__(self, size: int) -> None:
-        self._size = size
+class Buffer(Generic[T]):
+    """Hands items from the thread that makes them to the one that takes them.
+
+    Attributes:
+        dropped: how many items nobody took because a newer one came; 0 where makers wait.
+    """
+
+    def __init__(self, size: int, *, newest_only: bool = False) -> None:
+        """
+        Args:
+            size: how many items may wait, at least 1.
+            newest_only: with a full buffer, the oldest item is dropped; otherwise the maker waits.
+        """
+        self._size, self._newest_only = size, newest_only
         self._items: deque[T] = deque()
         self._change = threading.Condition()
         self._stopped = self._ended = False
         self._error: BaseException | None = None
+        self.dropped = 0
 
     def fill(self, items: Iterator[T]) -> None:
+        """Puts all items; for the thread that makes them."""
         error: BaseException | None = None
         try:
             try:
@@ -58,12 +71,16 @@ class _Buffer(Generic[T]):
 
     def _put(self, item: T) -> bool:
         with self._change:
+            if self._newest_only and len(self._items) == self._size:
+                self._items.popleft()
+                self.dropped += 1
             self._change.wait_for(lambda: len(self._items) < self._size or self._stopped)
             self._items.append(item)
             self._change.notify_all()
             return not self._stopped
 
     def taken(self) -> Iterator[T]:
+        """The items, as they come; then what the maker raised."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._items or self._ended)
@@ -76,6 +93,7 @@ class _Buffer(Generic[T]):
             raise self._error
 
     def stop(self) -> None:
+        """Lets the maker end after the item that it works on."""
         with self._change:
             self._stopped = True
             self._items.clear()

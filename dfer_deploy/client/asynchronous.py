@@ -14,7 +14,7 @@ from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.blocking import Client, ClipBatch, OneClip, SharedMemory
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
-from dfer_deploy.client.flows import EncodedImages, Flows, not_connected
+from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows, not_connected
 from dfer_deploy.client.patience import Patience
 from dfer_deploy.client.streams import AsyncStream, StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector
@@ -24,7 +24,7 @@ from dfer_deploy.windows import DEFAULT_STRIDE, Window
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(ConnectedModel):
     """As :class:`~dfer_deploy.client.blocking.Client`, with coroutines. Questions may be asked at the same time.
 
     Example:
@@ -64,25 +64,6 @@ class AsyncClient:
         except BaseException:
             await self._connection.close()
             raise
-
-    @property
-    def image_size(self) -> int:
-        """S, height and width in pixels of the frames that the model takes."""
-        return self._flows.model.image_size
-
-    @property
-    def num_classes(self) -> int:
-        return self._flows.model.num_classes
-
-    @property
-    def max_batch_size(self) -> int:
-        """As ``Client.max_batch_size``."""
-        return self._flows.model.max_batch_size
-
-    @property
-    def frame_interval_s(self) -> float | None:
-        """As ``Client.frame_interval_s``."""
-        return self._flows.model.frame_interval_s
 
     @property
     def labels(self) -> tuple[str, ...]:

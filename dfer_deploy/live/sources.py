@@ -20,7 +20,7 @@ from dfer_deploy.clips.reading import upright
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.newest import newest
-from dfer_deploy.prefetch import prefetched
+from dfer_deploy.prefetch import Buffer, prefetched
 from dfer_deploy.specs import require
 
 _AHEAD = 4
@@ -48,13 +48,13 @@ class LiveFrame:
 class LiveFrames:
     """The frames that are to be answered, one interval apart."""
 
-    def __init__(self, frames: Iterator[LiveFrame], missed: list[int]) -> None:
-        self._frames, self._missed = frames, missed
+    def __init__(self, frames: Iterator[LiveFrame], buffer: Buffer[LiveFrame] | None = None) -> None:
+        self._frames, self._buffer = frames, buffer
 
     @property
     def dropped(self) -> int:
         """Frames that were replaced by newer ones, because the answers took longer than the interval."""
-        return self._missed[0]
+        return 0 if self._buffer is None else self._buffer.dropped
 
     def __iter__(self) -> Iterator[LiveFrame]:
         return self._frames
@@ -80,15 +80,15 @@ def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterat
     camera = camera_of(source, sys.platform)
     if camera is None and fast:
         with prefetched(timed_frames(Path(source), interval_s), _AHEAD) as played:
-            yield LiveFrames((LiveFrame(f.time_s, time.monotonic(), f.image) for f in played), [0])
+            yield LiveFrames(LiveFrame(f.time_s, time.monotonic(), f.image) for f in played)
         return
     stopped = threading.Event()
     if camera is None:
         frames = _at_its_own_speed(Path(source), interval_s, stopped)
     else:
         frames = camera_frames(*camera, interval_s)
-    with newest(frames, stopped) as (taken, missed):
-        yield LiveFrames(taken, missed)
+    with newest(frames, stopped) as buffer:
+        yield LiveFrames(buffer.taken(), buffer)
 
 
 def is_camera(source: str) -> bool:

@@ -15,10 +15,10 @@ def test_the_newest_wins_and_the_others_are_counted() -> None:
         yield from range(5)
         given.set()
 
-    with newest(items(), threading.Event()) as (taken, missed):
+    with newest(items(), threading.Event()) as buffer:
         assert given.wait(10)
-        assert list(taken) == [4]
-        assert missed == [4]
+        assert list(buffer.taken()) == [4]
+        assert buffer.dropped == 4
 
 
 def test_what_the_iterator_raises_comes_after_its_items() -> None:
@@ -26,7 +26,8 @@ def test_what_the_iterator_raises_comes_after_its_items() -> None:
         yield 1
         raise ValueError("broken")
 
-    with newest(items(), threading.Event()) as (taken, _):
+    with newest(items(), threading.Event()) as buffer:
+        taken = buffer.taken()
         assert next(taken) == 1
         with pytest.raises(ValueError, match="broken"):
             next(taken)
@@ -42,8 +43,8 @@ def test_leaving_stops_the_thread_and_closes_the_iterator() -> None:
         finally:
             closed.set()
 
-    with newest(items(), stopped) as (taken, _):
-        assert next(taken) == 1
+    with newest(items(), stopped) as buffer:
+        assert next(buffer.taken()) == 1
     assert stopped.is_set()
     assert closed.is_set()
     assert not any(thread.name == "newest" for thread in threading.enumerate())
