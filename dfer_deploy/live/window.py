@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
 from dfer_deploy.clips.faces import Image as Pixels
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.session import FaceAnswer
-from dfer_deploy.windows import WHOLE
+from dfer_deploy.overlay import Edges, Overlay
+from dfer_deploy.runtimes.predictor import Float32
 
 LONGEST_SIDE = 960
-_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Okabe and Ito's; the track's number stands at the box, so that colour alone tells nothing."""
-
-_BAR_WIDTH = 60
 
 
 class OverlayWindow:
@@ -77,32 +75,16 @@ def overlaid(image: Pixels, faces: Sequence[FaceAnswer]) -> Image.Image:
     picture = Image.fromarray(image)
     scale = min(1.0, LONGEST_SIDE / max(picture.size))
     picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    pen, font = ImageDraw.Draw(picture, "RGBA"), ImageFont.load_default(14)
+    boxes: dict[int, Edges] = {}
+    answers: dict[int, Float32] = {}
+    labels: Sequence[str] = ()
     for face in faces:
-        colour = _COLOURS[face.track % len(_COLOURS)]
-        left = top = 4.0
-        if face.box is not None:
-            edges = [scale * edge for edge in (face.box.left, face.box.top, face.box.right, face.box.bottom)]
-            pen.rectangle(edges, outline=colour, width=3)
-            left, top = edges[2], edges[1]
-        if face.answer is None:
-            continue
-        title = f"{face.answer.expression} {face.answer.confidence:.2f}"
-        rows = [title if face.track == WHOLE else f"{face.track}: {title}", *face.answer.probabilities]
-        names = max(font.getlength(row) for row in rows)
-        size = (names + _BAR_WIDTH + 16, 17 * len(rows) + 6)
-        # On the right of the box where there is room, else on its left, and always in the picture.
-        if face.box is not None:
-            left = left + 6 if left + 6 + size[0] <= picture.width else scale * face.box.left - 6 - size[0]
-        left = max(0.0, min(left, picture.width - size[0]))
-        top = max(0.0, min(top, picture.height - size[1]))
-        pen.rectangle((left, top, left + size[0], top + size[1]), fill=(0, 0, 0, 165), outline=colour)
-        pen.text((left + 5, top + 2), rows[0], fill="white", font=font)
-        for index, (name, probability) in enumerate(face.answer.probabilities.items(), 1):
-            y = top + 2 + 17 * index
-            shade = "white" if name == face.answer.expression else "#c8c8c8"
-            pen.text((left + 5, y), name, fill=shade, font=font)
-            bar = left + names + 10
-            pen.rectangle((bar, y + 3, bar + _BAR_WIDTH, y + 14), outline="#808080")
-            pen.rectangle((bar, y + 3, bar + _BAR_WIDTH * probability, y + 14), fill=shade)
+        box = face.box
+        boxes[face.track] = (
+            (0, 0, 0, 0) if box is None else (scale * box.left, scale * box.top, scale * box.right, scale * box.bottom)
+        )
+        if face.answer is not None:
+            labels = tuple(face.answer.probabilities)
+            answers[face.track] = np.array(list(face.answer.probabilities.values()), np.float32)
+    Overlay(labels, picture.size).draw(picture, boxes, answers)
     return picture
