@@ -32,7 +32,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity, measure_stream_parity
-from dfer_deploy.export.repository import write_model_repository
+from dfer_deploy.export.repository import check_model_repository, write_model_repository
 from dfer_deploy.export.stream_graph import StreamHeadGraph
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
 from dfer_deploy.specs import (
@@ -107,7 +107,7 @@ def export_bundle(
         _check_exportable(checkpoint)
         plan = _manifest(checkpoint, options)
     previous = _previous(output) if output.exists() else None
-    if previous is not None and _same_content(previous.manifest, plan) and previous.is_intact():
+    if previous is not None and _same_content(previous.manifest, plan) and _can_be_served(previous):
         return previous, False
     if output.exists() and not force and not add_version:
         raise DferDeployError(
@@ -121,6 +121,15 @@ def export_bundle(
     with atomic_folder(output, force=output.exists()) as folder:
         _write(folder, checkpoint, plan, kept)
     return open_bundle(output), True
+
+
+def _can_be_served(bundle: Bundle) -> bool:
+    """Whether no file is damaged, and the server's files are those that this version writes."""
+    try:
+        check_model_repository(bundle)
+    except DferDeployError:
+        return False
+    return bundle.is_intact()
 
 
 def _check_exportable(checkpoint: Checkpoint) -> None:

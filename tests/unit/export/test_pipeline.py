@@ -23,7 +23,9 @@ def test_the_manifest_says_what_the_bundle_is(bundle: Bundle) -> None:
     assert set(manifest.files) == files - {"manifest.json"}
 
 
-def test_an_unchanged_export_is_skipped_and_another_needs_force(own_checkpoint: Path, tmp_path: Path, cli: Any) -> None:
+def test_an_unchanged_export_is_skipped_and_another_needs_force(
+    own_checkpoint: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "b"
     assert cli("export", own_checkpoint, "-o", out).exit_code == 0
     before = (out / "manifest.json").stat().st_mtime_ns
@@ -31,6 +33,9 @@ def test_an_unchanged_export_is_skipped_and_another_needs_force(own_checkpoint: 
     assert again.exit_code == 0
     assert "is up to date" in again.output
     assert (out / "manifest.json").stat().st_mtime_ns == before
+    monkeypatch.setattr("dfer_deploy.triton_models.onnx_model_source", lambda: "another version's\n")
+    assert "is up to date" not in cli("export", own_checkpoint, "-o", out, "--force").output
+    check_model_repository(open_bundle(out))
     refused = cli("export", own_checkpoint, "-o", out, "--name", "face")
     assert refused.exit_code == 2
     assert "--force" in refused.output
