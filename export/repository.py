@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -99,7 +99,8 @@ def check_model_repository(bundle: Bundle) -> None:
     The manifest's hashes tell damage, not intent: whoever changes a model.py can change the manifest too.
 
     Raises:
-        DferDeployError: a configuration or a Python file is not the one that this version writes.
+        DferDeployError: a configuration or a Python file is not the one that this version writes, or there is a file
+            that it would not write.
     """
     manifest = bundle.manifest
     configs = model_configs(bundle.contract, bundle.spec, manifest.target, manifest.serving, manifest.frame_interval_s)
@@ -119,6 +120,26 @@ def check_model_repository(bundle: Bundle) -> None:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise DferDeployError(
                 f"{path} is not what this version of dfer-deploy writes, and a server would execute it; "
+                "export the checkpoint again"
+            )
+    _check_nothing_else(bundle, expected.keys(), {config.name for config in configs})
+
+
+def _check_nothing_else(bundle: Bundle, expected: Collection[Path], models: Collection[str]) -> None:
+    """Python imports whatever lies beside a model.py; folders of older versions are not loaded."""
+    repository, newest = bundle.model_repository, bundle.manifest.version
+    for path in repository.rglob("*"):
+        model, version, name = (*path.relative_to(repository).parts, "", "")[:3]
+        is_version = model in models and version.isascii() and version.isdecimal()
+        known = (
+            path in expected
+            or (path.is_dir() and not path.is_symlink())
+            or (is_version and int(version) == newest and name in ("model.onnx", "model.plan", ".keep"))
+            or (is_version and int(version) < newest)
+        )
+        if not known:
+            raise DferDeployError(
+                f"{path} is nothing that this version of dfer-deploy writes, and a server might execute it; "
                 "export the checkpoint again"
             )
 
