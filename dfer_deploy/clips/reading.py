@@ -6,9 +6,11 @@ The resize is Pillow's bilinear filter straight to the square, aspect ratio not 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -168,6 +170,7 @@ def decoded_frames(video: Path) -> Iterator[av.VideoFrame]:
                 damaged += 1
                 continue
             for frame in decoded:
+                _check_size(video, frame.width, frame.height)  # a stream may change its size
                 damaged += frame.is_corrupt
                 count += 1
                 yield frame
@@ -178,9 +181,27 @@ def decoded_frames(video: Path) -> Iterator[av.VideoFrame]:
 
 
 def upright(frame: av.VideoFrame) -> Image.Image:
-    """The frame as an RGB image, turned as the file's display matrix says."""
+    """The frame as an RGB image, turned and mirrored as the file's display matrix says."""
     image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
-    return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
+    mirrored, degrees = _orientation(frame)
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.rotate(degrees, expand=True) if degrees % 360 else image
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
+    """Whether to mirror the frame left to right, and by how many degrees to turn it then, counter-clockwise.
+
+    The matrix takes [x, y, 1] to the place where it is shown. Source: FFmpeg, libavutil/display.h.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, 0.0
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).tolist()
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b
+    return mirrored, float(round(-math.degrees(math.atan2(b, a)), 3))
 
 
 def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dict[int, Clip]]:
@@ -206,14 +227,17 @@ def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         with av.open(
             f"file:{video.absolute()}", metadata_errors="ignore", options={"format_whitelist": _VIDEO_FORMATS}
         ) as container:
-            if not container.streams.video:
+            # The picture on the cover of a song is none.
+            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not streams:
                 raise DferDeployError(f"{video} has no video stream; expected a video file")
-            stream = container.streams.video[0]
-            if stream.width * stream.height > MAX_PIXELS:
-                raise DferDeployError(
-                    f"{video} has {stream.width} × {stream.height} pixels, expected at most {MAX_PIXELS}; scale it down"
-                )
-            yield container, stream
+            _check_size(video, streams[0].width, streams[0].height)
+            yield container, streams[0]
     except av.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         raise DferDeployError(f"{video} cannot be read as a video ({reason}); expected a video file") from error
+
+
+def _check_size(video: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DferDeployError(f"{video} has {width} × {height} pixels, expected at most {MAX_PIXELS}; scale it down")

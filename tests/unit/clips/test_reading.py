@@ -1,3 +1,5 @@
+import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import pytest
 from PIL import Image
 from tiny import clips_of, write_frames
 
-from dfer_deploy.clips.reading import clip_from_path, clip_from_video, frame_paths, natural_key, resized
+from dfer_deploy.clips import reading
+from dfer_deploy.clips.reading import clip_from_path, clip_from_video, decoded_frames, frame_paths, natural_key, resized
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 
@@ -160,20 +163,61 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         clip_from_path(tmp_path / "f", 32)
 
 
-def test_a_rotated_video_is_turned_upright(tmp_path: Path) -> None:
-    """A phone's video: the same packets with a display matrix of 90 degrees in the track's header."""
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, 1, -1, 0), lambda clip: np.rot90(clip, -1, axes=(1, 2))),  # a phone's: 90 degrees, clockwise
+        ((-1, 0, 0, -1), lambda clip: clip[:, ::-1, ::-1]),
+        ((-1, 0, 0, 1), lambda clip: clip[:, :, ::-1]),  # a front camera's mirror
+        ((1, 0, 0, -1), lambda clip: clip[:, ::-1]),
+        ((0, 1, 1, 0), lambda clip: clip.swapaxes(1, 2)),
+        ((0, -1, -1, 0), lambda clip: clip.swapaxes(1, 2)[:, ::-1, ::-1]),
+    ],
+)
+def test_a_turned_or_mirrored_video_is_shown_upright(
+    matrix: tuple[int, ...], shown: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    """The same packets with a display matrix in the track's header."""
     clip = clips_of(1, size=64)[0]
     clip[:, :20, :20] = (250, 20, 20)
     source = write_video(tmp_path / "a.mp4", clip, "mpeg4")
     data = bytearray(source.read_bytes())
-    unity = bytes.fromhex("00010000" + "00000000" * 3 + "00010000" + "00000000" * 3 + "40000000")
-    turned = bytes.fromhex("00000000" + "00010000" + "00000000" + "ffff0000" + "00000000" * 4 + "40000000")
+    a, b, c, d = (entry << 16 for entry in matrix)
     start = data.find(b"tkhd")
-    place = data.find(unity, start)
+    place = data.find(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), start)
     assert 0 < place - start < 100
-    data[place : place + 36] = turned
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     (tmp_path / "turned.mp4").write_bytes(data)
-    upright, rotated = clip_from_path(source, 64), clip_from_path(tmp_path / "turned.mp4", 64)
-    # A display matrix of 90 degrees turns clockwise.
-    difference = np.abs(np.rot90(upright, -1, axes=(1, 2)).astype(int) - rotated)
-    assert difference.mean() < 3
+    upright, turned = clip_from_path(source, 64), clip_from_path(tmp_path / "turned.mp4", 64)
+    assert np.array_equal(shown(upright), turned)
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp3"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("mp3", rate=44100)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 32
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(32, 32, "yuvj420p")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), "fltp", "stereo")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    with pytest.raises(DferDeployError, match="has no video stream"):
+        clip_from_path(path, 32)
+
+
+def test_a_stream_that_grows_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two transport streams one after the other are one, whose header tells the first size."""
+    small, large = (
+        write_video(tmp_path / f"{size}.ts", clips_of(1, size=size)[0], "mpeg2video").read_bytes() for size in (32, 96)
+    )
+    (tmp_path / "grows.ts").write_bytes(small + large)
+    assert len(list(decoded_frames(tmp_path / "grows.ts"))) > 16
+    monkeypatch.setattr(reading, "MAX_PIXELS", 64 * 64)
+    with pytest.raises(DferDeployError, match="has 96 × 96 pixels, expected at most 4096"):
+        list(decoded_frames(tmp_path / "grows.ts"))
