@@ -6,7 +6,6 @@ others use too, an absolute time says little.
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dfer_deploy.console import progress_bar
+from dfer_deploy.cores import usable_cores
 from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
@@ -193,7 +193,7 @@ def machine() -> str:
         for line in path.read_text(encoding="utf-8").splitlines()
         if line.startswith("Model:")
     ]
-    cores = f"{len(os.sched_getaffinity(0))} cores"
+    cores = f"{usable_cores()} cores"
     return ", ".join([name, cores, *models, f"{platform.system()} {platform.release()}"])
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from dfer_deploy.clips.reading import Clip, resized
+from dfer_deploy.cores import usable_cores
 from dfer_deploy.errors import DferDeployError, missing_extra
 from dfer_deploy.runtimes.predictor import Float32
 
@@ -239,7 +239,7 @@ def _centerface_session() -> Any:
             for axis in (0, 2, 3):
                 value.type.tensor_type.shape.dim[axis].Clear()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    options.intra_op_num_threads = min(_MAX_THREADS, usable_cores())
     options.log_severity_level = 3
     # Threads that wait by spinning take the core from the decoder and the model.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

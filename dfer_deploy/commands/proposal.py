@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from dfer_deploy.bundle import Bundle, ServingOptions
 from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.commands.serving_options import option_text
 from dfer_deploy.console import progress_bar, stdout, table
+from dfer_deploy.cores import usable_cores
 from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.files import write_json
@@ -95,7 +95,7 @@ def propose_serving(
             target,
             concurrencies,
             trials.measure,
-            most_instances=len(os.sched_getaffinity(0)) if target == "embedded" else _MOST_INSTANCES_ON_A_GPU,
+            most_instances=usable_cores() if target == "embedded" else _MOST_INSTANCES_ON_A_GPU,
             p99_ms=p99_ms,
         )
     commands = _commands(bundle, result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.cores import usable_cores
 from dfer_deploy.errors import DferDeployError, missing_extra
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 
@@ -43,7 +43,7 @@ class OnnxRuntimePredictor:
             DferDeployError: a file cannot be loaded, or onnxruntime cannot use the device.
         """
         self.name = name
-        self._encoder = open_session(image_encoder, threads or len(os.sched_getaffinity(0)), device)
+        self._encoder = open_session(image_encoder, threads or usable_cores(), device)
         # The head is a few milliseconds of work; threads of its own would only get in the encoder's way.
         self._head = open_session(temporal_head, 1, device)
 

@@ -78,6 +78,16 @@ def test_frames_without_times_follow_each_other_at_the_usual_distance(tmp_path: 
     assert all(a.end_s == b.start_s and b.start_s > a.start_s for a, b in itertools.pairwise(shown))
 
 
+def test_times_that_begin_anew_go_on(tmp_path: Path) -> None:
+    """Two transport streams one after the other, as recorders write them."""
+    part = write_timed_video(tmp_path / "a.ts", numbered(10, 64), range(0, 1000, 100), "mpeg4").read_bytes()
+    (tmp_path / "joined.ts").write_bytes(2 * part)
+    shown = list(shown_frames(tmp_path / "joined.ts"))
+    assert len(shown) == 20
+    assert all(a.end_s == b.start_s and b.start_s > a.start_s for a, b in itertools.pairwise(shown))
+    assert shown[-1].end_s == pytest.approx(2.0, abs=0.3)
+
+
 def test_damaged_times_do_not_hold_a_frame_for_ever(tmp_path: Path) -> None:
     video = write_timed_video(tmp_path / "a.mkv", numbered(3), [0, 40, 400_000_000])
     with pytest.raises(DferDeployError, match="no frame between"):
