@@ -21,7 +21,6 @@ map counts for 1/k in each (proc(5), smaps_rollup).
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file
+from dfer_deploy.resources import held_bytes, server_processes
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import cache_folder, triton_environment
 from dfer_deploy.triton.server import TritonServer
@@ -182,33 +182,19 @@ def start_server(environment: Any, bundle: Bundle, image_size: int) -> tuple[dic
             client.predict(clips)
             first = time.perf_counter() - start
             second = seconds_of(lambda: client.predict(clips))
-        processes = descendants(os.getpid())
-        peak, held = (sum(memory(process) for process in processes) for memory in (peak_gb, held_gb))
+        processes = server_processes(server.endpoints.grpc_port)
+        peak, held = sum(map(peak_gb, processes)), held_bytes(processes)
     finally:
         server.stop()
-    return {"server ready": ready, "first answer": first, "second answer": second}, peak, held
-
-
-def descendants(process: int) -> list[int]:
-    """The processes that ``process`` and its children started and that still live (Linux, proc(5))."""
-    children = [
-        int(child)
-        for tasks in Path(f"/proc/{process}/task").glob("*/children")
-        for child in tasks.read_text(encoding="ascii").split()
-    ]
-    return [found for child in children for found in (child, *descendants(child))]
+    if held is None:
+        raise RuntimeError("the memory of the server's processes cannot be read")
+    return {"server ready": ready, "first answer": first, "second answer": second}, peak, held / 1e9
 
 
 def peak_gb(process: int) -> float:
     """The peak of a process's resident set in GB (proc(5), VmHWM)."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     return sum(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM:"))
-
-
-def held_gb(process: int) -> float:
-    """A process's proportional set size in GB (proc(5), Pss)."""
-    rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii", errors="replace").splitlines()
-    return sum(int(line.split()[1]) * 1024 / 1e9 for line in rollup if line.startswith("Pss:"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +127,11 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         _check_size(path)
         with np.load(path, allow_pickle=False) as content:
             header = json.loads(str(content["header"]))
-            names, hashes = content["clip_names"].tolist(), content["clip_hashes"].tolist()
-            features: npt.NDArray[Any] = content["frame_features"]
-            logits: npt.NDArray[Any] = content["logits"]
-        saved_format, sha256, saved_spec = header["format"], str(header["checkpoint_sha256"]), dict(header["spec"])
+            names, hashes = _texts(content["clip_names"]), _texts(content["clip_hashes"])
+            features, logits = _numbers(content["frame_features"]), _numbers(content["logits"])
+        saved_format, sha256, saved_spec = header["format"], header["checkpoint_sha256"], dict(header["spec"])
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError("it does not name the checkpoint by its SHA-256")
     except Exception as error:  # damaged bytes raise zlib's, tokenize's, json's and NumPy's own exceptions
         raise DferDeployError(
             f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
@@ -143,7 +145,21 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         )
     if saved_spec != spec.to_dict():
         raise DferDeployError(f"{path} was saved for another model than the bundle's; save the baseline again")
-    return Baseline(sha256, saved_spec, names, hashes, features.astype(np.float32), logits.astype(np.float32))
+    return Baseline(sha256, saved_spec, names, hashes, features, logits)
+
+
+def _texts(array: npt.NDArray[Any]) -> list[str]:
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise ValueError(f"its names are {array.dtype} {array.shape}, expected a list of texts")
+    return array.tolist()  # type: ignore[no-any-return]
+
+
+def _numbers(array: npt.NDArray[Any]) -> Float32:
+    if array.dtype != np.float32:
+        raise ValueError(f"its numbers are {array.dtype}, expected float32")
+    if not np.isfinite(array).all():
+        raise ValueError("its numbers are not all finite")
+    return array
 
 
 def _check_size(path: Path) -> None:

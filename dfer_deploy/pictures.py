@@ -1,59 +1,85 @@
-"""Pictures of results."""
+"""Pictures of results: the drawing of a confusion matrix, and its picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from dfer_deploy.files import atomic_file
 from dfer_deploy.metrics import Int64
 
-_DARK = 0.55
-"""Share from which on the ground is so dark that its numbers are white."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, MUTED, CELL, ON_CELL = "#1b1e23", "#5f6670", "#004f80", "#fefefe"
+"""Text, what stands back, a cell of 100 %, and text on dark cells."""
+
+CELL_INCHES = 0.52
+
+_DARK = 0.68
+"""Share from which on a cell is so dark that its numbers are white."""
+
+
+def draw_confusion(axes: Axes, confusion: Int64, names: Sequence[str]) -> None:
+    """Draws a confusion matrix: each row's shares as shades of one colour and in percent, counts below them.
+
+    One hue from light to dark is read alike with every colour vision and in grey.
+
+    Args:
+        axes: empty, with ``CELL_INCHES`` for a cell.
+        confusion: counts [C, C]; rows are labels, columns predictions. A row without clips stays white.
+        names: what stands beside the axes, C.
+    """
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    classes = len(names)
+    clips = confusion.sum(axis=1)
+    frame = to_rgba(MUTED, 0.25)
+    for row in range(classes):
+        for column in range(classes):
+            count = int(confusion[row, column])
+            share = count / int(clips[row]) if clips[row] else 0.0
+            corner = (column - 0.48, row - 0.48)
+            axes.add_patch(
+                Rectangle(corner, 0.96, 0.96, facecolor=to_rgba(CELL, share), edgecolor=frame, linewidth=0.6)
+            )
+            colour = ON_CELL if share > _DARK else INK if count else MUTED
+            weight = "bold" if row == column else "normal"
+            percent = f"{share:.0%}" if clips[row] else "–"
+            axes.text(column, row - 0.05, percent, ha="center", color=colour, weight=weight, size=9)
+            axes.text(column, row + 0.31, f"{count:,}", ha="center", color=colour, size=7)
+    axes.set_xlim(-0.5, classes - 0.5)
+    axes.set_ylim(classes - 0.5, -0.5)
+    axes.set_aspect("equal")
+    for artist in (*axes.texts, *axes.patches):
+        artist.set_in_layout(False)  # they lie within the axes; measuring them all takes most of the time
+    axes.set_xticks(range(classes), list(names), rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), [f"{name} ({int(n):,})" for name, n in zip(names, clips, strict=True)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("labelled (clips)")
 
 
 def write_confusion_picture(path: Path, confusion: Int64, class_names: Sequence[str], title: str) -> None:
-    """Draws a confusion matrix as a PNG: each row's shares as shades of one colour and in percent, counts below them.
+    """Draws a confusion matrix as a PNG.
 
     Args:
         path: the file; its folder exists. Written atomically.
-        confusion: counts [C, C]; rows are labels, columns predictions. A row without clips stays white.
+        confusion: as above.
         class_names: C names.
         title: stands above.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    classes = len(class_names)
-    clips = confusion.sum(axis=1, keepdims=True)
-    shares = confusion / np.maximum(clips, 1)
-    side = 1.9 + 0.78 * classes
-    figure = Figure(figsize=(side, side), dpi=150)
+    side = 1.4 + CELL_INCHES * len(class_names)
+    figure = Figure(figsize=(side, side), dpi=200)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # One hue from light to dark is read alike with every colour vision and in grey.
-    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    for row in range(classes):
-        for column in range(classes):
-            count, share = int(confusion[row, column]), float(shares[row, column])
-            colour = "white" if share > _DARK else "black" if count else "0.65"
-            weight = "bold" if row == column else "normal"
-            percent = f"{share:.0%}" if clips[row, 0] else "–"
-            axes.text(column, row - 0.1, percent, ha="center", va="center", color=colour, weight=weight, size=10)
-            axes.text(column, row + 0.24, f"{count:,}", ha="center", va="center", color=colour, size=7)
-    labels = [f"{name} ({int(n):,})" for name, n in zip(class_names, clips[:, 0], strict=True)]
-    axes.set_xticks(range(classes), list(class_names), rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(classes), labels)
-    axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("labelled (clips)")
+    draw_confusion(axes, confusion, class_names)
     axes.set_title(title, pad=12, loc="right")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})

@@ -18,6 +18,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MOST_POINTS = 100.0
+"""Scores are in percent: no two of them differ by more."""
+
+LARGEST_LOGIT_ERROR = 1e39
+"""No two finite float32 numbers differ by more."""
+
+_MAX_BYTES = 1 << 20
+
 
 def _require_limits(policy: VerifyPolicy | BenchPolicy, where: str) -> None:
     for name, value in vars(policy).items():
@@ -32,9 +40,9 @@ class VerifyPolicy:
     """Limits of ``verify``; what is not named keeps the precision's default.
 
     Attributes:
-        margin: of UAR and WAR, percentage points.
+        margin: of UAR and WAR, percentage points, in (0, 100].
         max_logit_error: largest difference of a logit of the whole model.
-        max_flip_rate: largest share of clips whose answer changes, in [0, 1].
+        max_flip_rate: largest share of clips whose answer changes, in (0, 1].
         max_recall_drop: by how many points the recall of a class may fall.
         max_calibration_rise: by how many points the expected calibration error may rise.
     """
@@ -48,7 +56,17 @@ class VerifyPolicy:
     def __post_init__(self) -> None:
         _require_limits(self, "verify")
         require(self.margin != 0, "verify.margin is 0, expected more: no number of clips proves two models the same")
-        require((self.max_flip_rate or 0) <= 1, f"verify.max_flip_rate is {self.max_flip_rate}, expected 0 to 1")
+        require((self.margin or 0) <= MOST_POINTS, f"verify.margin is {self.margin}, expected at most {MOST_POINTS:g}")
+        require(
+            (self.max_logit_error or 0) <= LARGEST_LOGIT_ERROR,
+            f"verify.max_logit_error is {self.max_logit_error}, expected at most {LARGEST_LOGIT_ERROR:g}",
+        )
+        require(
+            self.max_flip_rate != 0,
+            "verify.max_flip_rate is 0, which no number of clips proves: without a single flip among n clips the bound "
+            "is about 3 / n; give at least that, for example 0.003 for 1000 clips",
+        )
+        require((self.max_flip_rate or 0) <= 1, f"verify.max_flip_rate is {self.max_flip_rate}, expected at most 1")
 
     def limits(self, default: Limits) -> Limits:
         """The default's limits, with those of the policy instead where it has some."""
@@ -107,25 +125,24 @@ class BenchPolicy:
         Args:
             result: the measurement.
             size_mb: of the bundle.
-            memory_mb: of the server; None where it is not measured.
+            memory_mb: of the server; None where it was not measured, which leaves every limit.
         """
         served = next((one for one in result.served if one.concurrency == self.concurrency), None)
-        found = []
-        if served is not None and self.p99_ms is not None:
-            found.append(("p99_ms", served.median("p99_ms"), self.p99_ms))
-        if memory_mb is not None and self.memory_mb is not None:
-            found.append(("memory_mb", memory_mb, self.memory_mb))
-        if self.size_mb is not None:
-            found.append(("size_mb", size_mb, self.size_mb))
+        found = (
+            ("p99_ms", None if served is None else served.median("p99_ms"), self.p99_ms),
+            ("memory_mb", memory_mb, self.memory_mb),
+            ("size_mb", size_mb, self.size_mb),
+        )
         failures = [
-            f"{name} is {value:.4g}, at most {limit:g} is accepted"
+            f"{name} {'was not measured' if value is None else f'is {value:.4g}'}, at most {limit:g} is accepted"
             for name, value, limit in found
-            if not value <= limit
+            if limit is not None and (value is None or not value <= limit)
         ]
-        if served is not None and self.throughput is not None:
-            median = statistics.median(served.throughput)
-            if not median >= self.throughput:
-                failures.append(f"throughput is {median:.4g} clips/s, at least {self.throughput:g} is accepted")
+        if self.throughput is not None:
+            median = None if served is None else statistics.median(served.throughput)
+            if median is None or not median >= self.throughput:
+                words = "was not measured" if median is None else f"is {median:.4g} clips/s"
+                failures.append(f"throughput {words}, at least {self.throughput:g} is accepted")
         return failures
 
 
@@ -144,9 +161,9 @@ def policy_from_toml(path: Path) -> Policy:
         DferDeployError: the file is missing, no TOML, or a limit is unknown, has the wrong type or cannot be.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        require(path.stat().st_size <= _MAX_BYTES, f"{path} has over {_MAX_BYTES} bytes, which no policy has")
+        return spec_from_dict(Policy, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise DferDeployError(f"{path} cannot be read ({error.strerror}); expected a policy in TOML") from error
-    except ValueError as error:  # TOML's own and Unicode's errors
+    except (ValueError, RecursionError) as error:  # TOML's own and Unicode's errors; tables in tables in tables
         raise DferDeployError(f"{path} is no TOML file ({error}); correct it") from error
-    return spec_from_dict(Policy, values)

@@ -16,6 +16,9 @@ from dfer_deploy.specs import require
 
 Int64 = npt.NDArray[np.int64]
 
+FORMAT = "dfer-deploy-verify/2"
+"""Of what ``verify --json`` writes."""
+
 _MAX_FILE_BYTES = 256 << 20
 
 
@@ -60,12 +63,14 @@ def answers_from_json(path: Path) -> ComparedAnswers:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {_MAX_FILE_BYTES >> 20} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, expected {FORMAT!r}")
         class_names, answers = tuple(map(str, content["class_names"])), content["answers"]
         clips, groups = tuple(map(str, answers["clips"])), answers["groups"]
-        columns = {
-            name: _indices(values, len(clips), len(class_names))
-            for name, values in [("", answers["labels"]), (" ", answers["reference"]), *answers["candidates"].items()]
-        }
+        labels, reference, *given = (
+            _indices(values, len(clips), len(class_names))
+            for values in (answers["labels"], answers["reference"], *answers["candidates"].values())
+        )
         named = None if groups is None else tuple(map(str, groups))
         if not clips or len(named if named is not None else clips) != len(clips):
             raise ValueError("it has no clips, or not one group for each")
@@ -74,7 +79,8 @@ def answers_from_json(path: Path) -> ComparedAnswers:
         raise DferDeployError(
             f"{path} is no result of verify ({reason}); make one with: verify … --json FILE"
         ) from error
-    return ComparedAnswers(class_names, clips, named, columns.pop(""), columns.pop(" "), columns)
+    candidates = dict(zip(answers["candidates"], given, strict=True))
+    return ComparedAnswers(class_names, clips, named, labels, reference, candidates)
 
 
 def pooled(parts: Sequence[ComparedAnswers], candidate: str) -> ComparedAnswers:

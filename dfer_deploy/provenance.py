@@ -7,38 +7,49 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dfer_deploy.baseline import Truth
 from dfer_deploy.bundle import MANIFEST_NAME, Bundle
 from dfer_deploy.engines import engines_of
 from dfer_deploy.files import sha256_of_file
+
+CHECKPOINT, COMPARED_CHECKPOINT = "checkpoint", "compared checkpoint"
+"""Stages of the chain: what the bundle was exported from, and what it is compared with."""
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
 _FOLDERS_ABOVE = 4
 """A drawn data set says what it is at its root; its clips and lists lie at most so many folders below."""
 
 
-def provenance(bundle: Bundle, lists: Sequence[Path], clips: Iterable[Path]) -> dict[str, Any]:
+def provenance(
+    bundle: Bundle, truth: Truth, baseline: Path | None, lists: Sequence[Path], clips: Iterable[Path]
+) -> dict[str, Any]:
     """The chain from the weights to what was asked, for JSON.
 
     Args:
         bundle: opened with its files checked.
+        truth: what it was compared with.
+        baseline: the file that the truth's answers were read from, where they were.
         lists: the annotation lists.
         clips: where the clips are on this machine.
 
     Returns:
         ``chain``, a list of {stage, file, sha256} in the order in which one was made from the other: checkpoint, ONNX
-        graphs, TensorRT plans, Triton configurations, manifest, annotation lists. ``name``, ``version``, ``target``,
-        ``precision`` and ``tools`` of the bundle. ``synthetic``: what a drawn data set says about itself, or None.
+        graphs, TensorRT plans, Triton configurations, manifest; then the compared checkpoint, the baseline and the
+        annotation lists. ``name``, ``version``, ``target``, ``precision`` and ``tools`` of the bundle. ``synthetic``:
+        what a drawn data set says about itself, or None.
 
     Raises:
         DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
     """
     built = engines_of(bundle)
     manifest = bundle.manifest
-    chain = [("checkpoint", "", manifest.checkpoint.sha256)]
+    chain = [(CHECKPOINT, "", manifest.checkpoint.sha256)]
     chain += [("ONNX", name, digest) for name, digest in manifest.files.items() if name.startswith("onnx/")]
     chain += [("plan", record.plan, record.sha256) for record in (built.engines.values() if built else ())]
     chain += [("config", name, digest) for name, digest in manifest.files.items() if name.endswith("config.pbtxt")]
     chain.append(("manifest", MANIFEST_NAME, sha256_of_file(bundle.path / MANIFEST_NAME)))
+    chain.append((COMPARED_CHECKPOINT, "", truth.checkpoint_sha256))
+    chain += [("baseline", baseline.name, sha256_of_file(baseline))] if baseline else []
     chain += [("list", path.name, sha256_of_file(path)) for path in lists]
     return {
         "chain": [{"stage": stage, "file": name, "sha256": digest} for stage, name, digest in chain],

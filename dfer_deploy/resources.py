@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.triton.ports import port_holder
+
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Resources:
 
     Attributes:
         size_mb: all files of the bundle; one with several names (a hard link) counts once.
-        memory_mb: of the server's processes, a page that several share divided between them; None where it is not
+        memory_mb: of the server's processes, a page that several share divided between them; None where it was not
             measured.
     """
 
@@ -29,15 +32,26 @@ def memory_is_measured(bundle: Bundle, url: str | None) -> bool:
     return url is None and bundle.manifest.target == "embedded"
 
 
-def measured_resources(bundle: Bundle, *, served_here: bool) -> Resources:
-    """Measures now; the server, where there is one, is the only child of this process."""
+def measured_resources(bundle: Bundle, *, server_port: int | None) -> Resources:
+    """Measures now.
+
+    Args:
+        bundle: whose files count.
+        server_port: where its server listens on this machine; None where its memory is not to be measured.
+    """
     found = [path.stat() for path in bundle.path.rglob("*") if path.is_file()]
     size = sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
-    memory = sum(_proportional_bytes(pid) for pid in descendants(os.getpid())) if served_here else None
+    memory = None if server_port is None else held_bytes(server_processes(server_port))
     return Resources(size / 1e6, None if memory is None else memory / 1e6)
 
 
-def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
+def server_processes(port: int) -> list[int]:
+    """The process that listens on a port of this machine, and all that it started; empty where it is not found."""
+    holder = port_holder(port)
+    return [] if holder is None else [holder.pid, *descendants(holder.pid)]
+
+
+def descendants(pid: int, proc: Path = PROC) -> list[int]:
     """Process numbers of all children of a process, and of theirs."""
     children = defaultdict(list)
     for process in proc.iterdir():
@@ -56,10 +70,18 @@ def descendants(pid: int, proc: Path = Path("/proc")) -> list[int]:
     return found
 
 
-def _proportional_bytes(pid: int) -> int:
-    """The kernel's proportional set size (proc(5), /proc/pid/smaps_rollup)."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has ended
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+def held_bytes(processes: Sequence[int], proc: Path = PROC) -> int | None:
+    """The sum of the kernel's proportional set sizes (proc(5), /proc/pid/smaps_rollup).
+
+    Those that have ended hold none. None where one may not be read, or none at all could be.
+    """
+    found = []
+    for pid in processes:
+        try:
+            lines = (proc / str(pid) / "smaps_rollup").read_text(errors="replace").splitlines()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        except OSError:
+            return None
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")]
+    return sum(found) if found else None

@@ -261,6 +261,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             return None
         (inner,) = [choice for choice in typing.get_args(hint) if choice is not type(None)]
         return _value(inner, value, path)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise DferDeployError(f"{path} is an integer of more than 64 bits, expected a smaller one")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is dict:

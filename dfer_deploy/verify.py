@@ -23,7 +23,7 @@ from dfer_deploy.limits import Limits
 from dfer_deploy.metrics import Calibration, Score, calibration, score
 from dfer_deploy.pool import ComparedAnswers, pooled
 from dfer_deploy.runtimes.predictor import Float32, Predictor
-from dfer_deploy.specs import ModelSpec
+from dfer_deploy.specs import ModelSpec, require
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def verify(
         pool: answers of earlier verifications, for example of other folds, that count towards the equivalence.
 
     Raises:
-        DferDeployError: no clip can be read, a predictor refuses to answer, or the pool does not fit.
+        DferDeployError: no clip can be read, the truth is not finite, a predictor refuses to answer, or the pool does
+            not fit.
     """
     annotations: list[Annotation] = []
     features: list[Float32] = []
@@ -114,6 +115,12 @@ def verify(
         frames = np.stack([clip for _, clip in batch])
         names = [annotation for annotation, _ in batch]
         true_features, true_logits = truth.answer(names, frames)
+        finite = np.isfinite(true_features).all(axis=(1, 2)) & np.isfinite(true_logits).all(axis=1)
+        require(
+            bool(finite.all()),
+            f"{truth.name} answers the clip {names[int(finite.argmin())].name!r} with numbers that are not finite, so "
+            "there is nothing to compare with; look at the checkpoint",
+        )
         annotations += names
         features.append(true_features)
         truth_logits.append(true_logits)

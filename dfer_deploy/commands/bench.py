@@ -148,13 +148,15 @@ def bench(
             with step(f"read {checkpoint}"):
                 model = load_checkpoint(checkpoint).build_model()
                 predictors.append(stack.enter_context(TorchPredictor(model)))
-        server = None
+        server, own_port, address = None, None, url
         if contestants.served:
-            address = url or stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code)).grpc_url
+            if address is None:
+                endpoints = stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code))
+                own_port, address = endpoints.grpc_port, endpoints.grpc_url
             stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
             server = LoadTarget(triton_environment(), address, opened.manifest.name)
         result = run_bench(server, predictors, clips, concurrencies, rounds=rounds, requests=requests)
-        resources = measured_resources(opened, served_here=server is not None and memory_is_measured(opened, url))
+        resources = measured_resources(opened, server_port=own_port if memory_is_measured(opened, url) else None)
     _print(result)
     for what, reason in contestants.left_out.items():
         stdout.print(f"not measured: {what}, since {reason}", markup=False)

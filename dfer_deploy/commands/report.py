@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise DferDeployError(f"{path} has over {MAX_JSON_BYTES} bytes; {again}")
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except OSError as error:
         raise DferDeployError(f"{path} cannot be read ({error.strerror}); {again}") from error
     except (ValueError, RecursionError) as error:
@@ -64,5 +65,9 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     return values
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _finite(text: str) -> float:
+    """Also of ``NaN`` and ``Infinity``, which JSON does not have, and of ``1e999``, which no float holds."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number")
+    return value

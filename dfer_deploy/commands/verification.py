@@ -12,9 +12,8 @@ from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.metrics import Calibration, Score
 from dfer_deploy.paired import Interval
-from dfer_deploy.pool import ComparedAnswers
+from dfer_deploy.pool import FORMAT, ComparedAnswers
 from dfer_deploy.reading_check import ReadingCheck
-from dfer_deploy.report.content import FORMAT
 from dfer_deploy.specs import plain
 from dfer_deploy.verify import Verification
 

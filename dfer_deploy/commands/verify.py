@@ -24,7 +24,7 @@ from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
 from dfer_deploy.limits import LIMITS
-from dfer_deploy.policy import Policy, policy_from_toml
+from dfer_deploy.policy import LARGEST_LOGIT_ERROR, MOST_POINTS, Policy, policy_from_toml
 from dfer_deploy.pool import answers_from_json
 from dfer_deploy.provenance import provenance
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
@@ -61,10 +61,14 @@ if TYPE_CHECKING:
 @runtime_option
 @host_code_option
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Clips in one request.")
-@click.option("--max-logit-error", type=float, help="Instead of the precision's limit (fp32 0.01, fp16 2.5).")
+@click.option(
+    "--max-logit-error",
+    type=click.FloatRange(0, LARGEST_LOGIT_ERROR),
+    help="Instead of the precision's limit (fp32 0.01, fp16 2.5).",
+)
 @click.option(
     "--margin",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, MOST_POINTS, min_open=True),
     help="Points by which UAR and WAR may differ, fixed before you look.  [default: 0.5]",
 )
 @click.option(
@@ -224,7 +228,7 @@ def verify(
             "checkpoint_sha256": opened.manifest.checkpoint.sha256,
             "left_out": contestants.left_out,
             **found,
-            "provenance": provenance(opened, lists, paths.values()),
+            "provenance": provenance(opened, truth, baseline, lists, paths.values()),
         }
         if json_file:
             write_json(json_file, content)

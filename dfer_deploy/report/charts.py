@@ -19,24 +19,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
 from dfer_deploy.paired import Interval
+from dfer_deploy.pictures import CELL, CELL_INCHES, INK, MUTED, ON_CELL, draw_confusion
 
-_INK, _MUTED, _BAND, _CELL, _ON_CELL = "#1b1e23", "#5f6670", "#dfe9f1", "#004f80", "#fefefe"
+_BAND = "#dfe9f1"
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
 
 _VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
     _BAND: "var(--band)",
-    _CELL: "var(--cell)",
-    _ON_CELL: "var(--on-cell)",
+    CELL: "var(--cell)",
+    ON_CELL: "var(--on-cell)",
 } | {colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)}
 """Which variable of the page's style sheet stands for which colour, so that charts have a light and a dark form."""
 
@@ -46,18 +46,18 @@ _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": _MUTED,
+    "grid.color": MUTED,
     "grid.alpha": 0.25,
-    "xtick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _MUTED,
-    "ytick.labelcolor": _INK,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
     "legend.frameon": False,
 }
 
@@ -65,9 +65,6 @@ _LONGEST_LABEL = 24
 """Characters of a name beside an axis; the tables have all of them."""
 
 _P = ParamSpec("_P")
-
-_DARK = 0.68
-"""Share from which on a cell is so dark that its numbers are white."""
 
 
 def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
@@ -81,43 +78,19 @@ def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
 
 @_styled
 def confusion_chart(name: str, confusion: Int64, class_names: Sequence[str]) -> str:
-    """A confusion matrix: shares of each row as shades of one colour and in percent, counts below them.
+    """A confusion matrix; see ``pictures.draw_confusion``. Its time grows with the square of the classes.
 
     Args:
         name: what the ids in this chart start with, unique on the page.
         confusion: counts [C, C]; rows are labels, columns predictions.
         class_names: C names.
     """
-    classes = len(class_names)
-    clips = confusion.sum(axis=1)
     names = _labels(class_names)
     longest = max(map(len, names))
-    cells = 0.52 * classes
+    cells = CELL_INCHES * len(names)
     figure, axes = _figure(cells + 0.95 + 0.075 * longest, cells + 0.45 + 0.06 * longest)
-    for row in range(classes):
-        for column in range(classes):
-            count = int(confusion[row, column])
-            share = count / int(clips[row]) if clips[row] else 0.0
-            corner = (column - 0.48, row - 0.48)
-            axes.add_patch(Rectangle(corner, 0.96, 0.96, facecolor=_CELL, alpha=share, linewidth=0))
-            axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=_MUTED, alpha=0.25, linewidth=0.6))
-            colour = _ON_CELL if share > _DARK else _INK if count else _MUTED
-            weight = "bold" if row == column else "normal"
-            percent = f"{share:.0%}" if clips[row] else "–"
-            axes.text(column, row - 0.05, percent, ha="center", color=colour, weight=weight, size=9)
-            axes.text(column, row + 0.31, f"{count:,}", ha="center", color=colour, size=7)
-    axes.set_xlim(-0.5, classes - 0.5)
-    axes.set_ylim(classes - 0.5, -0.5)
-    axes.set_aspect("equal")
-    for artist in (*axes.texts, *axes.patches):
-        artist.set_in_layout(False)  # they lie within the axes; measuring them all takes most of the time
-    axes.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(classes), [f"{label} ({int(n):,})" for label, n in zip(names, clips, strict=True)])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("labelled (clips)")
-    return _svg(figure, name, f"confusion matrix of {int(clips.sum())} clips")
+    draw_confusion(axes, confusion, names)
+    return _svg(figure, name, f"confusion matrix of {int(confusion.sum())} clips")
 
 
 @_styled
@@ -132,8 +105,8 @@ def difference_chart(name: str, rows: Sequence[tuple[str, str, float, Interval]]
     figure, axes = _figure(5.0, 0.9 + 0.36 * len(rows))
     axes.axvspan(-margin, margin, color=_BAND, linewidth=0)
     for bound in (-margin, margin):
-        axes.axvline(bound, color=_MUTED, linestyle="--", linewidth=0.9)
-    axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.axvline(bound, color=MUTED, linestyle="--", linewidth=0.9)
+    axes.axvline(0, color=INK, linewidth=0.8)
     for place, (_, measure, difference, interval) in enumerate(rows):
         series = 0 if measure == "UAR" else 1
         colour = _SERIES[series]
@@ -163,7 +136,7 @@ def recall_chart(name: str, deltas: Mapping[str, Sequence[float | None]], class_
     step = 0.16
     shown = [(index, candidate, values) for index, (candidate, values) in enumerate(deltas.items()) if any(values)]
     figure, axes = _figure(5.0, 1.1 + len(class_names) * (0.22 + step * len(shown)))
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     height = 0.8 / len(shown)
     for line, (index, candidate, values) in enumerate(shown):
         colour, marker = _look(index)[:2]
@@ -203,7 +176,7 @@ def error_chart(name: str, quantiles: Mapping[str, Mapping[float, float]], limit
         shown = [(places.index(q), error) for q, error in sorted(errors.items()) if error > 0]
         xs, ys = [x for x, _ in shown], [y for _, y in shown]
         axes.plot(xs, ys, color=colour, marker=marker, linestyle=line, markersize=5, label=_labels([candidate])[0])
-    axes.axhline(limit, color=_INK, linestyle="--", linewidth=0.9)
+    axes.axhline(limit, color=INK, linestyle="--", linewidth=0.9)
     axes.annotate(f"limit {limit:g}", (0, limit), xytext=(0, 3), textcoords="offset points", size=8)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -225,9 +198,9 @@ def calibration_chart(name: str, curves: Sequence[tuple[str, Sequence[Calibratio
     The area of a point is the share of the clips in it.
     """
     figure, axes = _figure(5.0, 4.2)
-    axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=":", linewidth=0.9)
+    axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=0.9)
     for index, (label, bins) in enumerate(curves):
-        colour, marker, line = (_INK, "o", "-") if index == 0 else _look(index - 1)
+        colour, marker, line = (INK, "o", "-") if index == 0 else _look(index - 1)
         xs, ys = [b.confidence for b in bins], [b.accuracy for b in bins]
         sizes = [12 + 300 * b.clips / sum(b.clips for b in bins) for b in bins]
         axes.plot(xs, ys, color=colour, linestyle=line, linewidth=1)

@@ -6,26 +6,34 @@ Keys that are not named here may be there and are not shown.
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dfer_deploy.bench import BenchResult
 from dfer_deploy.comparison import Flip
-from dfer_deploy.metrics import CalibrationBin
-from dfer_deploy.paired import Equivalence, Rate
+from dfer_deploy.metrics import CALIBRATION_BINS, CalibrationBin
+from dfer_deploy.paired import Equivalence, Interval, Rate
+from dfer_deploy.policy import LARGEST_LOGIT_ERROR, MOST_POINTS
+from dfer_deploy.pool import FORMAT
+from dfer_deploy.provenance import CHECKPOINT
 from dfer_deploy.reading_check import ReadingCheck
 from dfer_deploy.specs import require, spec_from_dict
-
-FORMAT = "dfer-deploy-verify/2"
 
 MOST_PICTURED = 24
 """Flipped clips that are shown with frames and probabilities."""
 
 _MOST_CLASSES = 200
 _MOST_CANDIDATES = 16
+_MOST_QUANTILES = 16
+_MOST_CONTESTANTS = 64
+_LARGEST_LOAD = 1e9
+"""Clips a second, or milliseconds."""
+
+_ROUNDING = 1e-4
+"""By how much a sum of shares may leave its range."""
 
 S = TypeVar("S")
 
@@ -101,6 +109,12 @@ class Provenance:
     tools: dict[str, Any]
     synthetic: str | None
 
+    def __post_init__(self) -> None:
+        require(
+            bool(self.chain) and self.chain[0].stage == CHECKPOINT,
+            "provenance.chain does not begin with the checkpoint, expected every file from the weights to the clips",
+        )
+
 
 @dataclass(frozen=True)
 class Content:
@@ -140,8 +154,12 @@ class Content:
         require(2 <= classes <= _MOST_CLASSES, f"there are {classes} classes, expected 2 to {_MOST_CLASSES}")
         candidates = len(self.comparisons)
         require(1 <= candidates <= _MOST_CANDIDATES, f"there are {candidates} comparisons, expected 1 to 16")
-        limit: Any = self.limits.get("logits")
-        require(_is_number(limit) and limit >= 0, f"limits.logits is {limit!r}, expected a number of at least 0")
+        names = [candidate.name for candidate in self.comparisons]
+        for name in (*self.class_names, self.truth.name, *names):
+            _check_name(name)
+        require(len(set(names)) == candidates, f"the comparisons are called {names}, expected distinct names")
+        require(self.clips >= 1, f"{self.clips} clips were compared, expected at least 1")
+        _check_between("limits.logits", self.limits.get("logits"), LARGEST_LOGIT_ERROR)
         for answers in (self.truth, *self.comparisons):
             self._check(answers)
 
@@ -155,12 +173,17 @@ class Content:
         )
         recalls = [answers.recalls.get(name) for name in self.class_names]
         require(
-            all(recall is None or (_is_number(recall) and 0 <= recall <= 100) for recall in recalls),
+            all(recall is None or _is_between(recall, 0, 100) for recall in recalls),
             f"the recalls of {answers.name!r} are no percentages",
         )
+        for what in ("uar", "war", "calibration_error"):
+            _check_between(f"{what} of {answers.name!r}", getattr(answers, what), 100 + _ROUNDING)
         shares = [share for b in answers.calibration_bins for share in (b.confidence, b.accuracy)]
         require(
-            all(0 <= share <= 1 for share in shares) and sum(b.clips for b in answers.calibration_bins) == self.clips,
+            all(0 <= share <= 1 for share in shares)
+            and all(b.clips >= 1 for b in answers.calibration_bins)
+            and sum(b.clips for b in answers.calibration_bins) == self.clips
+            and len(answers.calibration_bins) <= CALIBRATION_BINS,
             f"the calibration of {answers.name!r} is not that of {self.clips} clips, expected shares from 0 to 1",
         )
         if isinstance(answers, Candidate):
@@ -168,17 +191,63 @@ class Content:
 
 
 def _check_candidate(candidate: Candidate, classes: int) -> None:
-    for quantile, error in candidate.logit_errors.items():
+    of_whom = f"of {candidate.name!r}"
+    for what in ("max_logit_difference", "max_logit_difference_encoder", "max_logit_difference_head"):
+        value = getattr(candidate, what)
+        _check_between(f"{what} {of_whom}", 0 if value is None else value, LARGEST_LOGIT_ERROR)
+    errors = candidate.logit_errors
+    require(len(errors) <= _MOST_QUANTILES, f"there are {len(errors)} logit_errors {of_whom}, expected at most 16")
+    for quantile, error in errors.items():
         require(
-            _is_quantile(quantile) and (error is None or (_is_number(error) and error >= 0)),
-            f"the error {error!r} of {candidate.name!r} at the quantile {quantile!r} is no error of a logit",
+            _is_quantile(quantile) and (error is None or _is_between(error, 0, LARGEST_LOGIT_ERROR)),
+            f"the error {error!r} {of_whom} at the quantile {quantile!r} is no error of a logit",
         )
+    found, flipped = candidate.equivalence, candidate.flip_rate
+    require(0 < found.margin <= MOST_POINTS, f"the margin {of_whom} is {found.margin}, expected 0 to {MOST_POINTS:g}")
+    _check_between(f"mcnemar_p {of_whom}", found.mcnemar_p, 1 + _ROUNDING)
+    for delta, interval in ((found.delta_uar, found.interval_uar), (found.delta_war, found.interval_war)):
+        _check_difference(of_whom, delta, interval)
+    require(
+        0 <= flipped.count <= flipped.n and 0 <= flipped.low <= flipped.high <= 1,
+        f"the flip_rate {of_whom} is {flipped.count} of {flipped.n}, {flipped.low} to {flipped.high}, which cannot be",
+    )
     for flip in candidate.flips:
+        _check_between(f"the margin of {flip.clip!r} {of_whom}", flip.margin, LARGEST_LOGIT_ERROR)
         for vector in (flip.probabilities, flip.answered_probabilities):
             require(
                 len(vector) == classes and all(0 <= p <= 1.0001 for p in vector),
                 f"the probabilities of {flip.clip!r} by {candidate.name!r} are not {classes} numbers from 0 to 1",
             )
+
+
+def _check_difference(of_whom: str, delta: float, interval: Interval) -> None:
+    most = MOST_POINTS + _ROUNDING
+    require(
+        -most <= interval.low <= delta + _ROUNDING and delta - _ROUNDING <= interval.high <= most,
+        f"a difference {of_whom} is {delta} with the interval {interval.low} to {interval.high}, which cannot be",
+    )
+
+
+def check_load(result: BenchResult) -> None:
+    """Checks what is drawn of ``bench --json``.
+
+    Raises:
+        DferDeployError: it has no contestants or too many, a name that cannot be shown, or a number that cannot be.
+    """
+    measured = {one.name: (*one.throughput, *one.latency_ms) for one in result.in_process}
+    for level in result.served:
+        times = [time for load in level.rounds for time in (load.p50_ms, load.p95_ms, load.p99_ms)]
+        measured[level.name] = (*level.throughput, *times)
+    require(
+        1 <= len(measured) <= _MOST_CONTESTANTS,
+        f"the benchmark has {len(measured)} contestants, expected 1 to {_MOST_CONTESTANTS}",
+    )
+    rounds = [numbers for one in result.in_process for numbers in (one.throughput, one.latency_ms)]
+    require(all(map(len, (*rounds, *(level.rounds for level in result.served)))), "a contestant has no rounds")
+    for name in (result.machine, *measured):
+        _check_name(name)
+        for value in measured.get(name, ()):
+            _check_between(f"a number of {name!r}", value, _LARGEST_LOAD)
 
 
 def content_from_json(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -201,8 +270,17 @@ def _shown(hint: Any, value: Any) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _check_name(name: str) -> None:
+    require(bool(name.strip()) and name.isprintable(), f"the name {name!r} is empty or not printable")
+
+
+def _check_between(what: str, value: Any, most: float) -> None:
+    require(_is_between(value, 0, most), f"{what} is {value!r}, expected a number from 0 to {most:g}")
+
+
+def _is_between(value: Any, least: float, most: float) -> bool:
+    """False of NaN too, and of integers that no float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_quantile(text: str) -> bool:

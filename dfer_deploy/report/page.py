@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,23 @@ from markupsafe import Markup
 
 from dfer_deploy import __version__
 from dfer_deploy.bench import BenchResult
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, json_text
-from dfer_deploy.metrics import CalibrationBin
+from dfer_deploy.metrics import CalibrationBin, Int64
+from dfer_deploy.provenance import CHECKPOINT, COMPARED_CHECKPOINT
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
-from dfer_deploy.report.content import Candidate, Content, content_from_json
+from dfer_deploy.report.content import Candidate, Content, check_load, content_from_json
 
 _MOST_EMBEDDED_BYTES = 1 << 20
 """A larger JSON stays in the file that ``--json`` wrote."""
 
 _MOST_UNREADABLE = 100
+
+_MOST_DRAWN_CLASSES = 30
+"""A matrix of more has too many cells to look at and takes long to draw; its largest confusions are listed."""
+
+_MOST_CONFUSIONS = 20
 
 _STATES: dict[str, dict[str, str]] = {
     "equivalent": {"word": "equivalent", "sign": "✓", "look": "good"},
@@ -59,6 +66,12 @@ def write_report(
     """
     content = content_from_json(Content, verification)
     measured = None if bench is None else content_from_json(BenchResult, bench)
+    if measured:
+        check_load(measured)
+    try:
+        data = json_text(verification).encode()
+    except (ValueError, RecursionError) as error:  # a number that is not finite, half of a surrogate pair
+        raise DferDeployError(f"the verification holds what JSON in UTF-8 cannot ({error}); verify again") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("dfer_deploy.report").joinpath("report.html").read_text("utf-8"))
     page = template.render(
@@ -66,7 +79,7 @@ def write_report(
         | _charts(content, measured)
         | _recalls(content)
         | changed_answers(content, clips or {})
-        | _origin(content, json_text(verification).encode())
+        | _origin(content, data)
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -74,6 +87,10 @@ def write_report(
 
 def _summary(content: Content) -> dict[str, Any]:
     source = content.provenance
+    exported, compared = (
+        next((link.sha256 for link in source.chain if link.stage == stage), None)
+        for stage in (CHECKPOINT, COMPARED_CHECKPOINT)
+    )
     margin = content.comparisons[0].equivalence.margin
     if content.failures:
         found = {"word": "Not verified", "sign": "✗", "look": "bad"}
@@ -93,6 +110,7 @@ def _summary(content: Content) -> dict[str, Any]:
         "verdict": found | {"sentence": sentence},
         "facts": f"{content.clips:,} clips · {len(content.class_names)} classes · {source.precision} · "
         f"target {source.target} · checkpoint {source.chain[0].sha256[:12]}…",
+        "other_checkpoint": (exported, compared) if compared not in (None, exported) else None,
         "calibration_errors": [
             (answers.name, f"{answers.calibration_error:.2f} %") for answers in (content.truth, *content.comparisons)
         ],
@@ -155,6 +173,7 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
             ("WAR", candidate.equivalence.delta_war, candidate.equivalence.interval_war),
         )
     ]
+    drawable = len(content.class_names) <= _MOST_DRAWN_CLASSES
     matrices: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for answers in (content.truth, *content.comparisons):
         matrices.setdefault(answers.confusion, []).append(answers.name)
@@ -179,16 +198,37 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
         "matrices": [
             {
                 "names": " = ".join(names),
-                "svg": drawn(charts.confusion_chart(f"confusion-{index}", np.array(matrix), content.class_names)),
+                "svg": drawn(charts.confusion_chart(f"confusion-{index}", np.array(matrix), content.class_names))
+                if drawable
+                else None,
+                "confusions": [] if drawable else _largest_confusions(np.array(matrix), content.class_names),
             }
             for index, (matrix, names) in enumerate(matrices.items())
         ],
+        "most_confusions": _MOST_CONFUSIONS,
         "recalls": drawn(charts.recall_chart("recalls", deltas, content.class_names)) if changed else None,
         "calibration": drawn(charts.calibration_chart("calibration", calibration)),
         "errors": drawn(charts.error_chart("errors", quantiles, content.limits["logits"])) if erring else None,
         "load": None if bench is None else drawn(charts.load_chart("load", bench)),
         "machine": "" if bench is None else bench.machine,
     }
+
+
+def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[dict[str, str]]:
+    """What is mistaken for what most often, the most clips first."""
+    clips = confusion.sum(axis=1)
+    wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
+    places = [divmod(int(place), len(wrong)) for place in np.argsort(-wrong, axis=None, kind="stable")]
+    return [
+        {
+            "label": class_names[row],
+            "predicted": class_names[column],
+            "clips": f"{wrong[row, column]:,}",
+            "share": f"{wrong[row, column] / clips[row]:.0%}",
+        }
+        for row, column in places[:_MOST_CONFUSIONS]
+        if wrong[row, column]
+    ]
 
 
 def _delta(content: Content, candidate: Candidate, name: str) -> float | None:

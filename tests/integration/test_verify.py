@@ -166,6 +166,23 @@ def test_another_checkpoint_fails_and_its_flips_are_named(
     names = {f"{index:03d}" for index in range(12)}
     assert comparison["flips"]
     assert {flip["clip"] for flip in comparison["flips"]} <= names
+    chain = json.loads((tmp_path / "v.json").read_text())["provenance"]["chain"]
+    assert chain[0]["sha256"] == bundle.manifest.checkpoint.sha256
+    assert {"stage": "compared checkpoint", "file": "", "sha256": sha256_of_file(tmp_path / "other.pt")} in chain
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--max-logit-error", "inf"), ("--max-logit-error", "nan"), ("--margin", "inf"), ("--margin", "nan")],
+)
+def test_a_limit_that_is_no_number_is_refused_before_anything_is_asked(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    arguments = ("--checkpoint", own_checkpoint, "--data", clip_list, "--in-process", "--json", tmp_path / "v.json")
+    result = cli("verify", bundle.path, *arguments, option, value)
+    assert result.exit_code == ExitCode.WRONG_INPUT
+    assert value in result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_names_than_the_checkpoints_are_refused(
@@ -209,8 +226,14 @@ def test_a_saved_baseline_stands_for_pytorch(
         "--save-baseline", baseline,
     )  # fmt: skip
     assert saved.exit_code == ExitCode.UNDECIDED
-    again = cli("verify", bundle.path, "--baseline", baseline, "--data", clip_list, "--in-process")
+    arguments = ("--data", clip_list, "--in-process", "--json", tmp_path / "v.json")
+    again = cli("verify", bundle.path, "--baseline", baseline, *arguments)
     assert again.exit_code == ExitCode.UNDECIDED, again.output
+    chain = {
+        link["stage"]: link["sha256"] for link in json.loads((tmp_path / "v.json").read_text())["provenance"]["chain"]
+    }
+    assert chain["compared checkpoint"] == chain["checkpoint"] == sha256_of_file(own_checkpoint)
+    assert chain["baseline"] == sha256_of_file(baseline)
     changed = changed_bundle(bundle, tmp_path / "changed", "temporal_head", 0.01)
     assert cli("verify", changed, "--baseline", baseline, "--data", clip_list, "--in-process").exit_code == 1
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from dfer_deploy.bench import BenchResult, Served
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import LIMITS
+from dfer_deploy.paired import rate
 from dfer_deploy.policy import BenchPolicy, Policy, policy_from_toml
 from dfer_deploy.triton.perf_analyzer import LoadResult
 
@@ -50,7 +52,15 @@ def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_pa
         ("[verify]\nmargn = 1", "unknown key 'margn' in verify; did you mean 'margin'"),
         ("[verify]\nmargin = 0", "verify.margin is 0"),
         ("[verify]\nmargin = -1", "verify.margin is -1.0, expected a number of at least 0"),
-        ("[verify]\nmax_flip_rate = 2", "max_flip_rate is 2.0, expected 0 to 1"),
+        ("[verify]\nmax_flip_rate = 2", "max_flip_rate is 2.0, expected at most 1"),
+        ("[verify]\nmax_flip_rate = 0", "about 3 / n; give at least that, for example 0.003 for 1000 clips"),
+        ("[verify]\nmargin = 101", "verify.margin is 101.0, expected at most 100"),
+        ("[verify]\nmax_logit_error = 1e40", "max_logit_error is 1e+40, expected at most 1e+39"),
+        ("[verify]\nmargin = 1" + "0" * 400, "verify.margin is an integer of more than 64 bits"),
+        ("[bench]\nconcurrency = 0x" + "f" * 5000, "bench.concurrency is an integer of more than 64 bits"),
+        ("[bench]\nconcurrency = [0x" + "f" * 5000 + "]", "is no TOML file"),
+        ("[verify]\nmargin = " + "[" * 50_000, "is no TOML file"),
+        ("#" * (1 << 20) + "#", "over 1048576 bytes"),
         ("[verify]\nmargin = nan", "verify.margin is nan"),
         ("[bench]\np99_ms = '5'", "bench.p99_ms is '5', expected float"),
         ("[bench]\nconcurrency = 0", "bench.concurrency is 0"),
@@ -58,7 +68,7 @@ def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_pa
     ],
 )
 def test_a_wrong_policy_is_told(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DferDeployError, match=message.replace("[", r"\[")):
+    with pytest.raises(DferDeployError, match=re.escape(message)):
         policy(tmp_path, text)
     with pytest.raises(DferDeployError, match="cannot be read"):
         policy_from_toml(tmp_path / "none.toml")
@@ -74,6 +84,20 @@ def test_measurements_beyond_the_limits_fail() -> None:
     ]
     assert BenchPolicy(concurrency=2, p99_ms=60, throughput=20).failures(result(60), size_mb=1, memory_mb=None) == []
     assert limits.failures(result(float("nan")), size_mb=1, memory_mb=1)[0].startswith("p99_ms is nan")
+
+
+def test_what_was_not_measured_leaves_its_limit() -> None:
+    limits = BenchPolicy(concurrency=3, p99_ms=50, throughput=30, memory_mb=100)
+    assert limits.failures(result(40), size_mb=1, memory_mb=None) == [
+        "p99_ms was not measured, at most 50 is accepted",
+        "memory_mb was not measured, at most 100 is accepted",
+        "throughput was not measured, at least 30 is accepted",
+    ]
+
+
+def test_the_smallest_flip_rate_that_is_proposed_can_pass() -> None:
+    assert rate(0, 1000).high <= 0.003
+    assert rate(0, 10**9).high > 0
 
 
 def test_a_limit_on_what_is_not_measured_is_refused() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.pool import ComparedAnswers, answers_from_json, pooled
+from dfer_deploy.pool import FORMAT, ComparedAnswers, answers_from_json, pooled
 
 
 def fold(first: int, **changes: Any) -> ComparedAnswers:
@@ -22,7 +22,7 @@ def fold(first: int, **changes: Any) -> ComparedAnswers:
 
 
 def written(path: Path, answers: ComparedAnswers, **changes: Any) -> Path:
-    content = {"class_names": list(answers.class_names), "answers": answers.to_dict() | changes}
+    content = {"format": FORMAT, "class_names": list(answers.class_names), "answers": answers.to_dict() | changes}
     path.write_text(json.dumps(content))
     return path
 
@@ -56,6 +56,21 @@ def test_what_does_not_belong_together_is_not_pooled(other: ComparedAnswers, mes
 def test_damaged_answers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(DferDeployError, match="is no result of verify"):
         answers_from_json(written(tmp_path / "v.json", fold(0), **changes))
+
+
+def test_a_candidate_may_have_any_name(tmp_path: Path) -> None:
+    named = dict.fromkeys(("", " "), np.zeros(3, np.int64))
+    read = answers_from_json(written(tmp_path / "v.json", fold(0, candidates=named)))
+    assert read.labels.tolist() == [0, 1, 1]
+    assert read.reference.tolist() == [0, 1, 0]
+    assert list(read.candidates) == ["", " "]
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "v.json", fold(0))
+    path.write_text(path.read_text().replace(FORMAT, "dfer-deploy-verify/9"))
+    with pytest.raises(DferDeployError, match="its format is 'dfer-deploy-verify/9', expected 'dfer-deploy-verify/2'"):
+        answers_from_json(path)
 
 
 def test_what_is_no_result_of_verify_is_refused(tmp_path: Path) -> None:

@@ -152,6 +152,14 @@ def bench_json() -> dict[str, Any]:
     }
 
 
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    lists: list[Any] = []
+    for _ in range(depth):
+        lists = [lists]
+    return lists
+
+
 class Page(html.parser.HTMLParser):
     """A page taken apart: ``tags`` with their attributes, the whole text, and what is not closed as it was opened."""
 
@@ -284,6 +292,33 @@ def test_equal_matrices_are_drawn_once(tmp_path: Path) -> None:
     assert "None: every candidate gives every clip the reference's answer." in page.text
 
 
+def test_matrices_of_many_classes_are_listed_by_their_largest_confusions(tmp_path: Path) -> None:
+    drawn = page_of(tmp_path, planted(310, names=[f"class {index}" for index in range(30)]))
+    assert "labelled (clips)" in drawn.text
+    content = planted(620, (9,), names=[f"class {index}" for index in range(31)])
+    listed = page_of(tmp_path, content)
+    assert "labelled (clips)" not in listed.text
+    assert "The matrices of 31 classes are too large to draw" in listed.text
+    assert listed.wrong == []
+    for answers_of in (content["truth"], content["comparisons"][0]):
+        confusion = np.array(answers_of["confusion"])
+        clips = confusion.sum(axis=1)
+        np.fill_diagonal(confusion, 0)
+        row, column = np.unravel_index(confusion.argmax(), confusion.shape)
+        share = f"{confusion[row, column] / clips[row]:.0%}"
+        assert f"class {row} class {column} {confusion[row, column]} {share}" in listed.text
+
+
+def test_another_checkpoint_than_the_bundles_is_named_where_the_verdict_stands(tmp_path: Path) -> None:
+    content = planted(70)
+    chain = content["provenance"]["chain"]
+    chain.append({"stage": "compared checkpoint", "file": "", "sha256": "ab" * 32})
+    assert "Another checkpoint" not in page_of(tmp_path, content).text
+    chain[1]["sha256"] = "cd" * 32
+    text = page_of(tmp_path, content).text
+    assert text.index(f"{'ab' * 6}…; the checkpoint {'cd' * 6}… was compared.") < text.index("Each way of serving")
+
+
 def test_a_class_without_a_clip_has_no_recall(pages: dict[str, Page]) -> None:
     text = pages["absent class"].text
     assert "No clip of neutral: the UAR is the mean over the other classes." in text
@@ -382,6 +417,8 @@ def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
         ({"class_names": "no list"}, "class_names is 'no list'"),
         ({"limits": {}}, "limits.logits is None"),
         ({"provenance": None}, "provenance is None"),
+        ({"notes": nested(5000)}, "holds what JSON in UTF-8 cannot (maximum recursion depth exceeded"),
+        ({"notes": float("nan")}, "holds what JSON in UTF-8 cannot (Out of range float"),
         ({"truth": planted(630)["truth"] | {"calibration_bins": []}}, "is not that of 630 clips"),
     ],
 )
