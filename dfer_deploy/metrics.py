@@ -112,7 +112,8 @@ def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -
         raise DferDeployError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
     confidences = probabilities.max(axis=1).astype(np.float64)
     hits = probabilities.argmax(axis=1) == truth
-    places = np.clip(np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    # No float32 but 0 and 1 lies on an edge, so it does not matter which bin an edge belongs to.
+    places = np.minimum((confidences * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
     bins = tuple(
         CalibrationBin(float(confidences[within].mean()), float(hits[within].mean()), int(within.sum()))
         for within in (places == place for place in np.unique(places))

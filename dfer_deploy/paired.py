@@ -244,7 +244,7 @@ def _exact_interval(lost: _Changes, gained: _Changes) -> Interval:
     (least_lost, most_lost), (least_gained, most_gained) = lost.limits(), gained.limits()
     low = delta - np.hypot(most_lost - lost.share, gained.share - least_gained)
     high = delta + np.hypot(most_gained - gained.share, lost.share - least_lost)
-    return Interval(100 * max(-1.0, float(low)), 100 * min(1.0, float(high)), "exact")
+    return Interval(100 * float(low), 100 * float(high), "exact")
 
 
 def _bootstrap(

@@ -1,71 +1,144 @@
-"""A baseline is a file of strangers: what is damaged in it is told in one sentence."""
+"""Saved answers: what comes back, and what is not believed. Each refused file differs in one thing from a right one."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tiny_model
+from tiny import clips_of, tiny_spec
 
-from dfer_deploy.baseline import FORMAT, Baseline, load_baseline, save_baseline
+from dfer_deploy.baseline import Baseline, clip_hash, load_baseline, save_baseline
+from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import DferDeployError
 
-SPEC = tiny_model().spec
-FEATURES = np.zeros((2, 16, SPEC.clip.embed_dim), np.float32)
-LOGITS = np.zeros((2, SPEC.prompts.num_classes), np.float32)
-HEADER = {"format": FORMAT, "checkpoint_sha256": "ab" * 32, "spec": SPEC.to_dict()}
+SPEC = tiny_spec()
+CLIPS = clips_of(3)
 
 
-def header(**changes: Any) -> np.ndarray[Any, Any]:
-    return np.array(json.dumps(HEADER | changes))
+def annotation(name: str) -> Annotation:
+    return Annotation(name, Path(name), 16, 0)
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    names, hashes = ["a", "b"], ["01" * 32, "02" * 32]
-    save_baseline(tmp_path / "b.npz", Baseline("ab" * 32, SPEC.to_dict(), names, hashes, FEATURES + 1, LOGITS + 2))
-    found = load_baseline(tmp_path / "b.npz", SPEC)
-    assert (found.checkpoint_sha256, found.clip_names, found.clip_hashes) == ("ab" * 32, names, hashes)
-    assert found.frame_features.dtype == found.logits.dtype == np.float32
-    assert (found.frame_features == 1).all()
-    assert (found.logits == 2).all()
+@pytest.fixture
+def baseline() -> Baseline:
+    rng = np.random.default_rng(0)
+    return Baseline(
+        checkpoint_sha256="c0ffee",
+        spec=SPEC.to_dict(),
+        clip_names=["films/ä", "b", "c"],
+        clip_hashes=[clip_hash(clip) for clip in CLIPS],
+        frame_features=rng.standard_normal((3, 16, 64)).astype(np.float32),
+        logits=rng.standard_normal((3, 3)).astype(np.float32),
+    )
+
+
+def test_what_was_saved_answers_for_the_clips_that_are_asked_in_their_order(baseline: Baseline, tmp_path: Path) -> None:
+    save_baseline(tmp_path / "b.npz", baseline)
+    loaded = load_baseline(tmp_path / "b.npz", SPEC)
+    assert (loaded.checkpoint_sha256, loaded.spec) == ("c0ffee", SPEC.to_dict())
+    features, logits = loaded.answer([annotation("c"), annotation("films/ä")], CLIPS[[2, 0]])
+    np.testing.assert_array_equal(features, baseline.frame_features[[2, 0]])
+    np.testing.assert_array_equal(logits, baseline.logits[[2, 0]])
+    assert (features.dtype, logits.dtype) == (np.float32, np.float32)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.npz"]
+
+
+def test_a_clip_is_known_by_its_pixels_and_not_by_how_they_lie_in_memory() -> None:
+    clip = CLIPS[0]
+    assert clip_hash(clip) == hashlib.sha256(clip.tobytes()).hexdigest()
+    assert clip_hash(np.asfortranarray(clip)) == clip_hash(clip)
+    assert clip_hash(clip[..., ::-1]) != clip_hash(clip)
+
+
+def test_another_clip_or_one_other_pixel_is_refused(baseline: Baseline) -> None:
+    with pytest.raises(DferDeployError, match="'d'"):
+        baseline.answer([annotation("b"), annotation("d")], CLIPS[1:])
+    changed = CLIPS.copy()
+    changed[2, 15, 31, 31, 2] ^= 1
+    baseline.answer([annotation("b")], changed[1:2])
+    with pytest.raises(DferDeployError, match="'c'"):
+        baseline.answer([annotation("b"), annotation("c")], changed[1:])
+
+
+def arrays(path: Path) -> dict[str, Any]:
+    with np.load(path) as content:
+        return dict(content)
+
+
+def with_header(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda content: content | {"header": np.array(json.dumps(json.loads(str(content["header"])) | changes))}
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "change",
     [
-        {"logits": np.where(LOGITS == 0, np.nan, LOGITS).astype(np.float32)},
-        {"frame_features": FEATURES + np.float32(np.inf)},
-        {"frame_features": FEATURES.astype("U1")},
-        {"logits": LOGITS.astype(complex)},
-        {"logits": LOGITS.astype(np.float64) + 1e300},
-        {"logits": LOGITS.astype("datetime64[s]")},
-        {"logits": LOGITS[0, 0]},
-        {"clip_names": np.array(5)},
-        {"clip_names": np.array("ab")},
-        {"clip_names": np.array([1, 2])},
-        {"clip_names": np.array([["a"], ["b"]])},
-        {"clip_hashes": np.array(5)},
-        {"clip_hashes": np.array(["01" * 32])},
-        {"header": np.array("[]")},
-        {"header": np.array("[" * 100_000)},
-        {"header": header(checkpoint_sha256=3)},
-        {"header": header(checkpoint_sha256="\ud800" * 64)},
-        {"header": header(format="dfer-deploy-baseline/9")},
+        with_header(format="dfer-deploy-baseline/0"),
+        with_header(spec=tiny_spec(depth=2).to_dict()),
+        with_header(spec=None),
+        lambda content: content | {"frame_features": content["frame_features"][:, :15]},
+        lambda content: content | {"logits": content["logits"][:, :2]},
+        lambda content: content | {"logits": content["logits"][:2]},
+        lambda content: content | {"clip_hashes": content["clip_hashes"][:2]},
+        lambda content: {name: array for name, array in content.items() if name != "logits"},
     ],
+    ids=["format", "model", "no model", "frames", "classes", "clips", "hashes", "no logits"],
 )
-def test_damage_is_told(tmp_path: Path, damage: dict[str, Any]) -> None:
-    whole = {
-        "header": header(),
-        "clip_names": np.array(["a", "b"]),
-        "clip_hashes": np.array(["01" * 32, "02" * 32]),
-        "frame_features": FEATURES,
-        "logits": LOGITS,
-    }
-    np.savez_compressed(tmp_path / "b.npz", **whole)  # type: ignore[arg-type]
-    assert load_baseline(tmp_path / "b.npz", SPEC).clip_names == ["a", "b"]
-    np.savez_compressed(tmp_path / "b.npz", **(whole | damage))  # type: ignore[arg-type]
-    with pytest.raises(DferDeployError, match=r"b\.npz (is no baseline|holds)"):
-        load_baseline(tmp_path / "b.npz", SPEC)
+def test_what_does_not_fit_is_refused(
+    baseline: Baseline, tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    path = tmp_path / "b.npz"
+    save_baseline(path, baseline)
+    np.savez_compressed(path, **arrays(path))
+    load_baseline(path, SPEC)
+    np.savez_compressed(path, **change(arrays(path)))
+    with pytest.raises(DferDeployError):
+        load_baseline(path, SPEC)
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_file_is_executed_and_nothing_large_is_unpacked(baseline: Baseline, tmp_path: Path) -> None:
+    path, traces = tmp_path / "b.npz", tmp_path / "traces"
+    save_baseline(path, baseline)
+    np.savez_compressed(path, **arrays(path) | {"clip_names": np.array([Bomb(traces)] * 3, dtype=object)})
+    with pytest.raises(DferDeployError):
+        load_baseline(path, SPEC)
+    assert not traces.exists()
+    # Eight megabytes of zeros in a file of a few kilobytes; answers do not shrink like that.
+    save_baseline(
+        path,
+        dataclasses.replace(
+            baseline,
+            clip_names=["a"] * 2000,
+            clip_hashes=["0"] * 2000,
+            frame_features=np.zeros((2000, 16, 64), np.float32),
+            logits=np.zeros((2000, 3), np.float32),
+        ),
+    )
+    with pytest.raises(DferDeployError):
+        load_baseline(path, SPEC)
+
+
+@pytest.mark.parametrize("size", [0, 200, -1])
+def test_a_damaged_or_missing_file_is_refused(baseline: Baseline, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "b.npz"
+    save_baseline(path, baseline)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DferDeployError):
+        load_baseline(path, SPEC)
+    with pytest.raises(DferDeployError):
+        load_baseline(tmp_path / "none.npz", SPEC)

@@ -27,6 +27,8 @@ def test_nothing_to_score_and_foreign_labels_are_refused() -> None:
         score(np.array([]), np.array([]), NAMES)
     with pytest.raises(DferDeployError, match="label 3 is not one of the 3 classes"):
         score([3], [0], NAMES)
+    with pytest.raises(DferDeployError, match="label -1 is not one of the 3 classes"):
+        score([0, -1], [0, 0], NAMES)
 
 
 def test_softmax_does_not_overflow() -> None:
@@ -54,6 +56,9 @@ def test_calibration_error_does_not_cancel_between_bins() -> None:
     probabilities = np.array([[0.62, 0.38], [0.7, 0.3]], dtype=np.float32)
     assert calibration([1, 0], probabilities).error == pytest.approx(100 * (0.62 + 0.3) / 2, abs=1e-4)
     assert calibration([0], np.array([[1.0, 0.0]], dtype=np.float32)).error == 0
+    # A confidence of 1 belongs to the last bin, as 0.95 does: one of two is right there.
+    probabilities = np.array([[1.0, 0.0], [0.95, 0.05]], dtype=np.float32)
+    assert calibration([1, 0], probabilities).error == pytest.approx(100 * abs(1 / 2 - 0.975), abs=1e-4)
     with pytest.raises(DferDeployError, match="0 clips"):
         calibration([], np.zeros((0, 2), dtype=np.float32))
 

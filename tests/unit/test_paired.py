@@ -34,6 +34,7 @@ def test_without_a_flip_the_war_needs_598_clips_for_half_a_point(clips: int, ver
     assert found.verdict == verdict
     assert found.interval_war.high == pytest.approx(100 * (1 - 0.05 ** (1 / clips)))
     assert found.needed == (598 if verdict == "undecided" else None)
+    assert found.mcnemar_p == 1
 
 
 def test_without_a_flip_the_rarest_class_bounds_the_uar() -> None:
@@ -147,6 +148,83 @@ def test_losses_and_gains_are_joined_by_squares() -> None:
     )
     assert found.interval_war.low == pytest.approx(100 * (-0.002 - np.hypot(most_lost - 0.006, 0.004 - least_gained)))
     assert found.interval_war.high == pytest.approx(100 * (-0.002 + np.hypot(most_gained - 0.004, 0.006 - least_lost)))
+
+
+def test_a_class_without_clips_does_not_thin_the_uar() -> None:
+    found = equivalence(*answers([100, 50, 0], [2, 0, 0], NONE[:3]))
+    assert found.delta_uar == pytest.approx(-100 * 2 / 100 / 2)
+    assert found.delta_war == pytest.approx(-100 * 2 / 150)
+    assert found.interval_uar == equivalence(*answers([100, 50], [2, 0], NONE[:2])).interval_uar
+
+
+def gamma(probability: float, mean: float, variance: float) -> float:
+    """Fay and Feuer's limit of a weighted sum of Poisson counts."""
+    return float(stats.gamma.ppf(probability, mean**2 / variance, scale=variance / mean))
+
+
+def test_films_that_lose_only_a_part_are_weighted_sums() -> None:
+    """Of a hundred films of ten clips one loses half and one loses all: three halves are no count of a binomial."""
+    films = [str(index // 10) for index in range(1000)]
+    candidate = np.zeros(1000, dtype=np.int64)
+    candidate[:15] = 1
+    labels = np.zeros(1000, dtype=np.int64)
+    found = equivalence(labels, labels, candidate, 1, groups=films)
+    half, whole = 0.005, 0.01
+    squares = half**2 + whole**2
+    least, most = gamma(0.05, half + whole, squares), gamma(0.95, half + 2 * whole, squares + whole**2)
+    nothing_gained = 1 - 0.05 ** (1 / 100)
+    assert found.interval_war.low == pytest.approx(-100 * most)
+    assert found.interval_war.high == pytest.approx(100 * (-0.015 + np.hypot(nothing_gained, 0.015 - least)))
+
+
+def test_few_clips_bound_nothing_and_no_interval_is_wider_than_the_scale() -> None:
+    found = equivalence(*answers([1, 2], [0, 0], [0, 0]))
+    assert (found.interval_uar.low, found.interval_uar.high) == (-100, 100)
+    all_lost = equivalence(*answers([1, 1], [1, 1], [0, 0]))
+    assert (all_lost.interval_uar.low, all_lost.delta_uar) == (-100, -100)
+
+
+def test_the_number_of_clips_that_is_needed_decides_at_the_same_rates() -> None:
+    sizes, lost, gained = [200, 50], [0, 1], [1, 0]
+    needed = equivalence(*answers(sizes, lost, gained), margin=2).needed
+    verdicts = {
+        times: equivalence(*(answers(*([times * n for n in part] for part in (sizes, lost, gained)))), margin=2).verdict
+        for times in range(2, 19)
+    }
+    first = min(times for times, verdict in verdicts.items() if verdict == "equivalent")
+    assert first > 3
+    assert needed is not None
+    assert 250 * (first - 1) < needed <= 250 * first
+
+
+def test_the_bootstrap_is_the_binomial_around_what_was_lost() -> None:
+    """Of clips of one class, drawn anew with replacement, a binomial number is lost; classes are drawn apart."""
+    change = -(np.arange(500) < 60).astype(np.float64)
+    zeros = np.zeros(500, dtype=np.int64)
+    ((low, high),) = paired._bootstrap(change, [np.full(500, 1 / 500)], zeros, np.arange(500), 0)
+    # Within one clip: the ends of ten thousand draws are random themselves.
+    assert [-5 * low, -5 * high] == pytest.approx(stats.binom.ppf([0.95, 0.05], 500, 60 / 500), abs=1)
+    labels = np.repeat([0, 1], [60, 440])
+    ((low, high),) = paired._bootstrap(change, [np.full(500, 1 / 500)], labels, np.arange(500), 0)
+    assert (low, high) == pytest.approx((-12, -12)), "a class that is lost as a whole is lost in every draw"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.49, 0.49, "equivalent"),
+        (-0.5, 0.1, "undecided"),
+        (-0.1, 0.5, "undecided"),
+        (-0.9, -0.5, "undecided"),
+        (0.5, 0.9, "undecided"),
+        (-0.9, -0.51, "different"),
+        (0.51, 0.9, "different"),
+    ],
+)
+def test_an_interval_that_touches_the_margin_decides_nothing(low: float, high: float, verdict: str) -> None:
+    narrow = paired.Interval(-0.01, 0.01, "exact")
+    for pair in ([paired.Interval(low, high, "exact"), narrow], [narrow, paired.Interval(low, high, "exact")]):
+        assert paired._verdict(pair, 0.5) == verdict
 
 
 def test_a_margin_of_nothing_is_refused() -> None:

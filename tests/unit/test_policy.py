@@ -7,7 +7,7 @@ from dfer_deploy.bench import BenchResult, Served
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import LIMITS
 from dfer_deploy.paired import rate
-from dfer_deploy.policy import BenchPolicy, Policy, policy_from_toml
+from dfer_deploy.policy import BenchPolicy, Policy, VerifyPolicy, policy_from_toml
 from dfer_deploy.triton.perf_analyzer import LoadResult
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "policy.toml"
@@ -18,15 +18,19 @@ def policy(tmp_path: Path, text: str) -> Policy:
     return policy_from_toml(tmp_path / "policy.toml")
 
 
-def result(*p99_ms: float) -> BenchResult:
+def served(concurrency: int, p99_ms: tuple[float, ...], throughput: tuple[float, ...]) -> Served:
     rounds = tuple(
         LoadResult(
-            concurrency=2, throughput=20, p50_ms=1, p95_ms=1, p99_ms=p99, avg_ms=1, queue_ms=0, compute_input_ms=0,
-            compute_infer_ms=1, compute_output_ms=0, client_send_ms=None, client_recv_ms=None,
+            concurrency=concurrency, throughput=clips, p50_ms=1, p95_ms=1, p99_ms=p99, avg_ms=1, queue_ms=0,
+            compute_input_ms=0, compute_infer_ms=1, compute_output_ms=0, client_send_ms=None, client_recv_ms=None,
         )
-        for p99 in p99_ms
+        for p99, clips in zip(p99_ms, throughput, strict=True)
     )  # fmt: skip
-    return BenchResult("machine", 100, (), (Served("served", 2, rounds),))
+    return Served("served", concurrency, rounds)
+
+
+def result(*p99_ms: float) -> BenchResult:
+    return BenchResult("machine", 100, (), (served(2, p99_ms, (20,) * len(p99_ms)),))
 
 
 def test_a_policy_replaces_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -34,6 +38,19 @@ def test_a_policy_replaces_what_it_names_and_leaves_the_rest(tmp_path: Path) -> 
     assert (found.points, found.flips) == (1.0, 0.01)
     assert (found.logits, found.recall_drop) == (LIMITS["fp16"].logits, LIMITS["fp16"].recall_drop)
     assert policy(tmp_path, "").verify.limits(LIMITS["fp32"]) == LIMITS["fp32"]
+
+
+def test_each_limit_of_a_policy_replaces_its_own() -> None:
+    limits = VerifyPolicy(
+        margin=1, max_logit_error=2, max_flip_rate=0.3, max_recall_drop=4, max_calibration_rise=5
+    ).limits(LIMITS["fp32"])
+    assert (limits.points, limits.logits, limits.flips, limits.recall_drop, limits.calibration_rise) == (
+        1,
+        2,
+        0.3,
+        4,
+        5,
+    )
 
 
 def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_path: Path) -> None:
@@ -100,9 +117,25 @@ def test_the_smallest_flip_rate_that_is_proposed_can_pass() -> None:
     assert rate(0, 10**9).high > 0
 
 
+def test_the_middle_one_of_the_rounds_at_the_policys_concurrency_counts() -> None:
+    """Not the best, not the worst, not the mean, and not those with more requests in flight."""
+    measured = BenchResult(
+        "machine", 100, (), (served(1, (10, 90, 11), (9, 60, 10)), served(4, (70, 40, 41), (20, 31, 90)))
+    )
+    for concurrency, p99_ms, throughput in ((1, 11, 10), (4, 41, 31)):
+        accepted = BenchPolicy(concurrency=concurrency, p99_ms=p99_ms, throughput=throughput)
+        assert accepted.failures(measured, size_mb=1, memory_mb=None) == []
+        refused = BenchPolicy(concurrency=concurrency, p99_ms=p99_ms - 0.5, throughput=throughput + 0.5)
+        assert len(refused.failures(measured, size_mb=1, memory_mb=None)) == 2
+
+
 def test_a_limit_on_what_is_not_measured_is_refused() -> None:
     with pytest.raises(DferDeployError, match="no server is measured"):
         BenchPolicy(p99_ms=1).check_measurable(served=False, memory=True)
     with pytest.raises(DferDeployError, match="memory_mb"):
         BenchPolicy(memory_mb=1).check_measurable(served=True, memory=False)
+    for policy in (BenchPolicy(throughput=1), BenchPolicy(memory_mb=1)):
+        with pytest.raises(DferDeployError):
+            policy.check_measurable(served=False, memory=True)
     BenchPolicy(size_mb=1).check_measurable(served=False, memory=False)
+    BenchPolicy(p99_ms=1, throughput=1).check_measurable(served=True, memory=False)

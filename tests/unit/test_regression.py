@@ -40,6 +40,15 @@ def test_a_slower_server_has_regressed_and_a_little_slower_one_has_not() -> None
     assert compare(result(), result(served=(8.0, 9.1, 6.0))).regressed == ()
 
 
+@pytest.mark.parametrize(("factor", "fallen"), [(0.961, False), (0.959, True), (0.93, True)])
+def test_what_counts_is_the_noise_of_both_runs_and_no_more(factor: float, fallen: bool) -> None:
+    """Both runs waver by 2 % of their median, together 4 %."""
+    rounds = (9.9, 10.0, 10.1)
+    (found,) = compare(result(rounds, None), result(scaled(rounds, factor), None)).contestants
+    assert found.throughput.noise == pytest.approx(0.04)
+    assert found.has_regressed == fallen
+
+
 def test_a_slower_graph_or_machine_is_told_once() -> None:
     slower = result(scaled((10.0, 10.2, 9.9), 0.7), scaled((9.0, 9.1, 8.9), 0.7))
     found = compare(result(), slower)
@@ -93,6 +102,7 @@ def test_a_written_result_is_read_again(tmp_path: Path) -> None:
         ('{"machine": 1, "requests": 1, "in_process": [], "served": []}', "machine is 1, expected str"),
         ('{"machine": "m", "requests": 1, "in_process": [], "served": []}', "or none"),
         (json.dumps(dataclasses.asdict(result((1.0, 1.0, 0.0)))), "is not positive"),
+        (json.dumps(dataclasses.asdict(result((1.0, 1.0, 5.5)))).replace("5.5", "1e999"), "is not positive"),
         (json.dumps(dataclasses.asdict(result((1.0, 1.0)))), "different numbers of rounds"),
     ],
 )

@@ -1,32 +1,129 @@
-"""What the truth must be before anything is compared with it."""
+"""What ``verify`` makes of batches, of clips that cannot be read, and of saved answers; with tiny models in PyTorch."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_model
+from tiny import clips_of, tiny_model, tiny_spec, write_frames
 
-from dfer_deploy.baseline import Baseline, clip_hash
+from dfer_deploy.baseline import PredictorTruth, load_baseline
+from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
+from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.limits import LIMITS
+from dfer_deploy.limits import Limits
+from dfer_deploy.metrics import softmax
+from dfer_deploy.pool import ComparedAnswers
+from dfer_deploy.runtimes.torch import TorchPredictor
 from dfer_deploy.verify import verify
 
+SPEC = tiny_spec()
+NAMES = SPEC.prompts.class_names
+NO_LIMITS = Limits(head_logits=1e6, logits=1e6, flip_margin=1e6, probabilities=1e6, points=100)
 
-@pytest.mark.parametrize("what", ["features", "logits"])
-def test_a_truth_that_is_not_finite_is_refused_with_its_clip(clip_list: Path, tmp_path: Path, what: str) -> None:
-    spec = tiny_model().spec
-    clips = LabelledClips.from_list(clip_list, spec.prompts.num_classes, spec.clip.vision.image_size, None)
-    read = list(clips)
-    features = np.zeros((len(read), 16, spec.clip.embed_dim), np.float32)
-    logits = np.zeros((len(read), spec.prompts.num_classes), np.float32)
-    (features if what == "features" else logits)[5] = np.nan
-    names, hashes = [annotation.name for annotation, _ in read], [clip_hash(clip) for _, clip in read]
-    truth = Baseline("ab" * 32, spec.to_dict(), names, hashes, features, logits)
-    with pytest.raises(
-        DferDeployError, match="saved PyTorch fp32 answers the clip '005' with numbers that are not finite"
-    ):
-        verify(spec, truth, [], clips, LIMITS["fp32"], baseline_file=tmp_path / "b.npz")
-    assert list(tmp_path.iterdir()) == []
+
+model = functools.cache(tiny_model)
+
+
+def named(name: str, seed: int = 0) -> TorchPredictor:
+    predictor = TorchPredictor(model(seed))
+    predictor.name = name
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five clips of one frame."""
+    root = tmp_path_factory.mktemp("clips")
+    for index, clip in enumerate(clips_of(5, frames=1)):
+        write_frames(root / f"{index}", clip)
+    return root
+
+
+def listed(folder: Path, names: str = "01234") -> LabelledClips:
+    """Clips with the labels 0, 1, 2, 0, …; a name that is none of the five cannot be read."""
+    annotations = [Annotation(f"film/{name}", folder / name, 1, index % 3) for index, name in enumerate(names)]
+    return LabelledClips(annotations, SPEC.clip.vision.image_size)
+
+
+@pytest.fixture(scope="module")
+def truth() -> PredictorTruth:
+    return PredictorTruth(named("truth"), "c0ffee")
+
+
+def test_all_clips_count_whatever_the_batches(folder: Path, truth: PredictorTruth) -> None:
+    frames = np.stack([clip_from_path(folder / name, 32) for name in "01234"])
+    other = named("other", seed=5)
+    expected, answered = truth.predictor.predict(frames).logits, other.predict(frames).logits
+    labels = np.array([0, 1, 2, 0, 1])
+    for batch_size in (2, 5):
+        found = verify(SPEC, truth, [named("same"), other], listed(folder), NO_LIMITS, batch_size=batch_size)
+        same, different = found.comparisons
+        assert (same.name, different.name) == ("same", "other")
+        assert (same.logits, same.flips) == (pytest.approx(0, abs=1e-4), ())
+        assert different.logits == pytest.approx(np.abs(answered - expected).max(), abs=1e-3)
+        np.testing.assert_allclose(found.logits, expected, atol=1e-3)
+        np.testing.assert_allclose(found.frame_features, truth.predictor.encode(frames), atol=1e-3)
+        np.testing.assert_array_equal(different.answers, answered.argmax(axis=1))
+        np.testing.assert_array_equal(found.labels, labels)
+        assert found.truth_score.war == 100 * np.mean(expected.argmax(axis=1) == labels)
+        confidence = softmax(expected).max(axis=1)
+        assert sum(b.clips * b.confidence for b in found.truth_calibration.bins) == pytest.approx(confidence.sum())
+        assert found.failures == ()
+
+
+def test_the_same_graphs_must_agree_with_the_first_of_them_on_every_batch(folder: Path, truth: PredictorTruth) -> None:
+    frames = np.stack([clip_from_path(folder / name, 32) for name in "01234"])
+    first, second, third = named("first", seed=5), named("second"), named("third", seed=6)
+    by_clip = np.abs(second.predict(frames).logits - first.predict(frames).logits).max(axis=1)
+    order = "".join(map(str, np.argsort(-by_clip)))
+    found = verify(
+        SPEC, truth, [first, second, third], listed(folder, order), NO_LIMITS, same_graphs=("first", "second"),
+        batch_size=1,
+    )  # fmt: skip
+    assert found.failures == (
+        f"second: a logit against onnxruntime in process differs by {by_clip.max():.3g}, at most 0.001 is accepted",
+    )
+
+
+def test_one_of_twenty_clips_may_be_unreadable_and_two_may_not(folder: Path, truth: PredictorTruth) -> None:
+    groups = {f"film/{name}": f"source {name}" for name in "10x"}
+    found = verify(SPEC, truth, [named("same")], listed(folder, "0x1"), NO_LIMITS, groups=groups)
+    assert (found.clip_names, found.groups) == (("film/0", "film/1"), ("source 0", "source 1"))
+    assert found.labels.tolist() == [0, 2]
+    assert set(found.unreadable) == {"film/x"}
+    assert len(found.failures) == 1
+    of_twenty = dataclasses.replace(found, labels=np.zeros(19, np.int64))
+    assert of_twenty.failures == ()
+    of_nineteen = dataclasses.replace(found, labels=np.zeros(18, np.int64))
+    assert len(of_nineteen.failures) == 1
+    with pytest.raises(DferDeployError, match="none of the 2 clips"):
+        verify(SPEC, truth, [named("same")], listed(folder, "xy"), NO_LIMITS)
+
+
+def test_saved_answers_are_the_truth_on_the_same_clips(folder: Path, truth: PredictorTruth, tmp_path: Path) -> None:
+    path = tmp_path / "b.npz"
+    first = verify(SPEC, truth, [named("other", seed=5)], listed(folder, "20314"), NO_LIMITS, baseline_file=path)
+    saved = load_baseline(path, SPEC)
+    assert saved.checkpoint_sha256 == "c0ffee"
+    again = verify(SPEC, saved, [named("other", seed=5)], listed(folder, "20314"), NO_LIMITS, batch_size=5)
+    np.testing.assert_array_equal(again.logits, first.logits)
+    np.testing.assert_array_equal(again.frame_features, first.frame_features)
+    assert again.truth_score.war == first.truth_score.war
+    assert [flip.clip for flip in again.comparisons[0].flips] == [flip.clip for flip in first.comparisons[0].flips]
+
+
+def test_pooled_clips_count_towards_the_equivalence_only(folder: Path, truth: PredictorTruth) -> None:
+    labels = np.arange(1500) % 3
+    pool = ComparedAnswers(NAMES, tuple(map(str, range(1500))), None, labels, labels, {"same": labels})
+    found = verify(SPEC, truth, [named("same")], listed(folder), dataclasses.replace(NO_LIMITS, points=1), pool=[pool])
+    (comparison,) = found.comparisons
+    assert (comparison.equivalence.clips, comparison.equivalence.verdict) == (1505, "equivalent")
+    assert (comparison.flip_rate.n, comparison.score.confusion.sum()) == (5, 5)
+    assert found.undecided == ()
+    (alone,) = verify(SPEC, truth, [named("same")], listed(folder), dataclasses.replace(NO_LIMITS, points=1)).undecided
+    assert alone.startswith("same: too few clips")

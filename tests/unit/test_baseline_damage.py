@@ -1,0 +1,71 @@
+"""A baseline is a file of strangers: what is damaged in it is told in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from dfer_deploy.baseline import FORMAT, Baseline, load_baseline, save_baseline
+from dfer_deploy.errors import DferDeployError
+
+SPEC = tiny_model().spec
+FEATURES = np.zeros((2, 16, SPEC.clip.embed_dim), np.float32)
+LOGITS = np.zeros((2, SPEC.prompts.num_classes), np.float32)
+HEADER = {"format": FORMAT, "checkpoint_sha256": "ab" * 32, "spec": SPEC.to_dict()}
+
+
+def header(**changes: Any) -> np.ndarray[Any, Any]:
+    return np.array(json.dumps(HEADER | changes))
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    names, hashes = ["a", "b"], ["01" * 32, "02" * 32]
+    save_baseline(tmp_path / "b.npz", Baseline("ab" * 32, SPEC.to_dict(), names, hashes, FEATURES + 1, LOGITS + 2))
+    found = load_baseline(tmp_path / "b.npz", SPEC)
+    assert (found.checkpoint_sha256, found.clip_names, found.clip_hashes) == ("ab" * 32, names, hashes)
+    assert found.frame_features.dtype == found.logits.dtype == np.float32
+    assert (found.frame_features == 1).all()
+    assert (found.logits == 2).all()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"logits": np.where(LOGITS == 0, np.nan, LOGITS).astype(np.float32)},
+        {"frame_features": FEATURES + np.float32(np.inf)},
+        {"frame_features": FEATURES.astype("U1")},
+        {"logits": LOGITS.astype(complex)},
+        {"logits": LOGITS.astype(np.float64) + 1e300},
+        {"logits": LOGITS.astype("datetime64[s]")},
+        {"logits": LOGITS[0, 0]},
+        {"clip_names": np.array(5)},
+        {"clip_names": np.array("ab")},
+        {"clip_names": np.array([1, 2])},
+        {"clip_names": np.array([["a"], ["b"]])},
+        {"clip_hashes": np.array(5)},
+        {"clip_hashes": np.array(["01" * 32])},
+        {"header": np.array("[]")},
+        {"header": np.array("[" * 100_000)},
+        {"header": header(checkpoint_sha256=3)},
+        {"header": header(checkpoint_sha256="\ud800" * 64)},
+        {"header": header(format="dfer-deploy-baseline/9")},
+    ],
+)
+def test_damage_is_told(tmp_path: Path, damage: dict[str, Any]) -> None:
+    whole = {
+        "header": header(),
+        "clip_names": np.array(["a", "b"]),
+        "clip_hashes": np.array(["01" * 32, "02" * 32]),
+        "frame_features": FEATURES,
+        "logits": LOGITS,
+    }
+    np.savez_compressed(tmp_path / "b.npz", **whole)  # type: ignore[arg-type]
+    assert load_baseline(tmp_path / "b.npz", SPEC).clip_names == ["a", "b"]
+    np.savez_compressed(tmp_path / "b.npz", **(whole | damage))  # type: ignore[arg-type]
+    with pytest.raises(DferDeployError, match=r"b\.npz (is no baseline|holds)"):
+        load_baseline(tmp_path / "b.npz", SPEC)
