@@ -48,6 +48,9 @@ _EXTRAS = {
 INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 
+BROKEN_PIPE = 141
+"""128 + SIGPIPE."""
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called (click's documentation, "Lazily Loading")."""
@@ -77,6 +80,9 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             raise SystemExit(INTERRUPTED) from None
+        except BrokenPipeError:  # whoever read, such as head, has enough; click would exit with 1, "the gate failed"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+            raise SystemExit(BROKEN_PIPE) from None
 
 
 class InputError(click.ClickException):

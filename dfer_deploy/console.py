@@ -20,9 +20,15 @@ _WIDTH_OF_A_PIPE = 200
 """Columns where there is no terminal that would say, so that tables in files and logs are not folded."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with 1, "the gate failed"; ``cli`` decides."""
+        raise BrokenPipeError
+
+
 def _console(stream: Literal["stdout", "stderr"]) -> Console:
     is_terminal = getattr(sys, stream).isatty()
-    return Console(
+    return _Console(
         stderr=stream == "stderr", highlight=False, soft_wrap=True, width=None if is_terminal else _WIDTH_OF_A_PIPE
     )
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,18 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
             _replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuses to write over what is read, by whatever names and links the two are called.
+
+    Raises:
+        DferDeployError: ``output`` is one of ``inputs``.
+    """
+    for path in inputs:
+        with contextlib.suppress(OSError):  # where one of them does not exist, nothing is replaced
+            if output.samefile(path):
+                raise DferDeployError(f"{output} would replace the input {path}; choose another name")
 
 
 def link_or_copy(source: Path, destination: Path) -> None:

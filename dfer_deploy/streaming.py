@@ -10,6 +10,7 @@ import numpy as np
 
 from dfer_deploy.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import MAX_FRAMES
 
@@ -41,6 +42,7 @@ class InProcessStream:
         """
         self._predictor, self._labels = predictor, tuple(labels)
         self._features: deque[Float32] = deque(maxlen=MAX_FRAMES)
+        self._is_closed = False
 
     def push(self, frame: Clip) -> StreamAnswer:
         """The answer for the window that ends with ``frame``.
@@ -49,8 +51,10 @@ class InProcessStream:
             frame: uint8 [S, S, 3], RGB in [0, 255], one frame interval after the last.
 
         Raises:
-            DferDeployError: the frame has another shape than the model takes.
+            DferDeployError: the frame has another shape than the model takes, or the stream is closed.
         """
+        if self._is_closed:
+            raise DferDeployError("the stream is closed; open another one")
         self._features.append(self._predictor.encode(frame[np.newaxis, np.newaxis])[0, 0])
         frames = len(self._features)
         window = [*self._features, *[self._features[-1]] * (MAX_FRAMES - frames)]
@@ -58,5 +62,6 @@ class InProcessStream:
         return stream_answer_from(self._labels, prediction.logits[0], prediction.probabilities[0], frames=frames)
 
     def close(self) -> None:
-        """Forgets the frames."""
+        """Forgets the frames. Can be repeated."""
+        self._is_closed = True
         self._features.clear()

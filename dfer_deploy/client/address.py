@@ -37,8 +37,8 @@ def parse_url(url: str) -> Address:
     valid = bool(host) and bool(colon) and "/" not in host and port.isascii() and port.isdigit()
     if scheme not in ("grpc", "http") or not valid or not 0 < int(port) < 65536:
         raise DferDeployError(
-            f"the address {url!r} is not understood; expected grpc://HOST:PORT (port 8001 by default) "
-            "or http://HOST:PORT (port 8000 by default)"
+            f"the address {url!r} is not understood; expected grpc://HOST:PORT or http://HOST:PORT with the port, "
+            "which servers usually have at 8001 for gRPC and at 8000 for HTTP"
         )
     return Address("grpc" if scheme == "grpc" else "http", f"{host}:{port}")
 

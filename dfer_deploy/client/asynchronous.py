@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +11,13 @@ from typing import Any, TypeVar, overload
 
 from dfer_deploy.answers import Answer
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.blocking import Client, ClipBatch, OneClip, SharedMemory
+from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip, SharedMemory
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows, not_connected
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
 from dfer_deploy.client.streams import AsyncStream, StreamFlows
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector
+from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.windows import DEFAULT_STRIDE, Window
 
@@ -37,8 +37,8 @@ class AsyncClient(ConnectedModel):
         url: str,
         model: str = "dfer",
         *,
-        deadline_s: float = 60.0,
-        retries: int = 5,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        retries: int = DEFAULT_RETRIES,
         shared_memory: SharedMemory = "auto",
     ) -> None:
         """Arguments as of ``Client``; entering the context (or ``connect``) connects.
@@ -84,34 +84,31 @@ class AsyncClient(ConnectedModel):
         *,
         interval_s: float | None = None,
         stride: int = DEFAULT_STRIDE,
-        detector: FaceDetector | None = None,
+        faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> AsyncIterator[Window]:
         """As ``Client.predict_video``. Decoding, detection and the questions run in threads beside the event loop."""
-        patience, address = self._flows.patience, self._flows.address
-        with ThreadPoolExecutor(1, "predict_video") as thread:
+        patience, address, model = self._flows.patience, self._flows.address, self._flows.model.name
+
+        def windows() -> Generator[Window, None, None]:
+            with Client(
+                str(address),
+                model,
+                deadline_s=patience.deadline_s,
+                retries=patience.retries,
+                shared_memory=self._shared_memory,
+            ) as client:
+                yield from client.predict_video(path, interval_s=interval_s, stride=stride, faces=faces, margin=margin)
+
+        # Everything happens in the thread, the closing too: after the step that it may be at, while nobody waits.
+        thread, found = ThreadPoolExecutor(1, "predict_video"), windows()
+        try:
             loop = asyncio.get_running_loop()
-
-            def opened() -> Client:
-                return Client(
-                    str(address),
-                    self._flows.model.name,
-                    deadline_s=patience.deadline_s,
-                    retries=patience.retries,
-                    shared_memory=self._shared_memory,
-                )
-
-            client = await loop.run_in_executor(thread, opened)
-            windows: Any = client.predict_video(
-                path, interval_s=interval_s, stride=stride, detector=detector, margin=margin
-            )
-            try:
-                while (window := await loop.run_in_executor(thread, next, windows, None)) is not None:
-                    yield window
-            finally:
-                # In the thread, after the step that it may be at.
-                thread.submit(windows.close)
-                thread.submit(client.close)
+            while (window := await loop.run_in_executor(thread, next, found, None)) is not None:
+                yield window
+        finally:
+            thread.submit(found.close)
+            thread.shutdown(wait=False)
 
     def stream(self) -> AsyncStream:
         """Opens a live stream: ``async with client.stream() as stream: await stream.push(frame)``."""

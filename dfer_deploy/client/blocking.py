@@ -14,9 +14,10 @@ from dfer_deploy.client.address import Address, parse_url
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
 from dfer_deploy.client.streams import Stream, StreamFlows
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
 
@@ -25,6 +26,9 @@ P = TypeVar("P", bound="ServedPredictor")
 
 SharedMemory = Literal["auto", "never"]
 """``auto``: where the server is this machine's and allows it."""
+
+Faces = FaceDetector | Literal["centerface", "none"]
+"""What finds the faces of a video; ``none`` where the picture is a cropped face."""
 
 OneClip = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
 """uint8 [T, S, S, 3]."""
@@ -50,8 +54,8 @@ class Client(ConnectedModel):
         url: str,
         model: str = "dfer",
         *,
-        deadline_s: float = 60.0,
-        retries: int = 5,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        retries: int = DEFAULT_RETRIES,
         shared_memory: SharedMemory = "auto",
     ) -> None:
         """Connects, and reads what the model is.
@@ -61,7 +65,8 @@ class Client(ConnectedModel):
             model: the ensemble's name.
             deadline_s: for every question with all its attempts. gRPC sends it along, so that the server does not work
                 for nobody.
-            retries: attempts after the first.
+            retries: attempts after the first, with pauses that grow to 2 s. The default ones last about 16 s, longer
+                than a server's restart. Connecting has at most 5.
             shared_memory: whether frames may go through the machine's memory where the server is on it and allows that.
 
         Raises:
@@ -116,7 +121,7 @@ class Client(ConnectedModel):
         *,
         interval_s: float | None = None,
         stride: int = DEFAULT_STRIDE,
-        detector: FaceDetector | None = None,
+        faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> Iterator[Window]:
         """Windows of 16 frames over a whole video, each frame encoded once by the server.
@@ -125,12 +130,12 @@ class Client(ConnectedModel):
             path: a video file.
             interval_s: seconds between the frames of a window; by default as in training, as far as the server tells.
             stride: frames from one window to the next.
-            detector: finds the faces (``dfer_deploy.clips.faces.open_detector()``); by default, or with None, the whole
-                picture is taken for a cropped face.
+            faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
+                the picture is a cropped face.
             margin: around the face.
 
         Raises:
-            DferDeployError: the video cannot be read, or there is no answer.
+            DferDeployError: the video cannot be read, the extra is missing, or there is no answer.
         """
         if interval_s is None:
             interval_s = self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S
@@ -140,7 +145,7 @@ class Client(ConnectedModel):
             self.image_size,
             interval_s=interval_s,
             stride=stride,
-            detector=detector,
+            detector=_detector(faces),
             margin=margin,
         )
 
@@ -176,6 +181,17 @@ class Client(ConnectedModel):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _detector(faces: Faces) -> FaceDetector | None:
+    if not isinstance(faces, str):
+        return faces
+    if faces not in (*DETECTORS, "none"):
+        raise DferDeployError(f"faces is {faces!r}, expected {', '.join(map(repr, DETECTORS))}, 'none' or a detector")
+    try:
+        return None if faces == "none" else open_detector(faces)
+    except DferDeployError as error:
+        raise DferDeployError(f"{error}; or give faces='none' if the video shows one cropped face") from error
 
 
 class ServedPredictor:

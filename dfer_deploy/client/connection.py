@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from dfer_deploy.client.address import Address, channel_options
@@ -15,6 +16,9 @@ from dfer_deploy.client.failures import CallError, Failures
 T = TypeVar("T")
 
 _LONGEST_S = 86_400.0
+"""For the libraries' own timeouts over HTTP; every attempt has its limit from outside."""
+
+_GRACE_S = 0.1
 
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 """By default gRPC waits up to two minutes before it looks whether a restarted server is there."""
@@ -74,26 +78,40 @@ class Connection:
         call, timeout_s = attempt.call, attempt.timeout_s
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
         try:
-            with self._failures.translated(call.model, timeout_s):
-                return call.reply(getattr(self._client(timeout_s), method)(**arguments))
+            with self._failures.translated(call.model, timeout_s), self._limited(timeout_s):
+                return call.reply(getattr(self._client(), method)(**arguments))
         except BaseException as error:
             # What is left of a broken HTTP exchange would be taken for the next answer.
             if not isinstance(error, CallError) or error.kind in ("unreachable", "late"):
                 self._drop()
             raise
 
-    def _client(self, timeout_s: float) -> Any:
+    @contextlib.contextmanager
+    def _limited(self, timeout_s: float) -> Iterator[None]:
+        """gRPC keeps the deadline itself. The timeouts of HTTP sockets are for every single read and write."""
+        if self._address.scheme == "grpc":
+            yield
+            return
+        import gevent
+
+        # The library closes its socket after an OSError such as TimeoutError, but takes one while it connects for a
+        # reason to try the host's next address.
+        last = gevent.Timeout(timeout_s + _GRACE_S)
+        try:
+            with last, gevent.Timeout(timeout_s, TimeoutError):
+                yield
+        except gevent.Timeout as passed:
+            if passed is not last:
+                raise
+            raise TimeoutError from passed
+
+    def _client(self) -> Any:
         if self._address.scheme == "grpc":
             return self._channel
-        known = getattr(self._of_thread, "client", None)
-        # The timeout is the connection's; attempts after the first have less time left.
-        if known is not None and timeout_s >= 0.9 * self._of_thread.timeout_s:
-            return known
-        self._drop()
-        self._of_thread.timeout_s = timeout_s
-        self._of_thread.client = self._library.InferenceServerClient(
-            self._address.netloc, connection_timeout=timeout_s, network_timeout=timeout_s
-        )
+        if getattr(self._of_thread, "client", None) is None:
+            self._of_thread.client = self._library.InferenceServerClient(
+                self._address.netloc, connection_timeout=_LONGEST_S, network_timeout=_LONGEST_S
+            )
         return self._of_thread.client
 
     def _drop(self) -> None:

@@ -74,8 +74,8 @@ class Failures:
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
-        # A server that is stopping says CANCELLED or that it is unavailable.
-        if ("UNAVAILABLE" in status or "CANCELLED" in status) and "restricted" not in message:
+        # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503, as proxies before it do).
+        if ("UNAVAILABLE" in status or "CANCELLED" in status or status == "503") and "restricted" not in message:
             return self._unreachable(text)
         return CallError(f"the server at {self._address} refused the request to {model!r}: {text}", "refused")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dfer_deploy.answers import Answer, answer_from
 from dfer_deploy.client.address import Address
 from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, Register, Unregister, bytes_array
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import Patience, Question
+from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
 from dfer_deploy.client.shared_memory import Region, Regions
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
@@ -88,7 +87,7 @@ class Flows:
 
     def connect(self) -> Flow[None]:
         """Reads the model's configuration."""
-        question = self._patience.question()
+        question = replace(self._patience, retries=min(CONNECT_RETRIES, self._patience.retries)).question()
         try:
             config = yield from question.answered(ReadConfig(self._name))
         except CallError as error:
@@ -146,9 +145,8 @@ class Flows:
     def close(self) -> Flow[None]:
         """Takes the shared memory away from the server."""
         question = Patience(min(5.0, self._patience.deadline_s), 0).question()
-        with contextlib.suppress(CallError):  # a server that is gone has forgotten them
-            for region in self._regions.forget():
-                yield from question.attempt(Unregister(region))
+        self._regions.forget()
+        yield from self._unregister(question)
 
     def reply(self, question: Question, call: Infer) -> Flow[list[Any]]:
         """The arrays that one attempt at an inference brings."""
@@ -202,16 +200,22 @@ class Flows:
             region = yield from self._shared(question, call)
             if region is not None:
                 shared = Infer(call.model, call.name, call.array, call.outputs, call.class_count, region=region)
+                answered = False
                 try:
                     replies = yield from question.answered(shared)
-                    self._regions.give_back(region)
+                    answered = True
                     return self._complete(call, replies)
                 except CallError as error:
-                    # The server may still read from it; and one that was restarted does not know it any more.
-                    region.close()
                     if "shared memory" not in str(error):
+                        answered = error.kind in ("refused", "absent", "full")
                         raise
+                    # A server that was restarted does not know the regions any more.
                     self._regions.forget()
+                finally:
+                    if answered:
+                        self._regions.give_back(region)
+                    else:  # the server may still read from it
+                        self._regions.drop(region)
             return self._complete(call, (yield from question.answered(call)))
         except CallError as error:
             raise (yield from self._with_known_models(question, error)) from error
@@ -220,22 +224,36 @@ class Flows:
         """Shared memory that holds the call's frames, or None where there is none."""
         if not self._regions.usable or call.name != "frames" or not call.array.nbytes:
             return None
+        yield from self._unregister(question)
         region = self._regions.take(call.array.nbytes)
         if region is None:
             return None
         if not region.registered:
             try:
                 yield from question.attempt(Register(region))
+                region.registered = True
+                region.remove_name()
             except CallError as error:
-                region.close()
                 # As by the servers of `dfer-deploy serve`; whatever else it is, the question itself will meet.
                 if error.kind == "refused":
+                    region.close()
                     self._regions.give_up()
+                else:
+                    self._regions.drop(region)
                 return None
-            region.registered = True
-            region.remove_name()
+            except BaseException:  # cancelled
+                self._regions.drop(region)
+                raise
         region.fill(call.array)
         return region
+
+    def _unregister(self, question: Question) -> Flow[None]:
+        """The server forgets what was dropped. What it still reads from, it keeps until a later time."""
+        for region in self._regions.dropped():
+            try:
+                yield from question.attempt(Unregister(region))
+            except CallError:  # noqa: PERF203 - a network is slower
+                self._regions.drop(region)
 
     def _complete(self, call: Infer, replies: list[Any]) -> list[Any]:
         for output, answer in zip(call.outputs, replies, strict=True):
@@ -301,12 +319,19 @@ def not_connected() -> DferDeployError:
 def _sixteen_images(images: EncodedImages) -> list[bytes]:
     if isinstance(images, str | bytes | Path):
         raise DferDeployError("the clip is a single image; expected a list of images, one for each frame")
+    if not isinstance(images, Sequence):
+        raise DferDeployError(f"the clip is a {type(images).__name__}, expected an array or a list of encoded images")
     return [_image_bytes(images[index]) for index in sample_indices(len(images)).tolist()]
 
 
 def _image_bytes(image: bytes | str | Path) -> bytes:
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, str | Path):
+        raise DferDeployError(
+            f"an image of the clip is a {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
+            "file; frames are given as one array, numpy.stack(frames)"
+        )
     try:
         with Path(image).open("rb") as file:
             content = file.read(LARGEST_IMAGE_BYTES + 1)

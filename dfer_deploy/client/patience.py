@@ -15,6 +15,14 @@ from dfer_deploy.specs import require
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 
+DEFAULT_DEADLINE_S = 60.0
+DEFAULT_RETRIES = 20
+"""About 16 s of pauses: longer than a server's restart."""
+
+CONNECT_RETRIES = 5
+"""At most, about 1.6 s of pauses, where nothing was ever answered: an address is mistyped more often than a server is
+just being started."""
+
 _LEAST_S = 1e-6
 """An attempt has some time, so that it is the libraries that say that it is over."""
 

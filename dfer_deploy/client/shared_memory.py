@@ -69,6 +69,7 @@ class Regions:
     def __init__(self, *, wanted: bool) -> None:
         self._usable = wanted and _FOLDER.is_dir()
         self._free: list[Region] = []
+        self._dropped: list[Region] = []
         self._lock = threading.Lock()
 
     @property
@@ -96,10 +97,21 @@ class Regions:
         self._usable = False
         self.forget()
 
-    def forget(self) -> list[Region]:
-        """Closes the regions that nobody uses; those that the server knows are returned."""
+    def drop(self, region: Region) -> None:
+        """Closes a region that is not used again; the server may have mapped it."""
+        region.close()
+        with self._lock:
+            self._dropped.append(region)
+
+    def forget(self) -> None:
+        """Drops the regions that nobody uses."""
         with self._lock:
             regions, self._free = self._free, []
         for region in regions:
-            region.close()
-        return [region for region in regions if region.registered]
+            self.drop(region)
+
+    def dropped(self) -> list[Region]:
+        """What was dropped since the last call, for the server to forget."""
+        with self._lock:
+            regions, self._dropped = self._dropped, []
+        return regions

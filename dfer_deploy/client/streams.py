@@ -2,14 +2,14 @@
 
 The server keeps the last 16 frames' features of a stream; the client keeps the frames themselves. When the server has
 lost the stream (it was restarted, it let the stream idle out, or an answer did not come, so that nobody knows what it
-holds), the client opens a new one and sends the present window again: the answers go on exactly as if nothing had been.
+holds), the client ends what may be left of it, opens a new one and sends the present window again: the answers go on
+exactly as if nothing had been.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -38,72 +38,98 @@ class StreamFlows:
 
     def __init__(self, flows: Flows) -> None:
         self._flows = flows
-        self._window: deque[Clip] = deque(maxlen=MAX_FRAMES)
+        self._window: list[Clip] = []
         self._correlation_id = 0
-        self._is_open = False
+        """Of the sequence that the server may hold; 0 before the first."""
+        self._is_current = False
+        """The server's sequence holds this window, for certain."""
+        self._is_pushing = self._is_closed = False
 
     def push(self, frame: Clip) -> Flow[StreamAnswer]:
         """The answer for the window that ends with ``frame``.
 
-        A frame that could not be answered stays in the window: the next one resumes with it.
+        A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
+
+        Raises:
+            DferDeployError: there is no answer; the frame is none of the model's; the stream is closed, or a push is
+                still waiting for its answer.
         """
-        labels = yield from self._flows.labels()
-        model, resumed = self._flows.model, False
-        size = model.image_size
-        if frame.dtype != np.uint8 or frame.shape != (size, size, 3):
-            raise DferDeployError(
-                f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, "
-                f"expected uint8 [{size}, {size}, 3], RGB in [0, 255]"
+        if self._is_closed:
+            raise DferDeployError("the stream is closed; open another one with client.stream()")
+        if self._is_pushing:
+            raise DferDeployError("a push waits for its answer; a stream takes one frame after the other, so await it")
+        self._is_pushing = True
+        try:
+            labels = yield from self._flows.labels()
+            # The caller may write the next frame into the same array.
+            window = [*self._window, self._checked(frame).copy()][-MAX_FRAMES:]
+            (logits, probabilities), resumed = yield from self._answered(self._flows.patience.question(), window)
+            shape = (1, self._flows.model.num_classes)
+            answer = stream_answer_from(
+                labels,
+                self._flows.checked(logits, "logits", shape)[0],
+                self._flows.checked(probabilities, "probabilities", shape)[0],
+                frames=len(window),
+                resumed=resumed,
             )
-        # The caller may write the next frame into the same array.
-        self._window.append(frame.copy())
-        question = self._flows.patience.question()
-        while True:
-            was_open = self._is_open
-            resumed = resumed or (not was_open and len(self._window) > 1)
-            try:
-                logits, probabilities = yield from self._answered(question)
-                break
-            except CallError as error:
-                # A full queue refuses before anything is done, so that the stream is as it was. After any other failure
-                # nobody knows what the server holds.
-                if error.kind != "full":
-                    self._is_open = False
-                # A stream that the server does not know (any more) is refused.
-                if not error.retryable and not (error.kind == "refused" and was_open):
-                    raise
-                if error.retryable:
-                    yield from question.pause_after(error)
-        shape = (1, model.num_classes)
-        return stream_answer_from(
-            labels,
-            self._flows.checked(logits, "logits", shape)[0],
-            self._flows.checked(probabilities, "probabilities", shape)[0],
-            frames=len(self._window),
-            resumed=resumed,
-        )
+            self._window, self._is_current = window, True
+            return answer
+        finally:
+            self._is_pushing = False
 
     def end(self) -> Flow[None]:
         """Tells the server that no frame will follow; what goes wrong with that does not matter."""
-        if not self._is_open:
-            return
-        self._is_open = False
+        self._is_closed = True
+        self._window.clear()
         patience = self._flows.patience
         question = Patience(min(END_TIMEOUT_S, patience.deadline_s), 0, patience.clock).question()
         with contextlib.suppress(DferDeployError):
-            # Triton knows no end without a request; the answer for a frame that comes twice is thrown away.
-            yield from self._sent(question, self._window[-1], Position(self._correlation_id, end=True))
+            yield from self._ended(question)
 
-    def _answered(self, question: Question) -> Flow[list[Float32]]:
-        if self._is_open:
-            return (yield from self._sent(question, self._window[-1], Position(self._correlation_id)))
+    def _answered(self, question: Question, window: list[Clip]) -> Flow[tuple[list[Float32], bool]]:
+        """The answer for a window whose last frame is new, and whether the window was sent again."""
+        resumed = False
+        while True:
+            # Until the answer is there, nobody knows what the server holds.
+            was_current, self._is_current = self._is_current, False
+            resumed = resumed or (not was_current and len(window) > 1)
+            try:
+                if was_current:
+                    return (yield from self._sent(question, window[-1], Position(self._correlation_id))), resumed
+                return (yield from self._opened(question, window)), resumed
+            except CallError as error:
+                if error.kind == "full":  # which refuses before anything is done
+                    self._is_current = was_current
+                    raise
+                # A stream that the server does not know (any more) is refused.
+                if error.kind == "refused" and was_current:
+                    continue
+                if not error.retryable:
+                    raise
+                yield from question.pause_after(error)
+
+    def _opened(self, question: Question, window: list[Clip]) -> Flow[list[Float32]]:
+        """Sends the whole window as a new sequence."""
+        # What is left of the last one would keep its place among the server's streams until it has idled out.
+        yield from self._ended(question)
         self._correlation_id = secrets.randbits(62) + 1
-        first, *others = self._window
-        answer = yield from self._sent(question, first, Position(self._correlation_id, start=True))
-        for frame in others:
-            answer = yield from self._sent(question, frame, Position(self._correlation_id))
-        self._is_open = True
+        answer: list[Float32] = []
+        for index, frame in enumerate(window):
+            answer = yield from self._sent(question, frame, Position(self._correlation_id, start=index == 0))
         return answer
+
+    def _ended(self, question: Question) -> Flow[None]:
+        """Ends the sequence that the server may hold."""
+        if not self._correlation_id:
+            return
+        position, size = Position(self._correlation_id, end=True), self._flows.model.image_size
+        try:
+            # Triton knows no end without a request; its answer is thrown away.
+            yield from self._sent(question, np.zeros((size, size, 3), np.uint8), position)
+        except CallError as error:
+            if error.kind != "refused":  # as it is where the server does not know the sequence (any more)
+                raise
+        self._correlation_id = 0
 
     def _sent(self, question: Question, frame: Clip, position: Position) -> Flow[list[Float32]]:
         call = Infer(
@@ -113,7 +139,24 @@ class StreamFlows:
             ("logits", "probabilities"),
             position=position,
         )
-        return (yield from self._flows.reply(question, call))
+        while True:
+            try:
+                return (yield from self._flows.reply(question, call))
+            except CallError as error:  # noqa: PERF203 - a network is slower
+                if error.kind != "full":
+                    raise
+                yield from question.pause_after(error)
+
+    def _checked(self, frame: Clip) -> Clip:
+        size = self._flows.model.image_size
+        expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255]"
+        if not isinstance(frame, np.ndarray):
+            raise DferDeployError(f"the frame is a {type(frame).__name__}, {expected}")
+        if frame.dtype != np.uint8 or frame.shape != (size, size, 3):
+            raise DferDeployError(
+                f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, {expected}"
+            )
+        return frame
 
 
 class Stream:
@@ -132,7 +175,8 @@ class Stream:
             The answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
 
         Raises:
-            DferDeployError: there was no answer within the deadline and the retries. The frame is still in the window.
+            DferDeployError: there was no answer within the deadline and the retries, the frame is none of the model's,
+                or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
         """
         return self._client.run(self._flows.push(frame))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import numpy as np
 
 from dfer_deploy.console import table
+from dfer_deploy.files import refuse_to_replace_input
 from dfer_deploy.recording import Recording, TrackSummary, shown, write_csv, write_results
 from dfer_deploy.windows import Window
 
@@ -42,10 +44,11 @@ class OutputFiles:
         """Refuses, before the work, names that would lose something.
 
         Raises:
-            click.UsageError: a file would replace an input or another output, or its folder does not exist.
+            click.UsageError: a file would replace another output, or its folder does not exist.
+            DferDeployError: a file would replace an input.
         """
         names = ("json", "csv", "timeline", "crops", "video")
-        taken = {path.absolute(): str(path) for path in inputs}
+        taken: dict[str, str] = {}
         for name in names:
             file: Path | None = getattr(self, name)
             if file is None:
@@ -54,9 +57,11 @@ class OutputFiles:
                 raise click.UsageError(f"--{name} {file}: the folder {file.parent} does not exist; make it first")
             several = name not in ("json", "csv") and len(inputs) > 1
             for path in [one_of(file, inputs, number) for number in range(len(inputs))] if several else [file]:
-                if path.absolute() in taken:
-                    raise click.UsageError(f"--{name} would replace {taken[path.absolute()]}; choose another name")
-                taken[path.absolute()] = f"what --{name} writes"
+                refuse_to_replace_input(path, inputs)
+                place = os.path.realpath(path)
+                if place in taken:
+                    raise click.UsageError(f"--{name} would replace {taken[place]}; choose another name")
+                taken[place] = f"what --{name} writes"
 
 
 def one_of(file: Path, inputs: Sequence[Path], number: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,10 +16,12 @@ from rich.live import Live
 
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, open_detector
+from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.live.session import FaceAnswer, LiveSession
+from dfer_deploy.files import refuse_to_replace_input
+from dfer_deploy.live.session import LARGEST_MARGIN, FaceAnswer, LiveSession
 from dfer_deploy.live.sources import is_camera, live_frames
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.live.view import LiveView
@@ -64,9 +67,17 @@ class Answering:
     show_default=True,
     help="How faces are found; none where the picture is a cropped face.",
 )
-@click.option("--margin", type=float, default=DEFAULT_MARGIN, show_default=True, help="Around a face, in its sides.")
 @click.option(
-    "--frame-interval-s", type=float, help="Between two frames of a window.  [default: as in training, else 1/6]"
+    "--margin",
+    type=click.FloatRange(0.0, LARGEST_MARGIN),
+    default=DEFAULT_MARGIN,
+    show_default=True,
+    help="Around each face, as a share of it.",
+)
+@click.option(
+    "--frame-interval-s",
+    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
+    help="Between two frames of a window.  [default: as in training, else 1/6]",
 )
 @click.option("--fast", is_flag=True, help="Play a video file as fast as it is answered.")
 @click.option("--window", is_flag=True, help="Also show the picture with the answers in a window.")
@@ -102,6 +113,8 @@ def stream(
         raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
     if fast and is_camera(source):
         raise click.UsageError(f"--fast plays a file, but {source} is a camera; leave it away")
+    if json_file:
+        refuse_to_replace_input(json_file, [Path(source)])
     with ExitStack() as stack:
         detector = None if faces == "none" else open_detector(faces)
         if url is not None:
@@ -117,8 +130,10 @@ def stream(
             LiveSession(answering.new_stream, answering.image_size, detector, margin=margin, interval_s=interval_s)
         )
         shown = stack.enter_context(OverlayWindow(f"dfer-deploy {source}")) if window else None
-        lines = stack.enter_context(_opened(json_file)) if json_file else None
         frames = stack.enter_context(live_frames(source, interval_s, fast=fast))
+        # A source that cannot be read empties no file.
+        first = list(itertools.islice(frames, 1))
+        lines = stack.enter_context(_opened(json_file)) if json_file else None
         tally = Tally()
         view = LiveView(f"{source}, {answering.name}, {interval_s:.3f} s a frame", tally, lambda: frames.dropped)
         try:
@@ -126,7 +141,7 @@ def stream(
                 contextlib.suppress(KeyboardInterrupt),
                 Live(get_renderable=lambda: view, console=stdout, refresh_per_second=_REFRESHES_PER_S, transient=True),
             ):
-                for frame in frames:
+                for frame in itertools.chain(first, frames):
                     answers = session.answered(frame)
                     tally.add(answers)
                     view.update(frame.time_s, answers)
@@ -146,11 +161,8 @@ def stream(
 def _server(stack: ExitStack, url: str, model: str, timeout_s: float) -> Answering:
     from dfer_deploy.client import Client
 
-    # Where no server is now, nobody wants to wait for one.
-    with Client(url, model, deadline_s=timeout_s, retries=0) as client:
-        interval_s = client.frame_interval_s
     client = stack.enter_context(Client(url, model, deadline_s=timeout_s, retries=_RETRIES))
-    return Answering(str(client.address), client.stream, client.image_size, interval_s)
+    return Answering(str(client.address), client.stream, client.image_size, client.frame_interval_s)
 
 
 def _in_process(stack: ExitStack, path: Path, runtime: Runtime | None, *, allow_host_code: bool) -> Answering:

@@ -19,6 +19,12 @@ from dfer_deploy.specs import require
 from dfer_deploy.streaming import FrameStream
 from dfer_deploy.windows import WHOLE
 
+LARGEST_MARGIN = 2.0
+
+_LONGEST_STEP_S = HOLD_S / 3
+"""Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
+for nobody looks, so no face can be said to be gone: it goes on if the next frame shows it, however late that comes."""
+
 
 @dataclass(frozen=True)
 class FaceAnswer:
@@ -63,12 +69,15 @@ class LiveSession:
             new_stream: opens a stream for a face that appears.
             image_size: S, the side of the model's square input in pixels.
             detector: finds the faces; None where the whole picture is the face.
-            margin: around the face, as ``clips.faces.face_crop``.
+            margin: around the face, as ``clips.faces.face_crop``; 0 to 2.
             interval_s: between the frames.
 
         Raises:
-            DferDeployError: faces cannot be followed in such steps.
+            DferDeployError: the margin is out of range, or faces cannot be followed in such steps.
         """
+        require(
+            0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}"
+        )
         require(
             detector is None or interval_s <= HOLD_S,
             f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "
@@ -76,13 +85,16 @@ class LiveSession:
         )
         self._new_stream, self._image_size, self._detector, self._margin = new_stream, image_size, detector, margin
         self._tracker = FaceTracker()
+        self._longest_step_s = max(interval_s, _LONGEST_STEP_S)
+        self._frame_s = self._tracker_s = 0.0
         self._faces: dict[int, _Face] = {}
 
     def answered(self, frame: LiveFrame) -> list[FaceAnswer]:
         """The answers for all faces of the next frame.
 
         A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
-        windows of a whole video do it (``dfer_deploy.windows``).
+        windows of a whole video do it (``dfer_deploy.windows``). Frames that were dropped while an answer was waited
+        for (a server that was away) are in no window: the streams go on with the next one.
 
         Raises:
             DferDeployError: what the streams raise.
@@ -90,7 +102,9 @@ class LiveSession:
         if self._detector is None:
             whole = resized(Image.fromarray(frame.image), self._image_size)
             return [self._face_answer(frame, WHOLE, whole, None, detected=True)]
-        sightings = self._tracker.update(frame.time_s, self._detector.detect(frame.image))
+        self._tracker_s += min(frame.time_s - self._frame_s, self._longest_step_s)
+        self._frame_s = frame.time_s
+        sightings = self._tracker.update(self._tracker_s, self._detector.detect(frame.image))
         present = {sighting.track for sighting in sightings}
         for track in [track for track in self._faces if track not in present]:
             self._faces.pop(track).stream.close()

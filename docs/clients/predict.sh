@@ -10,6 +10,7 @@ set -eu
 url=$1
 shift
 count=$#
+for file; do [ -f "$file" ] && [ -r "$file" ] || { echo "$file cannot be read; check the path" >&2; exit 2; }; done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 

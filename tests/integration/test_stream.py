@@ -118,13 +118,64 @@ def test_an_interruption_ends_with_the_summary(video: Path, bundle: Bundle, tmp_
     assert "whole picture" in printed
 
 
+def test_the_source_is_not_overwritten(cli: Any, video: Path, bundle: Bundle, tmp_path: Path) -> None:
+    content = video.read_bytes()
+    (tmp_path / "link").symlink_to(video)
+    for output in (video, tmp_path / "link"):
+        result = cli("stream", video, "--bundle", bundle.path, "--faces", "none", "--json", output)
+        assert result.exit_code == 2
+        assert "would replace the input" in result.output
+    assert video.read_bytes() == content
+
+
+def test_a_source_that_cannot_be_read_empties_no_file(cli: Any, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    keep = tmp_path / "keep.jsonl"
+    keep.write_text("kept")
+    for options in ((), ("--fast",)):
+        arguments = ("--bundle", bundle.path, "--faces", "none", "--json", keep, *options)
+        result = cli("stream", tmp_path / "bad.mp4", *arguments)
+        assert result.exit_code == 2
+        assert keep.read_text() == "kept"
+
+
+def test_whoever_reads_may_have_enough(video: Path, bundle: Bundle) -> None:
+    command = ["stream", video, "--bundle", bundle.path, "--faces", "none", "--fast", "--json", "/dev/stdout"]
+    script = [str(word) for word in (sys.executable, "-m", "dfer_deploy", *command)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["frames"] == 1
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert errors == ""
+
+
+def test_nobody_reads_the_summary(video: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = ["stream", video, "--bundle", bundle.path, "--faces", "none", "--fast"]
+    script = [str(word) for word in (sys.executable, "-m", "dfer_deploy", *command)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert errors == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("x.mp4",), "give either --bundle BUNDLE or --url URL"),
         (("x.mp4", "--url", "h:1", "--runtime", "tensorrt"), "choose one"),
         (("/no/x.mp4", "--bundle", "BUNDLE", "--faces", "none"), "/no/x.mp4 does not exist"),
-        (("VIDEO", "--bundle", "BUNDLE", "--faces", "none", "--frame-interval-s", "0"), "expected 0.01 to 60"),
+        (("VIDEO", "--bundle", "BUNDLE", "--faces", "none", "--frame-interval-s", "0"), "0.01<=x<=60"),
+        (("VIDEO", "--bundle", "BUNDLE", "--faces", "none", "--margin", "-0.6"), "0.0<=x<=2.0"),
+        (("VIDEO", "--bundle", "BUNDLE", "--faces", "none", "--margin", "nan"), "expected 0 to 2"),
+        (("VIDEO", "--bundle", "BUNDLE", "--faces", "none", "--frame-interval-s", "nan"), "expected 0.01 to 60"),
+        (("VIDEO", "--url", "h:1", "--faces", "none", "--timeout-s", "nan"), "the deadline is nan s, expected"),
         (("VIDEO", "--bundle", "BUNDLE", "--faces", "none", "--json", "/no/folder/a"), "cannot write /no/folder/a"),
         (("VIDEO", "--url", "127.0.0.1:1", "--faces", "none"), "no Triton server answers"),
     ],

@@ -17,6 +17,7 @@ from dfer_deploy.baseline import Baseline, clip_hash, load_baseline, save_baseli
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import DferDeployError
 
+SHA256 = "c0" * 32
 SPEC = tiny_spec()
 CLIPS = clips_of(3)
 
@@ -29,7 +30,7 @@ def annotation(name: str) -> Annotation:
 def baseline() -> Baseline:
     rng = np.random.default_rng(0)
     return Baseline(
-        checkpoint_sha256="c0ffee",
+        checkpoint_sha256=SHA256,
         spec=SPEC.to_dict(),
         clip_names=["films/ä", "b", "c"],
         clip_hashes=[clip_hash(clip) for clip in CLIPS],
@@ -41,7 +42,7 @@ def baseline() -> Baseline:
 def test_what_was_saved_answers_for_the_clips_that_are_asked_in_their_order(baseline: Baseline, tmp_path: Path) -> None:
     save_baseline(tmp_path / "b.npz", baseline)
     loaded = load_baseline(tmp_path / "b.npz", SPEC)
-    assert (loaded.checkpoint_sha256, loaded.spec) == ("c0ffee", SPEC.to_dict())
+    assert (loaded.checkpoint_sha256, loaded.spec) == (SHA256, SPEC.to_dict())
     features, logits = loaded.answer([annotation("c"), annotation("films/ä")], CLIPS[[2, 0]])
     np.testing.assert_array_equal(features, baseline.frame_features[[2, 0]])
     np.testing.assert_array_equal(logits, baseline.logits[[2, 0]])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import atomic_file, atomic_folder, write_json
+from dfer_deploy.files import atomic_file, atomic_folder, refuse_to_replace_input, write_json
 
 
 def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -83,3 +83,17 @@ def test_a_device_is_not_replaced() -> None:
 def test_another_files_error_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "x"):
         Path("/nonexistent/input").read_text()
+
+
+def test_an_output_is_no_input_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"video")
+    (tmp_path / "soft").symlink_to(video)
+    (tmp_path / "hard").hardlink_to(video)
+    monkeypatch.chdir(tmp_path)
+    for name in ("v.mp4", str(video), "sub/../v.mp4", "soft", "hard"):
+        with pytest.raises(DferDeployError, match="would replace the input"):
+            refuse_to_replace_input(Path(name), [Path("sub"), video])
+    refuse_to_replace_input(Path("other"), [video, Path("/no/such")])
+    refuse_to_replace_input(Path("sub/new"), [video, Path("sub")])

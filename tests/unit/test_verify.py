@@ -21,6 +21,7 @@ from dfer_deploy.pool import ComparedAnswers
 from dfer_deploy.runtimes.torch import TorchPredictor
 from dfer_deploy.verify import verify
 
+SHA256 = "c0" * 32
 SPEC = tiny_spec()
 NAMES = SPEC.prompts.class_names
 NO_LIMITS = Limits(head_logits=1e6, logits=1e6, flip_margin=1e6, probabilities=1e6, points=100)
@@ -52,7 +53,7 @@ def listed(folder: Path, names: str = "01234") -> LabelledClips:
 
 @pytest.fixture(scope="module")
 def truth() -> PredictorTruth:
-    return PredictorTruth(named("truth"), "c0ffee")
+    return PredictorTruth(named("truth"), SHA256)
 
 
 def test_all_clips_count_whatever_the_batches(folder: Path, truth: PredictorTruth) -> None:
@@ -109,7 +110,7 @@ def test_saved_answers_are_the_truth_on_the_same_clips(folder: Path, truth: Pred
     path = tmp_path / "b.npz"
     first = verify(SPEC, truth, [named("other", seed=5)], listed(folder, "20314"), NO_LIMITS, baseline_file=path)
     saved = load_baseline(path, SPEC)
-    assert saved.checkpoint_sha256 == "c0ffee"
+    assert saved.checkpoint_sha256 == SHA256
     again = verify(SPEC, saved, [named("other", seed=5)], listed(folder, "20314"), NO_LIMITS, batch_size=5)
     np.testing.assert_array_equal(again.logits, first.logits)
     np.testing.assert_array_equal(again.frame_features, first.frame_features)

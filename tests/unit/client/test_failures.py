@@ -30,6 +30,8 @@ def failure(error: Exception, *, answered: bool = False) -> CallError:
         ("CANCELLED", "StatusCode.CANCELLED", "unreachable"),
         ("Exceeds maximum queue size", "StatusCode.UNAVAILABLE", "full"),
         ("Exceeds maximum queue size", "503", "full"),
+        ("in ensemble 'dfer', Server is stopping", "503", "unreachable"),
+        ("This protocol is restricted, expecting header 'x'", "503", "refused"),
         ("This protocol is restricted, expecting header 'x'", "StatusCode.UNAVAILABLE", "refused"),
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", "late"),
         ("Request for unknown model: 'x' is not found", "StatusCode.UNAVAILABLE", "absent"),

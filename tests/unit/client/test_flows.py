@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig, Register
+from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig, Register, Unregister
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
-from dfer_deploy.client.patience import Patience
-from dfer_deploy.client.streams import StreamFlows
+from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
+from dfer_deploy.client.shared_memory import Region
+from dfer_deploy.client.streams import END_TIMEOUT_S, StreamFlows
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 
@@ -34,6 +35,7 @@ class Script:
 
     def __init__(self, fail: Callable[[int, Infer], None] | None = None) -> None:
         self.calls: list[Call] = []
+        self.timeouts: list[float] = []
         self._fail = fail
 
     def __call__(self, flow: Flow[Any]) -> Any:
@@ -43,6 +45,7 @@ class Script:
                 if isinstance(step, Pause):
                     step = flow.send(None)
                     continue
+                self.timeouts.append(step.timeout_s)
                 try:
                     answer = self._answer(step.call)
                 except CallError as error:
@@ -58,6 +61,7 @@ class Script:
 
     def _answer(self, call: Call) -> Any:
         self.calls.append(call)
+        assert len(self.calls) < 1000, "it asks for ever"
         if isinstance(call, ReadConfig):
             return CONFIG
         if isinstance(call, ListModels | Register):
@@ -106,6 +110,26 @@ def test_a_batch_is_split_and_gives_a_list() -> None:
     assert [len(call.array) for call in script.infers] == [4, 4, 1]
 
 
+def test_http_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfer_deploy.client.flows.MAX_HTTP_REQUEST_BYTES", 2 * 16 * SIZE * SIZE * 3)
+    for url, sizes in (("http://host:1", [2, 2, 1]), ("grpc://host:1", [4, 1])):
+        script = Script()
+        assert len(script(connected(script, url).answer(clip(3, batch=5)))) == 5
+        assert [len(call.array) for call in script.infers] == sizes
+
+
+def test_connecting_is_tried_less_often_than_asking() -> None:
+    class Away(Script):
+        def _answer(self, call: Call) -> Any:
+            self.calls.append(call)
+            raise CallError("away", "unreachable")
+
+    script = Away()
+    with pytest.raises(CallError):
+        script(Flows(parse_url("h:1"), "dfer", Patience(60, 1000), shared_memory=False).connect())
+    assert len(script.calls) == 1 + CONNECT_RETRIES
+
+
 def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
     script = Script()
     (tmp_path / "a.jpg").write_bytes(b"from a file")
@@ -126,6 +150,8 @@ def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
         ([], "cannot take 16 frames of a clip of 0"),
         ("a.jpg", "expected a list of images"),
         (["/no/such.jpg"], "/no/such.jpg cannot be read"),
+        (None, "the clip is a NoneType, expected an array or a list of encoded images"),
+        (list(clip(16)), "an image of the clip is a ndarray, expected the bytes or the path"),
     ],
 )
 def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
@@ -149,6 +175,102 @@ def test_shared_memory_is_not_tried_with_another_machine() -> None:
     script = Script()
     script(connected(script, "grpc://host:1", shared_memory=True).answer(clip(16)))
     assert not any(isinstance(call, Register) for call in script.calls)
+
+
+class SharingScript(Script):
+    """A server that maps shared memory; ``mapped`` holds the names."""
+
+    def __init__(self, fail: Callable[[int, Infer], None] | None = None) -> None:
+        super().__init__(fail)
+        self.mapped: set[str] = set()
+        self.in_use: set[str] = set()
+
+    def _answer(self, call: Call) -> Any:
+        if isinstance(call, Register):
+            self.mapped.add(call.region.name)
+            return None
+        if isinstance(call, Unregister):
+            if call.region.name in self.in_use:
+                raise CallError("Cannot unregister shared memory region, it is in use", "refused")
+            self.mapped.discard(call.region.name)
+            return None
+        if isinstance(call, Infer) and call.region and call.region.name not in self.mapped:
+            self.calls.append(call)
+            raise CallError("Unable to find shared memory region", "refused")
+        return super()._answer(call)
+
+
+@pytest.mark.parametrize("kind", ["late", "unreachable", "refused"])
+def test_failed_requests_leave_no_shared_memory_behind(kind: Any) -> None:
+    def fail(number: int, call: Infer) -> None:
+        if number <= 5:
+            raise CallError("it failed", kind)
+
+    script = SharingScript(fail)
+    flows = Flows(parse_url("grpc://127.0.0.1:1"), "dfer", Patience(60, 0), shared_memory=True)
+    script(flows.connect())
+    for _ in range(5):
+        with pytest.raises(CallError):
+            script(flows.answer(clip(16)))
+        assert len(script.mapped) <= 2  # this request's, and the class names'
+    script(flows.answer(clip(16)))
+    assert len(script.mapped) == 2
+    script(flows.close())
+    assert script.mapped == set()
+
+
+def test_a_cancelled_request_leaves_no_shared_memory_behind() -> None:
+    script = SharingScript()
+    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
+    script(flows.labels())
+    flow = flows.answer(clip(16))
+    next(flow)
+    flow.close()
+    script(flows.close())
+    assert script.mapped == set()
+
+
+def test_shared_memory_that_the_server_still_reads_is_taken_away_later() -> None:
+    script = SharingScript()
+    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
+    script(flows.labels())
+
+    def fail(number: int, call: Infer) -> None:
+        if number == 1:
+            raise CallError("it failed", "late")
+
+    script._fail = fail
+    with pytest.raises(CallError):
+        script(flows.answer(clip(16)))
+    script.in_use = set(script.mapped)
+    script(flows.answer(clip(16)))
+    assert script.in_use <= script.mapped
+    assert len(script.mapped) == 3
+    script.in_use = set()
+    script(flows.answer(clip(16)))
+    assert len(script.mapped) == 2
+    script(flows.close())
+    assert script.mapped == set()
+
+
+def test_a_restarted_server_is_asked_with_no_old_shared_memory() -> None:
+    script = SharingScript()
+    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
+    script(flows.labels())
+    script(flows.answer(clip(16)))
+    stale = Region(1 << 20)
+    stale.registered = True
+    flows._regions.give_back(stale)
+    script.mapped.clear()
+    start = len(script.infers)
+    for _ in range(2):
+        script(flows.answer(clip(16)))
+    refused, asked_again, later = script.infers[start:]
+    assert refused.region is not None
+    assert asked_again.region is None
+    assert later.region is not None and later.region.name in script.mapped
+    script(flows.close())
+    assert script.mapped == set()
 
 
 def failing(numbers: set[int], kind: Any) -> Script:
@@ -175,11 +297,13 @@ def test_a_stream_starts_goes_on_and_ends() -> None:
     answers = [script(stream.push(frame(number))) for number in range(18)]
     script(stream.end())
     script(stream.end())
-    assert sent(script) == [(0, True, False), *[(n, False, False) for n in range(1, 18)], (17, False, True)]
+    assert sent(script) == [(0, True, False), *[(n, False, False) for n in range(1, 18)], (0, False, True)]
     assert [answer.frames for answer in answers] == [*range(1, 17), 16, 16]
     assert not any(answer.resumed for answer in answers)
     assert len({call.position.correlation_id for call in script.infers if call.position}) == 1
     assert script.infers[0].array.shape == (1, 1, SIZE, SIZE, 3)
+    assert script.timeouts[-1] == pytest.approx(END_TIMEOUT_S, abs=1)
+    assert script.timeouts[-2] > 50
 
 
 @pytest.mark.parametrize("kind", ["unreachable", "refused"])
@@ -189,12 +313,13 @@ def test_a_lost_stream_is_opened_again_with_its_window(kind: Any) -> None:
     answers = [script(stream.push(frame(number))) for number in range(21)]
     assert sent(script)[19:] == [
         (19, False, False),
+        (0, False, True),
         (4, True, False),
         *[(number, False, False) for number in range(5, 20)],
         (20, False, False),
     ]
     assert [answer.resumed for answer in answers] == [False] * 19 + [True, False]
-    first, again = script.infers[19].position, script.infers[20].position
+    first, again = script.infers[19].position, script.infers[21].position
     assert first and again and first.correlation_id != again.correlation_id
 
 
@@ -212,15 +337,105 @@ def test_a_full_queue_changes_nothing_of_the_stream() -> None:
     assert not any(answer.resumed for answer in answers)
 
 
-def test_a_frame_without_an_answer_stays_in_the_window() -> None:
-    script = failing({3}, "late")
+@pytest.mark.parametrize("kind", ["late", "refused", "unreachable", "full"])
+@pytest.mark.parametrize("following", [2, 7])
+def test_a_failed_push_leaves_the_stream_as_it_was(kind: Any, following: int) -> None:
+    script = failing(set(range(3, 100)), kind)
     stream = StreamFlows(connected(script))
     for number in range(2):
         script(stream.push(frame(number)))
     with pytest.raises(CallError):
         script(stream.push(frame(2)))
-    assert script(stream.push(frame(3))).frames == 4
-    assert sent(script)[3:] == [(0, True, False), (1, False, False), (2, False, False), (3, False, False)]
+    script._fail = None
+    start = len(script.infers)
+    answer = script(stream.push(frame(following)))
+    assert answer.frames == 3
+    again = [(0, False, True), (0, True, False), (1, False, False)] if kind != "full" else []
+    assert sent(script)[start:] == [*again, (following, False, False)]
+    assert answer.resumed == (kind != "full")
+
+
+@pytest.mark.parametrize("kind", ["unreachable", "full"])
+def test_a_push_is_not_tried_for_ever(kind: Any) -> None:
+    script = failing(set(range(2, 100)), kind)
+    stream = StreamFlows(connected(script))
+    script(stream.push(frame(0)))
+    with pytest.raises(CallError):
+        script(stream.push(frame(1)))
+    assert len(script.infers) == 1 + 1 + 3
+
+
+def test_a_cancelled_push_leaves_the_stream_as_it_was() -> None:
+    script = Script()
+    stream = StreamFlows(connected(script))
+    for number in range(3):
+        script(stream.push(frame(number)))
+    cancelled = stream.push(frame(3))
+    next(cancelled)
+    cancelled.close()
+    answer = script(stream.push(frame(4)))
+    assert (answer.frames, answer.resumed) == (4, True)
+    assert [number for number, _, _ in sent(script)[3:]] == [0, 0, 1, 2, 4]
+
+
+def test_two_pushes_at_the_same_time_are_refused() -> None:
+    script = Script()
+    stream = StreamFlows(connected(script))
+    script(stream.push(frame(0)))
+    first = stream.push(frame(1))
+    next(first)
+    with pytest.raises(DferDeployError, match="one frame after the other"):
+        script(stream.push(frame(2)))
+    first.close()
+    assert script(stream.push(frame(1))).frames == 2
+
+
+def test_a_resumption_that_fails_midway_leaves_no_sequence_behind() -> None:
+    script = failing({4, 8}, "unreachable")
+    stream = StreamFlows(connected(script))
+    for number in range(4):
+        script(stream.push(frame(number)))
+    script(stream.end())
+    calls = [(call.position.correlation_id, call.position) for call in script.infers if call.position]
+    begun = {name for name, place in calls if place.start}
+    assert len(begun) == 3
+    assert begun == {name for name, place in calls if place.end}
+
+
+def test_a_sequence_that_is_gone_need_not_end() -> None:
+    script = failing({3, 4}, "refused")
+    stream = StreamFlows(connected(script))
+    answers = [script(stream.push(frame(number))) for number in range(3)]
+    assert [answer.resumed for answer in answers] == [False, False, True]
+
+
+def test_a_full_queue_is_waited_for_in_the_middle_of_a_resumption() -> None:
+    def fail(number: int, call: Infer) -> None:
+        if number in (4, 8):
+            raise CallError("it failed", "unreachable" if number == 4 else "full")
+
+    script = Script(fail)
+    stream = StreamFlows(connected(script))
+    for number in range(4):
+        script(stream.push(frame(number)))
+    assert [number for number, _, _ in sent(script)] == [0, 1, 2, 3, 0, 0, 1, 2, 2, 3]
+
+
+def test_a_closed_stream_takes_no_frame() -> None:
+    script = Script()
+    stream = StreamFlows(connected(script))
+    script(stream.push(frame(0)))
+    script(stream.end())
+    with pytest.raises(DferDeployError, match="the stream is closed"):
+        script(stream.push(frame(1)))
+    assert len(script.infers) == 2
+
+
+@pytest.mark.parametrize("given", [None, [[1]], "a.jpg"])
+def test_what_is_no_frame_is_refused(given: Any) -> None:
+    script = Script()
+    with pytest.raises(DferDeployError, match=r"the frame is a \w+, expected uint8 \[8, 8, 3\]"):
+        script(StreamFlows(connected(script)).push(given))
 
 
 def test_a_stream_that_is_refused_from_the_start_is_not_tried_again() -> None:
@@ -237,7 +452,7 @@ def test_the_callers_array_may_be_written_again() -> None:
     script(stream.push(image))
     image[:] = 9
     script(stream.push(image))
-    assert [number for number, _, _ in sent(script)] == [7, 9, 7, 9]
+    assert [number for number, _, _ in sent(script)] == [7, 9, 0, 7, 9]
 
 
 def test_a_frame_of_another_size_is_refused_before_it_is_in_the_window() -> None:

@@ -37,8 +37,10 @@ def test_regions_are_used_again_if_they_are_large_enough() -> None:
     regions.give_back(large)
     regions.give_back(small)
     large.registered = True
-    assert regions.forget() == [large]
+    regions.forget()
     assert names() == set()
+    assert set(map(id, regions.dropped())) == {id(large), id(small)}
+    assert regions.dropped() == []
 
 
 def test_a_full_shared_memory_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_contradictions_are_one_sentence(
         ((video, "--whole", "--faces", "centerface"), "--whole gives one answer"),
         ((folder, "--faces", "centerface"), "is a folder of frames, which has no times"),
         ((folder, "--video", tmp_path / "v.mp4"), "is a folder of frames, which has no times"),
-        ((video, "--faces", "none", "--video", video), "--video would replace"),
+        ((video, "--faces", "none", "--video", video), "would replace the input"),
         ((video, "--faces", "none", "--json", tmp_path / "x", "--csv", tmp_path / "x"), "--csv would replace"),
         ((video, "--faces", "none", "--csv", tmp_path / "no" / "x"), "does not exist; make it first"),
         ((video, "--faces", "none", "--stride", 0), "0 is not in the range"),

@@ -33,6 +33,28 @@ def test_what_the_iterator_raises_comes_after_its_items() -> None:
             next(taken)
 
 
+class Camera:
+    """An iterator that is closed by whoever is told to, not by the garbage collector."""
+
+    closed = False
+
+    def __iter__(self) -> Camera:
+        return self
+
+    def __next__(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_leaving_closes_what_is_no_generator() -> None:
+    camera = Camera()
+    with newest(camera, threading.Event()) as buffer:
+        assert next(buffer.taken()) == 1
+    assert camera.closed
+
+
 def test_leaving_stops_the_thread_and_closes_the_iterator() -> None:
     closed, stopped = threading.Event(), threading.Event()
 

@@ -45,15 +45,17 @@ def image_at(index: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (40, 100, 3), dtype=np.uint8)
 
 
-def run(detector: Scripted | None, frames: int) -> tuple[list[Recorder], list[list[FaceAnswer]]]:
+def run(
+    detector: Scripted | None, frames: int, step_s: float = 0.2, interval_s: float = 0.2
+) -> tuple[list[Recorder], list[list[FaceAnswer]]]:
     streams: list[Recorder] = []
 
     def new_stream() -> Recorder:
         streams.append(Recorder(sum(not stream.closed for stream in streams)))
         return streams[-1]
 
-    with LiveSession(new_stream, 8, detector, margin=0.1, interval_s=0.2) as session:
-        answers = [session.answered(LiveFrame(0.2 * index, 0.0, image_at(index))) for index in range(frames)]
+    with LiveSession(new_stream, 8, detector, margin=0.1, interval_s=interval_s) as session:
+        answers = [session.answered(LiveFrame(step_s * index, 0.0, image_at(index))) for index in range(frames)]
     return streams, answers
 
 
@@ -80,6 +82,50 @@ def test_a_face_that_left_ends_its_stream_and_comes_back_as_another() -> None:
     assert answers[8] == []
     assert streams[1].others_open == 0
     assert answers[9][0].track == 2
+
+
+@pytest.mark.parametrize("step_s", [0.8, 5.0, 3600.0])
+def test_a_face_goes_on_however_long_its_answers_take(step_s: float) -> None:
+    streams, answers = run(Scripted((LEFT,), (LEFT,), (), (), (LEFT,)), 5, step_s)
+    assert [len(stream.frames) for stream in streams] == [5]
+    assert [faces[0].track for faces in answers] == [1] * 5
+
+
+def test_frames_that_come_quickly_are_not_slowed_down() -> None:
+    streams, _ = run(Scripted((LEFT,), *[()] * 12, (LEFT,)), 14, step_s=0.05)
+    assert [len(stream.frames) for stream in streams] == [14]
+
+
+def test_a_moving_face_is_found_again_after_a_pause() -> None:
+    boxes = [Box(2 * index, 0, 20 + 2 * index, 20) for index in range(12)]
+    streams: list[Recorder] = []
+
+    def new_stream() -> Recorder:
+        streams.append(Recorder())
+        return streams[-1]
+
+    with LiveSession(new_stream, 8, Scripted(*((box,) for box in boxes)), margin=0.1, interval_s=0.2) as session:
+        for index in range(12):
+            pause_s = 0 if index < 6 else 30
+            session.answered(LiveFrame(0.2 * index + pause_s, 0.0, image_at(index)))
+    assert [len(stream.frames) for stream in streams] == [12]
+
+
+def test_a_face_is_not_held_longer_than_in_a_video_where_the_interval_is_long() -> None:
+    streams, _ = run(Scripted((LEFT,), (), (), (LEFT,)), 4, step_s=0.6, interval_s=0.6)
+    assert [len(stream.frames) for stream in streams] == [1, 1]
+
+
+def test_a_face_that_is_gone_after_slow_answers_is_another_one() -> None:
+    streams, answers = run(Scripted((LEFT,), *[()] * 4, (LEFT,)), 6, 2.0)
+    assert [len(stream.frames) for stream in streams] == [1, 1]
+    assert answers[5][0].track == 2
+
+
+@pytest.mark.parametrize("margin", [-0.6, 2.1, float("nan")])
+def test_margins_out_of_range(margin: float) -> None:
+    with pytest.raises(DferDeployError, match="expected 0 to 2"):
+        LiveSession(Recorder, 8, None, margin=margin, interval_s=0.2)
 
 
 def test_without_a_detector_the_whole_picture_is_the_face() -> None:

@@ -165,6 +165,21 @@ def test_images_are_decoded_by_a_bounded_number_of_threads(tmp_path: Path, monke
     assert most == 3
 
 
+def test_the_images_of_several_requests_are_decoded_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(written(tmp_path), monkeypatch, decode_threads=3)
+    decoded, three = model._decoded, threading.Barrier(3)
+
+    def waiting(image: bytes) -> np.ndarray:
+        three.wait(10)
+        return decoded(image)
+
+    model._decoded = waiting
+    for response in model.execute([request_of([GOOD]) for _ in range(3)]):
+        check(response, [GOOD], folder=tmp_path)
+
+
 def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = encoded(picture(60, 60), "PNG"), encoded(picture(20, 20), "PNG")
     heavy = png(np.zeros((20, 20), np.uint8), before=chunk(b"tEXt", b"text\0" + bytes(60_000)))

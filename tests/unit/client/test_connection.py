@@ -1,0 +1,151 @@
+"""Deadlines over HTTP. The server is a socket, so that it can be as slow as no Triton is on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dfer_deploy.client.address import parse_url
+from dfer_deploy.client.calls import Attempt, Call, Flow, ReadConfig
+from dfer_deploy.client.connection import Connection
+from dfer_deploy.client.failures import CallError
+from dfer_deploy.client.patience import Patience
+
+
+class SlowServer:
+    """Answers every request with an empty configuration."""
+
+    def __init__(self) -> None:
+        self.delay_s = self.byte_s = 0.0
+        self.accepted = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.accepted += 1
+                self._open.append(connection)
+                thread = threading.Thread(target=self._serve, args=(connection,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        body = json.dumps({"config": {}}).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with contextlib.suppress(OSError), connection:
+            while True:
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    if not (piece := connection.recv(1 << 16)):
+                        return
+                    request += piece
+                time.sleep(self.delay_s)
+                if not self.byte_s:
+                    connection.sendall(head + body)
+                    continue
+                for byte in head + body:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(self.byte_s)
+
+
+@pytest.fixture
+def server() -> Iterator[SlowServer]:
+    running = SlowServer()
+    yield running
+    running.close()
+
+
+def asked(call: Call, deadline_s: float) -> Flow[Any]:
+    return (yield from Patience(deadline_s, 0).question().answered(call))
+
+
+def test_a_connection_outlives_a_question_with_little_time_left(server: SlowServer) -> None:
+    connection = Connection(parse_url(server.url))
+    connection.run(asked(ReadConfig("m"), 0.3))
+    server.delay_s = 0.6
+    assert connection.run(asked(ReadConfig("m"), 60)) == {}
+    connection.run(asked(ReadConfig("m"), 10))
+    assert server.accepted == 1
+    connection.close()
+
+
+def test_a_server_that_drips_is_late(server: SlowServer) -> None:
+    connection = Connection(parse_url(server.url))
+    server.byte_s = 0.02
+    with pytest.raises(CallError, match=r"did not answer within 0\.2 s") as late:
+        connection.run(asked(ReadConfig("m"), 0.2))
+    assert late.value.kind == "late"
+    server.byte_s = 0.0
+    # What is left of the late answer is not taken for the next one.
+    assert connection.run(asked(ReadConfig("m"), 10)) == {}
+    assert server.accepted == 2
+    connection.close()
+
+
+def test_a_server_that_does_not_read_is_late() -> None:
+    class Upload(ReadConfig):
+        def request(self, library: Any, scheme: Any, timeout_s: float) -> tuple[str, dict[str, Any]]:
+            return "infer", {"model_name": "m", "inputs": [self._tensor(library)]}
+
+        def _tensor(self, library: Any) -> Any:
+            import numpy as np
+
+            array = np.zeros((1, 64 << 20), np.uint8)
+            tensor = library.InferInput("frames", list(array.shape), "UINT8")
+            tensor.set_data_from_numpy(array)
+            return tensor
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connection = Connection(parse_url(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        with pytest.raises(CallError, match="did not answer within"):
+            connection.run(asked(Upload("m"), 0.3))
+        connection.close()
+
+
+def test_another_timeout_passes_through(server: SlowServer) -> None:
+    import gevent
+
+    connection = Connection(parse_url(server.url))
+    server.delay_s = 0.5
+
+    def flow() -> Flow[Any]:
+        return (yield Attempt(ReadConfig("m"), 60))
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
+        connection.run(flow())
+    server.delay_s = 0.0
+    assert connection.run(asked(ReadConfig("m"), 10)) == {}
+    connection.close()
+
+
+def test_a_host_whose_addresses_are_all_silent_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gevent.socket
+
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{number}", 9)) for number in (1, 2, 3)]
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *args: entries)
+    monkeypatch.setattr(gevent.socket.socket, "connect", lambda self, address: gevent.sleep(60))
+    connection = Connection(parse_url("http://h:1"))
+    with pytest.raises(CallError, match="did not answer within"):
+        connection.run(asked(ReadConfig("m"), 0.2))
+    connection.close()
