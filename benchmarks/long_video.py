@@ -57,8 +57,8 @@ def main() -> None:
 def measure(bundle: Bundle, videos: dict[str, Path], folder: Path, *, rounds: int) -> dict[str, Any]:
     """Seconds and peak memory of one process for each video and round."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in videos}
-    names = ("json", "csv", "timeline", "crops")
-    outputs = [word for name in names for word in (f"--{name}", str(folder / f"out.{name}"))]
+    names = {"json": "out.json", "csv": "out.csv", "timeline": "timeline.png", "crops": "crops.png"}
+    outputs = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
     annotated = ["--video", str(folder / "out.mp4")]
     with progress_bar() as bar:
         for _ in bar.track(range(rounds), description="predict"):

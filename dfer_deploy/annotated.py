@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,21 +33,19 @@ def write_annotated(
     video: Path,
     recording: Recording,
     number: int,
-    labels: Sequence[str],
     interval_s: float,
     position: Callable[[float], None],
 ) -> None:
     """Reads a video once more and writes it as MP4 with boxes and answers; the sound is left away.
 
     Between the times at which faces were looked for, boxes move in a straight line. The answer at a time is that of the
-    first window that ends then or later.
+    window whose middle is nearest, as in the timeline.
 
     Args:
         path: the file; its folder exists. Written atomically.
         video: the input.
         recording: holds its windows and boxes.
         number: of the input in it.
-        labels: C class names.
         interval_s: seconds between the times at which faces were looked for.
         position: is told the time in the video after every frame.
 
@@ -55,7 +53,7 @@ def write_annotated(
         DferDeployError: the video cannot be read or the file cannot be written.
     """
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    view = _View(recording, number, labels, interval_s)
+    view = _View(recording, number, interval_s)
     with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream: av.VideoStream | None = None
         last = -1
@@ -78,8 +76,8 @@ def write_annotated(
 class _View:
     """Knows the boxes around the present time, and draws."""
 
-    def __init__(self, recording: Recording, number: int, labels: Sequence[str], interval_s: float) -> None:
-        self._recording, self._number, self._labels, self._interval_s = recording, number, labels, interval_s
+    def __init__(self, recording: Recording, number: int, interval_s: float) -> None:
+        self._recording, self._number, self._interval_s = recording, number, interval_s
         self._whole = recording.window_around(number, WHOLE, 0.0) is not None
         self._overlay: Overlay | None = None
         self._step = -1
@@ -97,7 +95,7 @@ class _View:
         share = min(1.0, max(0.0, shown.start_s / self._interval_s - step))
         scale_x, scale_y = size[0] / image.width, size[1] / image.height
         picture = image.resize(size, Image.Resampling.BILINEAR)
-        overlay = self._overlay = self._overlay or Overlay(self._labels, size)
+        overlay = self._overlay = self._overlay or Overlay(self._recording.labels, size)
         boxes: dict[int, Edges] = {WHOLE: (0, 0, 0, 0)} if self._whole else {}
         for track, box in sorted(self._before.items()):
             left, top, right, bottom = _between(box, self._after.get(track, box), share)

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from dfer_deploy.clips.contact_sheet import MAX_COLUMNS, MAX_ROWS
+from dfer_deploy.clips.contact_sheet import MAX_ROWS, CropRow
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.windows import Face, SeenFrame
+from dfer_deploy.windows import Face
 
 _LARGEST_SIDE = 112
 """Pixels; the contact sheet shows no more."""
 
+_MAX_CROPS = 48
+"""Of a track: four times what the contact sheet shows, so that it finds crops at equal distances to the end."""
+
 
 class CropSample:
-    """Keeps, of every track, at most 24 crops at equal distances, and at most 32 tracks, those with the most crops."""
+    """Keeps, of every track, at most 48 crops at equal distances, and at most 32 tracks, those with the most crops."""
 
     def __init__(self) -> None:
         self._tracks: dict[int, _Track] = {}
+        self._newest = 0
 
-    def add(self, frame: SeenFrame) -> None:
-        """Takes the next frame."""
-        for face in frame.faces:
-            if face.track not in self._tracks:
-                self._make_room()
-                self._tracks[face.track] = _Track()
-            self._tracks[face.track].add(frame.time_s, face)
+    def add(self, time_s: float, face: Face) -> None:
+        """Takes the next crop of a track."""
+        self._newest = max(self._newest, face.track)
+        if face.track not in self._tracks:
+            self._make_room()
+            self._tracks[face.track] = _Track()
+        self._tracks[face.track].add(time_s, face)
 
-    def rows(self) -> Mapping[int, Sequence[tuple[float, Clip]]]:
-        """By track, times in seconds and crops uint8 [S, S, 3], in the order of time."""
-        return {number: track.kept for number, track in self._tracks.items()}
+    @property
+    def tracks(self) -> int:
+        """How many tracks there were; they are numbered in the order of appearance."""
+        return max(self._newest, len(self._tracks))
+
+    def rows(self) -> dict[int, CropRow]:
+        """By track, what is kept of it."""
+        return {number: CropRow(track.kept, track.count) for number, track in self._tracks.items()}
 
     def _make_room(self) -> None:
         if len(self._tracks) >= 2 * MAX_ROWS:
@@ -48,7 +56,7 @@ class _Track:
     def add(self, time_s: float, face: Face) -> None:
         if self.count % self.every == 0:
             self.kept.append((time_s, _small(face.crop)))
-            if len(self.kept) > 2 * MAX_COLUMNS:
+            if len(self.kept) > _MAX_CROPS:
                 self.kept = self.kept[::2]
                 self.every *= 2
         self.count += 1

@@ -23,17 +23,17 @@ from dfer_deploy.clips.faces import Box
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.runtimes.predictor import Float32
-from dfer_deploy.windows import SeenFrame, Window
+from dfer_deploy.windows import Face, Window
 
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -4000;
 CREATE TABLE windows (
-    input INTEGER, track INTEGER, start_s REAL, end_s REAL, frames INTEGER, detection REAL, expression INTEGER,
-    logits BLOB, probabilities BLOB
+    input INTEGER, track INTEGER, start_s REAL, end_s REAL, middle_s REAL, frames INTEGER, detection REAL,
+    expression INTEGER, logits BLOB, probabilities BLOB
 );
-CREATE INDEX windows_in_order ON windows (input, track, end_s);
+CREATE INDEX windows_in_order ON windows (input, track, middle_s);
 CREATE TABLE sightings (input INTEGER, time_s REAL, track INTEGER, left REAL, top REAL, right REAL, bottom REAL);
 CREATE INDEX sightings_in_order ON sightings (input, time_s, track);
 """
@@ -62,7 +62,12 @@ class TrackSummary:
 class Recording:
     """The windows and boxes of several inputs, which are named by their numbers. A context manager, for one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
+        """
+        Args:
+            labels: C class names, in the order of the logits.
+        """
+        self.labels = tuple(labels)
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(_TABLES)
 
@@ -70,20 +75,19 @@ class Recording:
         """Keeps the answer to a window of the input ``number``."""
         blobs = (window.logits.astype(np.float32).tobytes(), window.probabilities.astype(np.float32).tobytes())
         self._execute(
-            "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            number, window.track, window.start_s, window.end_s, window.frames, window.detection,
+            "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            number, window.track, window.start_s, window.end_s, window.middle_s, window.frames, window.detection,
             int(window.logits.argmax()), *blobs,
         )  # fmt: skip
 
-    def add_boxes(self, number: int, frame: SeenFrame) -> None:
-        """Keeps where the faces of a frame of the input ``number`` are."""
-        for face in frame.faces:
-            if face.box is not None:
-                box = face.box
-                self._execute(
-                    "INSERT INTO sightings VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    number, frame.time_s, face.track, box.left, box.top, box.right, box.bottom,
-                )  # fmt: skip
+    def add_box(self, number: int, time_s: float, face: Face) -> None:
+        """Keeps where a face of the input ``number`` is at a time; nothing where no faces are looked for."""
+        box = face.box
+        if box is not None:
+            self._execute(
+                "INSERT INTO sightings VALUES (?, ?, ?, ?, ?, ?, ?)",
+                number, time_s, face.track, box.left, box.top, box.right, box.bottom,
+            )  # fmt: skip
 
     def forget(self, number: int) -> None:
         """Drops all of the input ``number``."""
@@ -99,15 +103,16 @@ class Recording:
     def windows(self, number: int, track: int | None = None) -> Iterator[Window]:
         """The windows of an input, or of one track in it, by track and time."""
         where, values = ("", [number]) if track is None else (" AND track = ?", [number, track])
-        query = f"SELECT {_COLUMNS} FROM windows WHERE input = ?{where} ORDER BY track, end_s"  # noqa: S608
-        return (_window(row) for row in self._execute(query, *values))
+        query = f"SELECT {_COLUMNS} FROM windows WHERE input = ?{where} ORDER BY track, middle_s"  # noqa: S608
+        return (self._window(row) for row in self._execute(query, *values))
 
     def window_around(self, number: int, track: int, time_s: float) -> Window | None:
-        """The window of a track that ends at ``time_s`` or else is the next to end; else the last; None without any."""
-        query = f"SELECT {_COLUMNS} FROM windows WHERE input = ? AND track = ? "  # noqa: S608
-        row = self._execute(query + "AND end_s >= ? ORDER BY end_s LIMIT 1", number, track, time_s).fetchone()
-        row = row or self._execute(query + "ORDER BY end_s DESC LIMIT 1", number, track).fetchone()
-        return _window(row) if row else None
+        """The window of a track whose middle is nearest to ``time_s``, of two the earlier one; None without any."""
+        query = f"SELECT {_COLUMNS} FROM windows WHERE input = ? AND track = ? AND middle_s "  # noqa: S608
+        sides = ("<= ? ORDER BY middle_s DESC LIMIT 1", "> ? ORDER BY middle_s LIMIT 1")
+        rows = [self._execute(query + side, number, track, time_s).fetchone() for side in sides]
+        windows = [self._window(row) for row in rows if row]
+        return min(windows, key=lambda window: abs(window.middle_s - time_s), default=None)
 
     def boxes(self, number: int, time_s: float) -> dict[int, Box]:
         """The boxes of a frame, by track; ``time_s`` is the frame's to half a millisecond."""
@@ -133,6 +138,19 @@ class Recording:
         if rows:
             yield _summary(rows)
 
+    def _window(self, row: Any) -> Window:
+        track, start_s, end_s, logits, probabilities, frames, detection = row
+        return Window(
+            track=track,
+            start_s=_number(start_s),
+            end_s=_number(end_s),
+            logits=_array(logits),
+            probabilities=_array(probabilities),
+            frames=frames,
+            detection=detection,
+            labels=self.labels,
+        )
+
     def __enter__(self) -> Recording:
         return self
 
@@ -151,7 +169,7 @@ class Recording:
             ) from error
 
 
-def write_csv(path: Path, recording: Recording, inputs: Sequence[Path], labels: Sequence[str]) -> None:
+def write_csv(path: Path, recording: Recording, inputs: Sequence[Path]) -> None:
     """Writes one line for each window, atomically; times are empty where an input has none.
 
     Texts are quoted, and those that a spreadsheet would take for a formula get an apostrophe in front (OWASP, "CSV
@@ -160,10 +178,9 @@ def write_csv(path: Path, recording: Recording, inputs: Sequence[Path], labels: 
     columns = ("input", "track", "start_s", "end_s", "frames", "detection", "expression", "confidence")
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow([*columns, *map(_cell, labels)])
+        writer.writerow([*columns, *map(_cell, recording.labels)])
         for number, source in enumerate(inputs):
             for window in recording.windows(number):
-                best = int(window.logits.argmax())
                 writer.writerow(
                     [
                         _cell(shown(source)),
@@ -171,15 +188,13 @@ def write_csv(path: Path, recording: Recording, inputs: Sequence[Path], labels: 
                         *(value if math.isfinite(value) else None for value in _times(window)),
                         window.frames,
                         round(window.detection, 4),
-                        _cell(labels[best]),
-                        *(round(float(value), 6) for value in (window.probabilities[best], *window.probabilities)),
+                        _cell(window.expression),
+                        *(round(float(value), 6) for value in (window.confidence, *window.probabilities)),
                     ]
                 )
 
 
-def write_results(
-    path: Path, recording: Recording, inputs: Sequence[Path], labels: Sequence[str], about: dict[str, Any]
-) -> None:
+def write_results(path: Path, recording: Recording, inputs: Sequence[Path], about: dict[str, Any]) -> None:
     """Writes what ``files.write_json`` would for ``about`` with a list ``results`` of all windows, one at a time."""
     before, after = json.dumps(
         about | {"results": []}, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
@@ -197,9 +212,9 @@ def write_results(
                     "end_s": end_s,
                     "frames": window.frames,
                     "detection": window.detection,
-                    "expression": labels[int(window.logits.argmax())],
-                    "probabilities": dict(zip(labels, window.probabilities.tolist(), strict=True)),
-                    "logits": dict(zip(labels, window.logits.tolist(), strict=True)),
+                    "expression": window.expression,
+                    "probabilities": dict(zip(window.labels, window.probabilities.tolist(), strict=True)),
+                    "logits": dict(zip(window.labels, window.logits.tolist(), strict=True)),
                 }
                 text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
                 file.write(separator + textwrap.indent(text, "    "))
@@ -218,19 +233,6 @@ def _cell(text: str) -> str:
 
 def _times(window: Window) -> tuple[float, float]:
     return round(window.start_s, 3), round(window.end_s, 3)
-
-
-def _window(row: Any) -> Window:
-    track, start_s, end_s, logits, probabilities, frames, detection = row
-    return Window(
-        track=track,
-        start_s=_number(start_s),
-        end_s=_number(end_s),
-        logits=_array(logits),
-        probabilities=_array(probabilities),
-        frames=frames,
-        detection=detection,
-    )
 
 
 def _number(value: float | None) -> float:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, Box, FaceDetector, face_crop
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, clip_from_path, resized
 from dfer_deploy.clips.sampling import Indices, sample_indices
 from dfer_deploy.clips.timed import TimedFrame, duration_s, timed_frames
@@ -51,6 +51,7 @@ class Window:
         probabilities: float32 [C].
         frames: how many frames there were; fewer than 16 were padded by repeating the last.
         detection: mean score of the face's detections, in [0, 1]; 1 where no faces were looked for.
+        labels: C class names, in the order of the logits.
     """
 
     track: int
@@ -60,6 +61,22 @@ class Window:
     probabilities: Float32
     frames: int
     detection: float
+    labels: tuple[str, ...]
+
+    @property
+    def expression(self) -> str:
+        """The name of the most probable class."""
+        return self.labels[int(self.logits.argmax())]
+
+    @property
+    def confidence(self) -> float:
+        """Its probability, in [0, 1]."""
+        return float(self.probabilities[self.logits.argmax()])
+
+    @property
+    def middle_s(self) -> float:
+        """The time that the answer is shown at."""
+        return (self.start_s + self.end_s) / 2
 
 
 @dataclass(frozen=True)
@@ -89,11 +106,34 @@ class SeenFrame:
     faces: tuple[Face, ...]
 
 
+class ConfirmedFaces:
+    """Leaves out the places at which a face was not found, unless it is found there again later.
+
+    Until then they are kept, at most for ``clips.tracks.HOLD_S``.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, list[tuple[float, Face]]] = {}
+
+    def add(self, frame: SeenFrame) -> list[tuple[float, Face]]:
+        """Takes the next frame; gives the faces that are certain by now with their times, those of a track in order."""
+        self._held = {face.track: self._held.get(face.track, []) for face in frame.faces}
+        confirmed = []
+        for face in frame.faces:
+            held = self._held[face.track]
+            held.append((frame.time_s, face))
+            if face.detected:
+                confirmed += held
+                self._held[face.track] = []
+        return confirmed
+
+
 def windows_of_video(
     video: Path,
     predictor: Predictor,
     image_size: int,
     *,
+    labels: Sequence[str],
     interval_s: float = DEFAULT_FRAME_INTERVAL_S,
     stride: int = DEFAULT_STRIDE,
     detector: FaceDetector | None = None,
@@ -110,6 +150,7 @@ def windows_of_video(
         video: a video file.
         predictor: answers; used by the caller's thread alone.
         image_size: S, the side of the model's square input in pixels.
+        labels: C class names, in the order of the logits.
         interval_s: seconds between two frames of a window.
         stride: frames from one window to the next, 1 or more.
         detector: finds the faces; None where the whole picture is the face.
@@ -121,7 +162,8 @@ def windows_of_video(
             predictor's errors.
     """
     require(stride >= 1, f"the stride is {stride}, expected 1 or more frames")
-    maker = WindowMaker(predictor, stride)
+    require(0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}")
+    maker = WindowMaker(predictor, stride, labels)
     frames = 0
     with _seen_frames(video, image_size, interval_s, detector, margin) as seen_frames:
         for frame in seen_frames:
@@ -130,12 +172,12 @@ def windows_of_video(
                 seen(frame)
             yield from maker.add(frame)
     if detector is None and frames < WINDOW:
-        yield whole_window(video, predictor, image_size)
+        yield whole_window(video, predictor, image_size, labels)
     else:
         yield from maker.finish()
 
 
-def whole_window(path: Path, predictor: Predictor, image_size: int) -> Window:
+def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequence[str]) -> Window:
     """One answer for a video or a folder of frames: 16 frames spread over the whole, as at test time.
 
     ``end_s`` is the duration that a video states; NaN for a folder, which has no times.
@@ -160,15 +202,18 @@ def whole_window(path: Path, predictor: Predictor, image_size: int) -> Window:
         probabilities=answer.probabilities[0],
         frames=min(counts[-1], WINDOW),
         detection=1.0,
+        labels=tuple(labels),
     )
 
 
 class WindowMaker:
     """Joins the faces of frames to windows and asks the model; what it keeps is bounded by the faces of one time."""
 
-    def __init__(self, predictor: Predictor, stride: int) -> None:
+    def __init__(self, predictor: Predictor, stride: int, labels: Sequence[str]) -> None:
         self._predictor = predictor
         self._stride = stride
+        self._labels = tuple(labels)
+        self._confirmed = ConfirmedFaces()
         self._tracks: dict[int, _Track] = {}
         self._waiting: list[_Frame | _End] = []
 
@@ -177,13 +222,9 @@ class WindowMaker:
         present = {face.track for face in frame.faces}
         for number in [number for number in self._tracks if number not in present]:
             self._end(number)
-        for face in frame.faces:
+        for time_s, face in self._confirmed.add(frame):
             track = self._tracks.setdefault(face.track, _Track(face.track))
-            track.held.append(_Frame(track, frame.time_s, face.score, face.crop))
-            # Where a face is not found, its place tells something only if it is found there again.
-            if face.detected:
-                self._waiting += track.held
-                track.held = []
+            self._waiting.append(_Frame(track, time_s, face.score, face.crop))
         if sum(isinstance(item, _Frame) for item in self._waiting) >= WINDOW:
             yield from self._answered()
 
@@ -231,6 +272,7 @@ class WindowMaker:
                 probabilities=probabilities,
                 frames=len(frames),
                 detection=float(np.mean([frame.score for frame in frames])),
+                labels=self._labels,
             )
 
 
@@ -240,7 +282,6 @@ class _Track:
     recent: deque[_Encoded] = field(default_factory=lambda: deque(maxlen=WINDOW))
     count: int = 0
     answered: int = 0
-    held: list[_Frame] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ class Client(ConnectedModel):
             Path(path),
             ServedPredictor(self),
             self.image_size,
+            labels=self.labels,
             interval_s=interval_s,
             stride=stride,
             detector=_detector(faces),

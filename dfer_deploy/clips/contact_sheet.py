@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -14,45 +15,66 @@ MAX_ROWS = 16
 MAX_COLUMNS = 12
 _TILE = 112
 _GAP = 4
-_NAMES = 84
+_NAMES = 112
 _LINE = 16
 
 
-def write_contact_sheet(path: Path, rows: Mapping[int, Sequence[tuple[float, Clip]]]) -> None:
+@dataclass(frozen=True)
+class CropRow:
+    """The crops of one track.
+
+    Attributes:
+        crops: uint8 [S, S, 3] with their times in seconds, at equal distances in the order of time.
+        count: how many there were; ``crops`` may be a part of them.
+    """
+
+    crops: Sequence[tuple[float, Clip]]
+    count: int
+
+
+def write_contact_sheet(path: Path, rows: Mapping[int, CropRow], tracks: int) -> None:
     """Draws the crops of every track as a row of a PNG, from left to right in time.
 
-    At most 16 tracks are drawn, those with the most crops, and of each at most 12 crops, evenly spread from the first
-    to the last; the picture says how many there were.
+    At most 16 tracks are drawn, those with the most crops, and of each at most 12 crops, the first one and then every
+    second, third, … one, so that they are as far apart in time as each other; the picture says how many there were.
 
     Args:
         path: the file; its folder exists. Written atomically.
-        rows: by track, its crops uint8 [S, S, 3] with their times in seconds, in the order of time.
+        rows: by track.
+        tracks: how many there were; ``rows`` may be a part of them.
 
     Raises:
         DferDeployError: the file cannot be written.
     """
-    shown = sorted(sorted(rows, key=lambda track: (-len(rows[track]), track))[:MAX_ROWS])
-    columns = max((min(len(rows[track]), MAX_COLUMNS) for track in shown), default=0)
+    drawn = sorted(sorted(rows, key=lambda track: (-rows[track].count, track))[:MAX_ROWS])
+    chosen = {track: _spread(rows[track].crops) for track in drawn}
+    columns = max((len(crops) for crops in chosen.values()), default=0)
     height = _TILE + _LINE + _GAP
     sheet = Image.new(
-        "RGB", (_NAMES + max(columns, 3) * (_TILE + _GAP), _LINE + 2 * _GAP + len(shown) * height), "white"
+        "RGB", (_NAMES + max(columns, 3) * (_TILE + _GAP), _LINE + 2 * _GAP + len(drawn) * height), "white"
     )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    title = f"{len(shown)} of {len(rows)} tracks" if len(shown) < len(rows) else _counted(len(rows), "track")
+    title = f"{len(drawn)} of {tracks} tracks" if len(drawn) < tracks else _counted(tracks, "track")
     pen.text((_GAP, _GAP), title, fill="black", font=font)
-    for row, track in enumerate(shown):
-        crops = rows[track]
+    for row, (track, crops) in enumerate(chosen.items()):
         top = _LINE + 2 * _GAP + row * height
-        pen.text((_GAP, top + _TILE // 2 - _LINE), f"track {track}", fill="black", font=font)
-        pen.text((_GAP, top + _TILE // 2), _counted(len(crops), "crop"), fill="black", font=font)
-        count = min(len(crops), MAX_COLUMNS)
-        for column in range(count):
-            time_s, crop = crops[column * (len(crops) - 1) // max(1, count - 1)]
+        count = rows[track].count
+        caption = [f"track {track}" if track else "whole picture", _counted(count, "crop")]
+        if len(crops) < count:
+            caption.append(f"{len(crops)} of them shown")
+        for line, text in enumerate(caption):
+            pen.text((_GAP, top + _TILE // 2 + (line - 1) * _LINE), text, fill="black", font=font)
+        for column, (time_s, crop) in enumerate(crops):
             left = _NAMES + column * (_TILE + _GAP)
             sheet.paste(Image.fromarray(crop).resize((_TILE, _TILE), Image.Resampling.BILINEAR), (left, top))
             pen.text((left, top + _TILE), f"{time_s:.2f} s", fill="black", font=font)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def _spread(crops: Sequence[tuple[float, Clip]]) -> Sequence[tuple[float, Clip]]:
+    """At most twelve of the crops, equally far apart, over all of their time but less than one such distance."""
+    return crops[:: -(-len(crops) // MAX_COLUMNS)] if crops else crops
 
 
 def _counted(number: int, what: str) -> str:

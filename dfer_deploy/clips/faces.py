@@ -47,6 +47,8 @@ A choice: no clip of DFEW, FERV39k or MAFW was at hand to compare with. For MAFW
 (katerynaCh/MMA-DFER, ``data_utils/extract_faces_mfaw.py``) takes a square on the box's longer side, without margin.
 """
 
+LARGEST_MARGIN = 2.0
+
 _SAME_FACE_IOU = 0.3
 _LOG_SIDES = (-1.0, 6.0)
 """In cells: what no face of the network's input leaves, so that every box is finite and none is empty."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN
 from dfer_deploy.specs import PROMPT_POSITIONS
 
 
@@ -35,6 +36,14 @@ data_root_option = click.option(
     "--data-root",
     metavar="FOLDER|OLD=NEW",
     help="Where the listed clips are on this machine: a folder, or which prefix of the listed paths becomes which.",
+)
+
+margin_option = click.option(
+    "--margin",
+    type=click.FloatRange(0.0, LARGEST_MARGIN),
+    default=DEFAULT_MARGIN,
+    show_default=True,
+    help="Around each face, as a share of it.",
 )
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))

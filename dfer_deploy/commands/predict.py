@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ import click
 from dfer_deploy.annotated import write_annotated
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.contact_sheet import write_contact_sheet
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.clips.faces import DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, duration_s
 from dfer_deploy.commands.answers import OutputFiles, one_of, print_answers, write_answers
-from dfer_deploy.commands.options import json_option
+from dfer_deploy.commands.options import json_option, margin_option
 from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.console import progress_bar, stderr, warn
 from dfer_deploy.crop_sample import CropSample
@@ -28,6 +29,7 @@ from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.windows import (
     DEFAULT_FRAME_INTERVAL_S,
     DEFAULT_STRIDE,
+    ConfirmedFaces,
     SeenFrame,
     whole_window,
     windows_of_video,
@@ -35,8 +37,12 @@ from dfer_deploy.windows import (
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _LARGEST_STRIDE = 1_000_000
-_LARGEST_MARGIN = 2.0
 _LONGEST_NAME = 30
+
+_RETRIES = 1000
+"""The deadline is what ends the waiting for a server."""
+
+_VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,13 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Windows:
-    """How a video is cut into windows; see ``windows.windows_of_video``."""
+    """How a video is cut into windows (``windows.windows_of_video``), and what is to be said of it at the first one."""
 
     interval_s: float
     stride: int
     detector: FaceDetector | None
     margin: float
+    notes: list[str]
 
 
 @click.command()
@@ -70,20 +77,20 @@ class _Windows:
 @host_code_option
 @click.option("--url", help="Ask a server: grpc://HOST:PORT or http://HOST:PORT.")
 @click.option("--model", default="dfer", show_default=True, help="The ensemble's name, with --url.")
-@click.option("--timeout-s", type=float, default=60.0, show_default=True, help="Deadline of one request, with --url.")
+@click.option(
+    "--timeout-s",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="How long one answer may take, with --url; so long a server may be away.",
+)
 @click.option("--whole", is_flag=True, help="One answer for each INPUT, from 16 frames spread over the whole of it.")
 @click.option(
     "--faces",
     type=click.Choice([*DETECTORS, "none"]),
     help="What finds the faces; none where the picture is one.  [default: centerface for videos, none for folders]",
 )
-@click.option(
-    "--margin",
-    type=click.FloatRange(0.0, _LARGEST_MARGIN),
-    default=DEFAULT_MARGIN,
-    show_default=True,
-    help="Around each face, as a share of it.",
-)
+@margin_option
 @click.option(
     "--frame-interval-s",
     type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
@@ -144,67 +151,94 @@ def predict(
     videos = {number for number, path in enumerate(inputs) if not whole and _kind(path) == "file"}
     detector = _open_detector() if videos and faces != "none" else None
     failures: list[str] = []
+    answered = 0
     with ExitStack() as stack:
         asked = _open_model(stack, bundle_path, runtime, allow_host_code, url, model, timeout_s)
         known_s = frame_interval_s or asked.frame_interval_s
-        how = _Windows(known_s or DEFAULT_FRAME_INTERVAL_S, stride, detector, margin)
-        if videos and known_s is None:
-            stderr.print(
+        how = _Windows(known_s or DEFAULT_FRAME_INTERVAL_S, stride, detector, margin, [])
+        if known_s is None:
+            how.notes.append(
                 f"frames {how.interval_s:.3f} s apart, as in DFEW, since it is not known how far apart those of the "
                 "training clips were (--frame-interval-s)"
             )
-        recording = stack.enter_context(Recording())
+        recording = stack.enter_context(Recording(asked.labels))
         with _positions(inputs, videos, passes=2 if video else 1) as position:
             for number, path in enumerate(inputs):
-                if _kind(path) == "folder" and (faces == "centerface" or timeline or crops or video):
-                    failures.append(
-                        f"{path} is a folder of frames, which has no times; give a video, or leave --faces, "
-                        "--timeline, --crops and --video away"
-                    )
-                    continue
                 try:
                     if number in videos:
-                        _follow(number, inputs, asked, how, files, recording, position)
+                        seen = _answer(number, path, asked, how, files, recording, position)
                     else:
-                        recording.add_window(number, whole_window(path, asked.predictor, asked.image_size))
+                        _check_folder(path, times_wanted=bool(faces == "centerface" or timeline or crops or video))
+                        recording.add_window(
+                            number, whole_window(path, asked.predictor, asked.image_size, asked.labels)
+                        )
                 except DferDeployError as error:
                     recording.forget(number)
                     failures.append(str(error))
+                    continue
+                answered += 1
+                if number in videos:
+                    try:
+                        _draw(number, inputs, how, files, recording, position, seen)
+                    except DferDeployError as error:
+                        failures.append(str(error))
         failures = [failure.encode(errors="replace").decode() for failure in failures]
-        print_answers(asked.predictor.name, recording, inputs, asked.labels)
-        for failure in failures:
-            click.echo(f"Error: {failure}", err=True)
         about: dict[str, object] = {"answered_by": asked.predictor.name, "failures": failures}
         if videos:
             about["frame_interval_s"] = how.interval_s
-        write_answers(files, recording, inputs, asked.labels, about)
+        try:
+            if answered:
+                write_answers(files, recording, inputs, about)
+        except DferDeployError as error:
+            failures.append(str(error))
+        try:
+            print_answers(asked.predictor.name, recording, inputs)
+        finally:
+            for failure in failures:
+                click.echo(f"Error: {failure}", err=True)
+            for file in (csv_file, json_file):
+                if file and not answered:
+                    warn(f"{shown(file)} was not written, since there is no answer to any INPUT")
     if failures:
         ctx.exit(ExitCode.WRONG_INPUT)
 
 
-def _follow(
+@dataclass
+class _Seen:
+    """What is known of a video when it is answered: the crops to show, and when it ends."""
+
+    sample: CropSample
+    last_s: float = 0.0
+
+
+def _answer(
     number: int,
-    inputs: Sequence[Path],
+    path: Path,
     asked: _Model,
     how: _Windows,
     files: OutputFiles,
     recording: Recording,
     position: Callable[[int, int, float], None],
-) -> None:
-    """Answers one video over time, and draws what was asked for."""
-    path, sample = inputs[number], CropSample()
+) -> _Seen:
+    """Answers one video over time, and keeps what is to be drawn."""
+    known, confirmed = _Seen(CropSample()), ConfirmedFaces()
 
     def seen(frame: SeenFrame) -> None:
+        if how.notes:
+            stderr.print(how.notes.pop())
         position(number, 0, frame.time_s)
-        if files.video:
-            recording.add_boxes(number, frame)
-        if files.crops:
-            sample.add(frame)
+        known.last_s = frame.time_s
+        for time_s, face in confirmed.add(frame):
+            if files.video:
+                recording.add_box(number, time_s, face)
+            if files.crops:
+                known.sample.add(time_s, face)
 
     windows = windows_of_video(
         path,
         asked.predictor,
         asked.image_size,
+        labels=asked.labels,
         interval_s=how.interval_s,
         stride=how.stride,
         detector=how.detector,
@@ -214,25 +248,57 @@ def _follow(
     with contextlib.closing(windows):
         for window in windows:
             recording.add_window(number, window)
+    return known
+
+
+def _draw(
+    number: int,
+    inputs: Sequence[Path],
+    how: _Windows,
+    files: OutputFiles,
+    recording: Recording,
+    position: Callable[[int, int, float], None],
+    seen: _Seen,
+) -> None:
+    """Draws what was asked for of one video; where there was no face, the video alone, without boxes."""
+    path = inputs[number]
+    timeline, crops, video = (
+        one_of(file, inputs, number) if file else None for file in (files.timeline, files.crops, files.video)
+    )
     if recording.count(number) == 0:
         warn(f"no face was found in {shown(path)}, so there is no answer; for a cropped face use --faces none")
-        return
-    if files.timeline:
+        for file in (timeline, crops):
+            if file:
+                warn(f"{shown(file)} was not written, since no face was found in {shown(path)}")
+        timeline = crops = None
+    if timeline:
         from dfer_deploy.timeline import write_timeline
 
-        write_timeline(one_of(files.timeline, inputs, number), recording, number, asked.labels, shown(Path(path.name)))
-    if files.crops:
-        write_contact_sheet(one_of(files.crops, inputs, number), sample.rows())
-    if files.video:
-        write_annotated(
-            one_of(files.video, inputs, number),
-            path,
-            recording,
-            number,
-            asked.labels,
-            how.interval_s,
-            lambda time_s: position(number, 1, time_s),
+        # A header may state more than there is; the next frame would be one interval later.
+        end_s = min(max(_length_s(path) or math.inf, seen.last_s), seen.last_s + how.interval_s)
+        write_timeline(timeline, recording, number, shown(Path(path.name)), interval_s=how.interval_s, end_s=end_s)
+    if crops:
+        write_contact_sheet(crops, seen.sample.rows(), seen.sample.tracks)
+    if video:
+        write_annotated(video, path, recording, number, how.interval_s, lambda time_s: position(number, 1, time_s))
+
+
+def _check_folder(path: Path, *, times_wanted: bool) -> None:
+    """Refuses a folder of frames that was meant otherwise; what is no folder is told by who reads it."""
+    if _kind(path) != "folder":
+        return
+    if times_wanted:
+        raise DferDeployError(
+            f"{path} is a folder of frames, which has no times; give a video, or leave --faces, --timeline, --crops "
+            "and --video away"
         )
+    with contextlib.suppress(OSError):
+        names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _VIDEO_SUFFIXES)
+        if names:
+            raise DferDeployError(
+                f"{path} is a folder with videos ({names[0]}{', …' if len(names) > 1 else ''}), expected one with the "
+                "frames of one clip and nothing else; give the videos themselves"
+            )
 
 
 def _open_model(
@@ -252,11 +318,14 @@ def _open_model(
         return _Model(
             predictor, spec.prompts.class_names, spec.clip.vision.image_size, bundle.manifest.frame_interval_s
         )
-    from dfer_deploy.triton.client import TritonPredictor
+    from dfer_deploy.client.blocking import Client, ServedPredictor
 
     assert url is not None  # noqa: S101 - checked by the caller, for mypy
-    client = stack.enter_context(TritonPredictor(url, model, timeout_s=timeout_s))
-    return _Model(client, client.labels(), client.image_size, None)
+    # Where no server is now, nobody wants to wait for one; one that is started again is waited for.
+    Client(url, model, deadline_s=timeout_s, retries=0).close()
+    client = Client(url, model, deadline_s=timeout_s, retries=_RETRIES)
+    predictor = stack.enter_context(ServedPredictor(client))
+    return _Model(predictor, client.labels, client.image_size, client.frame_interval_s)
 
 
 def _open_detector() -> FaceDetector:

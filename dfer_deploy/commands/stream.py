@@ -15,13 +15,14 @@ import click
 from rich.live import Live
 
 from dfer_deploy.bundle import open_bundle
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, open_detector
+from dfer_deploy.clips.faces import DETECTORS, open_detector
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
+from dfer_deploy.commands.options import margin_option
 from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input
-from dfer_deploy.live.session import LARGEST_MARGIN, FaceAnswer, LiveSession
+from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import is_camera, live_frames
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.live.view import LiveView
@@ -67,13 +68,7 @@ class Answering:
     show_default=True,
     help="How faces are found; none where the picture is a cropped face.",
 )
-@click.option(
-    "--margin",
-    type=click.FloatRange(0.0, LARGEST_MARGIN),
-    default=DEFAULT_MARGIN,
-    show_default=True,
-    help="Around each face, as a share of it.",
-)
+@margin_option
 @click.option(
     "--frame-interval-s",
     type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),

@@ -11,15 +11,13 @@ import numpy as np
 from PIL import Image
 
 from dfer_deploy.answers import StreamAnswer
-from dfer_deploy.clips.faces import Box, FaceDetector, face_crop
+from dfer_deploy.clips.faces import LARGEST_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
 from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import require
 from dfer_deploy.streaming import FrameStream
 from dfer_deploy.windows import WHOLE
-
-LARGEST_MARGIN = 2.0
 
 _LONGEST_STEP_S = HOLD_S / 3
 """Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited

@@ -1,14 +1,19 @@
 """Windows over a video, in process and by a server that is asked for both steps of the ensemble."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from videos import SquareDetector, two_squares, write_timed_video
 
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.clips.faces import Detection
 from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.triton.environment import TritonEnvironment
+from dfer_deploy.triton.server import TritonServer
 
 
 @pytest.mark.usefixtures("environment")
@@ -35,3 +40,45 @@ def test_a_video_is_answered_alike_in_process_and_by_a_server(
                 expected["track"], expected["start_s"], expected["end_s"],
             )  # fmt: skip
             assert found["logits"] == pytest.approx(expected["logits"], abs=1e-4)
+
+
+def test_a_server_that_is_started_again_costs_no_answer(
+    cli: Any, bundle: Bundle, environment: TritonEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = TritonServer(environment, bundle.model_repository, exit_timeout_s=0)
+    first.start()
+    second = TritonServer(environment, bundle.model_repository, exit_timeout_s=0, grpc_port=first.endpoints.grpc_port)
+    restart = threading.Thread(target=second.start)
+
+    class Restarting(SquareDetector):
+        """Finds the squares, and in the middle of the video stops the server."""
+
+        def __init__(self) -> None:
+            self.frames = 0
+
+        def detect(self, image: np.ndarray) -> list[Detection]:
+            self.frames += 1
+            if self.frames == 40:
+                first.stop()
+                restart.start()
+            return super().detect(image)
+
+    video = write_timed_video(tmp_path / "a.mkv", two_squares(80, range(80), range(0)), range(0, 8000, 100))
+    options = (video, "--frame-interval-s", 0.1, "--json", tmp_path / "j")
+    rows = {}
+    try:
+        for name, detector, where in (
+            ("in process", SquareDetector, ("--bundle", bundle.path)),
+            ("server", Restarting, ("--url", first.endpoints.grpc_url)),
+        ):
+            monkeypatch.setattr("dfer_deploy.commands.predict.open_detector", detector)
+            result = cli("predict", *where, *options)
+            assert result.exit_code == 0, result.output
+            rows[name] = json.loads((tmp_path / "j").read_text())["results"]
+        restart.join()
+    finally:
+        first.stop()
+        second.stop()
+    assert len(rows["server"]) == len(rows["in process"]) == 17
+    for expected, found in zip(rows["in process"], rows["server"], strict=True):
+        assert found["logits"] == pytest.approx(expected["logits"], abs=1e-4)

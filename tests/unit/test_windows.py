@@ -15,9 +15,10 @@ from dfer_deploy.clips.reading import clip_from_video, resized
 from dfer_deploy.clips.timed import timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import open_predictor
-from dfer_deploy.windows import SeenFrame, Window, windows_of_video
+from dfer_deploy.windows import ConfirmedFaces, Face, SeenFrame, Window, windows_of_video
 
 STEP = 0.1
+LABELS = ("happiness", "sadness", "anger")
 
 
 class Counting:
@@ -44,7 +45,7 @@ def predictor(bundle: Bundle) -> Iterator[Counting]:
 
 
 def windows(video: Path, predictor: Any, **options: Any) -> list[Window]:
-    return list(windows_of_video(video, predictor, 32, **({"interval_s": STEP} | options)))
+    return list(windows_of_video(video, predictor, 32, **({"interval_s": STEP, "labels": LABELS} | options)))
 
 
 def check(window: Window, predictor: Any, crops: list[np.ndarray]) -> None:
@@ -54,6 +55,8 @@ def check(window: Window, predictor: Any, crops: list[np.ndarray]) -> None:
     assert np.abs(window.logits - expected.logits[0]).max() < 1e-4
     assert np.abs(window.probabilities - expected.probabilities[0]).max() < 1e-4
     assert window.frames == len(crops)
+    best = int(expected.logits[0].argmax())
+    assert (window.expression, window.confidence) == (LABELS[best], float(window.probabilities[best]))
 
 
 def crops_of(seen: list[SeenFrame], track: int) -> tuple[list[float], list[np.ndarray]]:
@@ -136,6 +139,20 @@ def test_a_face_that_is_lost_for_a_moment_stays_one_track(tmp_path: Path, predic
     assert not seen[10].faces[0].detected
 
 
+def test_a_face_that_is_not_found_is_certain_once_it_is_found_again() -> None:
+    crop = np.zeros((4, 4, 3), np.uint8)
+    confirmed = ConfirmedFaces()
+    told = []
+    # The first one is lost for a moment and then for good, the second one appears meanwhile, and leaves.
+    for step, (first, second) in enumerate([(True, None), (False, True), (True, False), (False, None), (None, None)]):
+        found = [(1, first), (2, second)]
+        faces = tuple(Face(track, crop, detected=seen) for track, seen in found if seen is not None)
+        told.append([(time_s, face.track) for time_s, face in confirmed.add(SeenFrame(float(step), faces))])
+    assert told == [[(0.0, 1)], [(1.0, 2)], [(1.0, 1), (2.0, 1)], [], []]
+    # Who comes back under the old number is not joined with what was held before.
+    assert confirmed.add(SeenFrame(5.0, (Face(1, crop),))) == [(5.0, Face(1, crop))]
+
+
 def test_crops_have_the_margin_and_the_rotation(tmp_path: Path, predictor: Counting) -> None:
     frames = np.full((4, 96, 128, 3), 30, np.uint8)
     frames[:, 10:50, 10:50] = (250, 20, 20)
@@ -183,7 +200,7 @@ def test_an_interruption_leaves_no_thread(tmp_path: Path, predictor: Counting, w
             return detect(image)
 
         detector.detect = broken  # type: ignore[method-assign]
-    answers = windows_of_video(video, predictor, 32, interval_s=STEP, detector=detector)
+    answers = windows_of_video(video, predictor, 32, labels=LABELS, interval_s=STEP, detector=detector)
     if where == "caller":
         next(answers)
         answers.close()

@@ -85,7 +85,8 @@ def test_predict_video_gives_the_windows_of_the_offline_model(url: str, offline,
         for image in np.concatenate(clips_of(2)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
         container.mux(stream.encode(None))
-    expected = list(windows_of_video(path, offline, 32, interval_s=0.1))
+    labels = ("happiness", "sadness", "anger")
+    expected = list(windows_of_video(path, offline, 32, labels=labels, interval_s=0.1))
     with Client(url) as client:
         windows = list(client.predict_video(path, faces="none"))  # the server tells the interval
 
@@ -98,6 +99,8 @@ def test_predict_video_gives_the_windows_of_the_offline_model(url: str, offline,
         assert len(found) == 5
         for one, other in zip(found, expected, strict=True):
             assert np.abs(one.logits - other.logits).max() < EXACT
+            assert one.expression == other.expression == labels[int(one.logits.argmax())]
+            assert one.confidence == one.probabilities.max()
 
 
 class WholePicture:

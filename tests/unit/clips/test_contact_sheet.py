@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dfer_deploy.clips.contact_sheet import MAX_COLUMNS, MAX_ROWS, write_contact_sheet
+from dfer_deploy.clips.contact_sheet import MAX_COLUMNS, MAX_ROWS, CropRow, write_contact_sheet
 from dfer_deploy.clips.reading import Clip
 
 
@@ -30,8 +30,8 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_row_for_each_track_with_times(tmp_path: Path, texts: list[str]) -> None:
-    rows = {2: [(1.0, crop(10)), (1.25, crop(60))], 7: [(3.0, crop(200))]}
-    write_contact_sheet(tmp_path / "a.png", rows)
+    rows = {2: CropRow([(1.0, crop(10)), (1.25, crop(60))], 2), 7: CropRow([(3.0, crop(200))], 1)}
+    write_contact_sheet(tmp_path / "a.png", rows, 2)
     assert texts == ["2 tracks", "track 2", "2 crops", "1.00 s", "1.25 s", "track 7", "1 crop", "3.00 s"]
     with Image.open(tmp_path / "a.png") as picture:
         colours = {colour for count, colour in picture.getcolors(1 << 20) if count > 10_000}
@@ -40,18 +40,31 @@ def test_a_row_for_each_track_with_times(tmp_path: Path, texts: list[str]) -> No
 
 
 def test_many_tracks_and_crops_are_thinned_evenly(tmp_path: Path, texts: list[str]) -> None:
-    rows = {track: [(float(k), crop(track)) for k in range(100 + track)] for track in range(1, 41)}
-    write_contact_sheet(tmp_path / "a.png", rows)
+    rows = {
+        track: CropRow([(float(k), crop(track)) for k in range(20 + track)], 1000 + track) for track in range(1, 29)
+    }
+    write_contact_sheet(tmp_path / "a.png", rows, 40)
     assert texts[0] == f"{MAX_ROWS} of 40 tracks"
-    assert [text for text in texts if text.startswith("track")] == [f"track {k}" for k in range(41 - MAX_ROWS, 41)]
-    times = texts[3 : 3 + MAX_COLUMNS]
-    assert (times[0], times[-1]) == ("0.00 s", f"{100 + 41 - MAX_ROWS - 1}.00 s")
-    steps = np.diff([float(text[:-2]) for text in times])
-    assert steps.max() - steps.min() <= 1
+    shown = range(29 - MAX_ROWS, 29)
+    assert [text for text in texts if text.startswith("track")] == [f"track {k}" for k in shown]
+    for track in shown:
+        start = texts.index(f"track {track}")
+        said, times = texts[start + 1 : start + 3], []
+        for text in texts[start + 3 :]:
+            if not text.endswith(" s"):
+                break
+            times.append(float(text[:-2]))
+        assert said == [f"{1000 + track} crops", f"{len(times)} of them shown"]
+        steps = set(np.diff(times))
+        # As far apart as each other, from the first one to less than one more step before the last one.
+        assert len(steps) == 1
+        assert times[0] == 0.0
+        assert times[-1] + steps.pop() > 19 + track
+        assert 7 <= len(times) <= MAX_COLUMNS
 
 
 def test_no_face_is_a_picture_that_says_so(tmp_path: Path, texts: list[str]) -> None:
-    write_contact_sheet(tmp_path / "a.png", {})
+    write_contact_sheet(tmp_path / "a.png", {}, 0)
     assert texts == ["no tracks"]
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"
