@@ -8,7 +8,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,14 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file
-from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
-from dfer_deploy.specs import MAX_FRAMES, ModelSpec
+from dfer_deploy.limits import LIMITS, Rounding
+from dfer_deploy.runtimes.predictor import Float32, Frames
+from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision
 
-FORMAT = "dfer-deploy-baseline/1"
+if TYPE_CHECKING:
+    from dfer_deploy.runtimes.torch import TorchPredictor
+
+FORMAT = "dfer-deploy-baseline/2"
 
 
 class Truth(Protocol):
@@ -38,12 +42,16 @@ class Truth(Protocol):
         """Clips [B, T, H, W, 3] to frame features [B, T, L] and logits [B, C]."""
         ...
 
+    def rounding_costs(self, frames: Frames) -> dict[Precision, Rounding]:
+        """What rounding to each precision costs the checkpoint on some clips; see ``dfer_deploy.rounding``."""
+        ...
+
 
 @dataclass(frozen=True)
 class PredictorTruth:
     """A checkpoint in PyTorch."""
 
-    predictor: Predictor
+    predictor: TorchPredictor
     checkpoint_sha256: str
 
     @property
@@ -53,6 +61,11 @@ class PredictorTruth:
     def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
         features = self.predictor.encode(frames)
         return features, self.predictor.classify(features).logits
+
+    def rounding_costs(self, frames: Frames) -> dict[Precision, Rounding]:
+        from dfer_deploy.rounding import rounding_costs
+
+        return rounding_costs(self.predictor.model, frames)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Baseline:
         clip_hashes: SHA-256 of the frames that were shown, [N].
         frame_features: float32 [N, 16, L].
         logits: float32 [N, C].
+        rounding: what rounding to each precision costs the checkpoint.
     """
 
     checkpoint_sha256: str
@@ -74,6 +88,7 @@ class Baseline:
     clip_hashes: list[str]
     frame_features: Float32
     logits: Float32
+    rounding: dict[Precision, Rounding]
 
     @property
     def name(self) -> str:
@@ -82,6 +97,9 @@ class Baseline:
     def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
         rows = [self._row(annotation, clip) for annotation, clip in zip(annotations, frames, strict=True)]
         return self.frame_features[rows], self.logits[rows]
+
+    def rounding_costs(self, frames: Frames) -> dict[Precision, Rounding]:
+        return self.rounding
 
     def _row(self, annotation: Annotation, clip: Clip) -> int:
         try:
@@ -106,6 +124,7 @@ def clip_hash(clip: Clip) -> str:
 def save_baseline(path: Path, baseline: Baseline) -> None:
     """Writes a baseline as an ``.npz`` file without pickles, atomically."""
     header = {"format": FORMAT, "checkpoint_sha256": baseline.checkpoint_sha256, "spec": baseline.spec}
+    header |= {"rounding": {precision: vars(cost) for precision, cost in baseline.rounding.items()}}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -132,6 +151,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         saved_format, sha256, saved_spec = header["format"], header["checkpoint_sha256"], dict(header["spec"])
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise ValueError("it does not name the checkpoint by its SHA-256")
+        rounding = {precision: Rounding(**header["rounding"][precision]) for precision in LIMITS}
     except Exception as error:  # damaged bytes raise zlib's, tokenize's, json's and NumPy's own exceptions
         raise DferDeployError(
             f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
@@ -145,7 +165,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         )
     if saved_spec != spec.to_dict():
         raise DferDeployError(f"{path} was saved for another model than the bundle's; save the baseline again")
-    return Baseline(sha256, saved_spec, names, hashes, features, logits)
+    return Baseline(sha256, saved_spec, names, hashes, features, logits, rounding)
 
 
 def _texts(array: npt.NDArray[Any]) -> list[str]:

@@ -7,6 +7,7 @@ import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dfer_deploy.bench import BenchResult
 from dfer_deploy.errors import DferDeployError
@@ -70,7 +71,7 @@ class VerifyPolicy:
 
     def limits(self, default: Limits) -> Limits:
         """The default's limits, with those of the policy instead where it has some."""
-        given = {
+        given: dict[str, Any] = {
             "points": self.margin,
             "logits": self.max_logit_error,
             "flips": self.max_flip_rate,

@@ -7,7 +7,7 @@ WAR of each, whether they are equivalent or there are too few clips to tell, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,14 @@ from dfer_deploy.clips.dataset import LabelledClips, in_batches
 from dfer_deploy.comparison import Collected, Comparison, ask, comparison, finite_softmax, largest
 from dfer_deploy.console import progress
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.limits import Limits
+from dfer_deploy.limits import Limits, Rounding
 from dfer_deploy.metrics import Calibration, Score, calibration, score
 from dfer_deploy.pool import ComparedAnswers, pooled
 from dfer_deploy.runtimes.predictor import Float32, Predictor
-from dfer_deploy.specs import ModelSpec, require
+from dfer_deploy.specs import ModelSpec, Precision, require
+
+FEW_CLIPS = 4
+"""On so many clips errors are held against rounding: each is 16 frames of features, so more would tell no more."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Verification:
         frame_features: the truth's, float32 [N, 16, L].
         logits: the truth's, float32 [N, C].
         limits: what was accepted.
+        rounding: what rounding to each precision costs the model on the first clips.
+        errors: of every way of serving on the same clips, by its name.
+        blocks: what leaves its tolerance where the blocks of the graphs were held against PyTorch's, in one sentence.
     """
 
     truth: str
@@ -55,11 +61,15 @@ class Verification:
     frame_features: Float32
     logits: Float32
     limits: Limits
+    rounding: dict[Precision, Rounding]
+    errors: dict[str, Rounding]
+    blocks: str | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each limit that was left."""
-        failures = [failure for comparison in self.comparisons for failure in comparison.failures]
+        failures = [] if self.blocks is None else [self.blocks]
+        failures += [failure for comparison in self.comparisons for failure in comparison.failures]
         listed = len(self.labels) + len(self.unreadable)
         if len(self.unreadable) > self.limits.unreadable * listed:
             failures.append(
@@ -111,6 +121,8 @@ def verify(
     truth_logits: list[Float32] = []
     hashes: list[str] = []
     collected = {predictor.name: Collected() for predictor in predictors}
+    rounding: dict[Precision, Rounding] = {}
+    errors: dict[str, Rounding] = {}
     for batch in in_batches(progress(clips, "verify", total=len(clips)), batch_size):
         frames = np.stack([clip for _, clip in batch])
         names = [annotation for annotation, _ in batch]
@@ -121,6 +133,12 @@ def verify(
             f"{truth.name} answers the clip {names[int(finite.argmin())].name!r} with numbers that are not finite, so "
             "there is nothing to compare with; look at the checkpoint",
         )
+        if not annotations:
+            few, few_features = frames[:FEW_CLIPS], true_features[:FEW_CLIPS]
+            rounding = truth.rounding_costs(few)
+            for predictor in predictors:
+                head_logits = predictor.classify(few_features).logits - true_logits[:FEW_CLIPS]
+                errors[predictor.name] = Rounding.of(predictor.encode(few) - few_features, head_logits)
         annotations += names
         features.append(true_features)
         truth_logits.append(true_logits)
@@ -142,7 +160,7 @@ def verify(
         clip_names = [annotation.name for annotation in annotations]
         save_baseline(
             baseline_file,
-            Baseline(truth.checkpoint_sha256, spec.to_dict(), clip_names, hashes, frame_features, expected),
+            Baseline(truth.checkpoint_sha256, spec.to_dict(), clip_names, hashes, frame_features, expected, rounding),
         )
     class_names = spec.prompts.class_names
     compared = ComparedAnswers(
@@ -158,7 +176,10 @@ def verify(
         truth_score=score(labels, compared.reference, class_names),
         truth_calibration=calibration(labels, finite_softmax(expected)),
         comparisons=tuple(
-            comparison(name, found, expected, compared, pooled([compared, *pool], name), limits)
+            _with_failures(
+                comparison(name, found, expected, compared, pooled([compared, *pool], name), limits),
+                limits.rounding_failures(errors[name], rounding[limits.precision]),
+            )
             for name, found in collected.items()
         ),
         clip_names=compared.clips,
@@ -168,4 +189,11 @@ def verify(
         frame_features=frame_features,
         logits=expected,
         limits=limits,
+        rounding=rounding,
+        errors=errors,
     )
+
+
+def _with_failures(comparison: Comparison, failures: Sequence[str]) -> Comparison:
+    found = (f"{comparison.name}: {failure}" for failure in failures)
+    return replace(comparison, failures=(*found, *comparison.failures))

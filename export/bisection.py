@@ -88,7 +88,7 @@ def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
         names = (*encoder_blocks(model.spec), *head_blocks(model.spec))
         if passed:
             return Bisection(first, localisation, tuple(exports.trials))
-        effects = {layer.block: layer.logits for layer in localisation.layers if layer.block != CLASSIFIER}
+        effects = {layer.block: layer.logits or 0.0 for layer in localisation.layers if layer.block != CLASSIFIER}
         # Blocks with the same effect, two infinite ones for example, stay in the order of the computation.
         order = [name for name in sorted(names, key=lambda name: -effects[name]) if name not in first]
         if not exports.holds(names):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfer_deploy.model.dfer_clip import DferClip
+from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.specs import ClipSpec, ModelSpec, PromptSpec, TemporalSpec, TextSpec, VisionSpec
 
 TEXTS = (
@@ -43,9 +43,20 @@ def tiny_spec(**changes: Any) -> ModelSpec:
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> DferClip:
-    """A model with random weights whose answers depend on the clip and are not all alike."""
+    """A model with random weights. Its logits depend on the clip, but little: most seeds answer one class to all."""
     torch.manual_seed(seed)
     return DferClip(tiny_spec(**changes)).eval()
+
+
+def varied_model() -> DferClip:
+    """A tiny model that answers all three classes: of what the video features of all clips have in common, most is
+    taken off."""
+    model = tiny_model(seed=2)
+    with torch.no_grad():
+        images = images_from_frames(torch.from_numpy(clips_of(16, seed=1)))
+        common = model.temporal_net(model.encode_frames(images)).mean(dim=0)
+        model.temporal_net.blocks[-1].mlp_out.bias -= 0.8 * common
+    return model
 
 
 def overflow_in_fp16(model: DferClip, *blocks: str) -> DferClip:

@@ -150,6 +150,10 @@ def verification_as_json(
         "clips": len(result.labels),
         "class_names": list(class_names),
         "limits": vars(result.limits),
+        "rounding": {
+            precision: {what: _finite(error) for what, error in vars(cost).items()}
+            for precision, cost in result.rounding.items()
+        },
         "truth": scored(result.truth, result.truth_score, result.truth_calibration),
         "comparisons": [
             scored(c.name, c.score, c.calibration)
@@ -158,6 +162,7 @@ def verification_as_json(
                 "max_logit_difference": _finite(c.logits),
                 "max_logit_difference_encoder": _finite(c.encoder_logits),
                 "max_logit_difference_head": _finite(c.head_logits),
+                "errors": {what: _finite(error) for what, error in vars(result.errors[c.name]).items()},
                 "logit_errors": {f"{quantile:g}": _finite(error) for quantile, error in c.logit_errors.items()},
                 "equivalence": asdict(c.equivalence),
                 "flip_rate": asdict(c.flip_rate),

@@ -15,7 +15,7 @@ from dfer_deploy.baseline import PredictorTruth, Truth, load_baseline
 from dfer_deploy.bundle import Bundle, open_bundle
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.commands.localisation import bisected, localised
+from dfer_deploy.commands.localisation import bisected, localisation_as_json, localised, print_localisation
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
@@ -34,6 +34,7 @@ from dfer_deploy.verify import Verification
 from dfer_deploy.verify import verify as run_verification
 
 if TYPE_CHECKING:
+    from dfer_deploy.export.layers import Localisation
     from dfer_deploy.runtimes.torch import TorchPredictor
 
 
@@ -201,23 +202,26 @@ def verify(
             groups=groups,
             pool=pool,
         )
+    found: dict[str, Any] = {}
+    blocks: Localisation | None = None
+    if torch_predictor is not None:
+        try:
+            blocks = localised(opened, torch_predictor.model, clips, result)
+        except DferDeployError as error:  # the clips have been compared, and their results are to be written
+            warn(f"the blocks of the graphs were not compared with PyTorch: {error}")
+    if blocks is not None:
+        found["localisation"] = localisation_as_json(blocks)
+        result = replace(result, blocks=str(blocks) if blocks.failing else None)
     reading = _reading(opened, torch_predictor, result, own_test_list)
     print_verification(result, spec.prompts.class_names, reading)
-    found: dict[str, Any] = {}
-    if checkpoint is not None and torch_predictor is not None:
-        if any(comparison.failures for comparison in result.comparisons):
-            try:
-                found["localisation"] = localised(opened, torch_predictor.model, clips, result)
-            except DferDeployError as error:  # the gate has failed already, and its results are to be written
-                warn(f"the block that the error comes from was not found: {error}")
-        if bisect:
-            half = policy.verify.limits(LIMITS["fp16"])
-            half = replace(
-                half, points=limits.points, logits=half.logits if max_logit_error is None else max_logit_error
-            )
-            found["bisection"] = bisected(
-                opened, checkpoint, torch_predictor.model, clips, result, half, groups, batch_size=batch_size
-            )
+    if blocks is not None:
+        print_localisation(opened, blocks)
+    if bisect and checkpoint is not None and torch_predictor is not None:
+        half = policy.verify.limits(LIMITS["fp16"])
+        half = replace(half, points=limits.points, logits=half.logits if max_logit_error is None else max_logit_error)
+        found["bisection"] = bisected(
+            opened, checkpoint, torch_predictor.model, clips, result, half, groups, batch_size=batch_size
+        )
     for what, reason in contestants.left_out.items():
         stdout.print(f"not verified: {what}, since {reason}", markup=False)
     if save_baseline:

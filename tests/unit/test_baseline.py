@@ -16,6 +16,7 @@ from tiny import clips_of, tiny_spec
 from dfer_deploy.baseline import Baseline, clip_hash, load_baseline, save_baseline
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import LIMITS, Rounding
 
 SHA256 = "c0" * 32
 SPEC = tiny_spec()
@@ -36,6 +37,7 @@ def baseline() -> Baseline:
         clip_hashes=[clip_hash(clip) for clip in CLIPS],
         frame_features=rng.standard_normal((3, 16, 64)).astype(np.float32),
         logits=rng.standard_normal((3, 3)).astype(np.float32),
+        rounding={precision: Rounding(1.0, 1.0) for precision in LIMITS},
     )
 
 

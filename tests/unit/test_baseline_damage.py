@@ -12,11 +12,18 @@ from tiny import tiny_model
 
 from dfer_deploy.baseline import FORMAT, Baseline, load_baseline, save_baseline
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import LIMITS, Rounding
 
 SPEC = tiny_model().spec
 FEATURES = np.zeros((2, 16, SPEC.clip.embed_dim), np.float32)
 LOGITS = np.zeros((2, SPEC.prompts.num_classes), np.float32)
-HEADER = {"format": FORMAT, "checkpoint_sha256": "ab" * 32, "spec": SPEC.to_dict()}
+ROUNDING = {precision: Rounding(1.0, 2.0) for precision in LIMITS}
+HEADER = {
+    "rounding": {precision: vars(cost) for precision, cost in ROUNDING.items()},
+    "format": FORMAT,
+    "checkpoint_sha256": "ab" * 32,
+    "spec": SPEC.to_dict(),
+}
 
 
 def header(**changes: Any) -> np.ndarray[Any, Any]:
@@ -25,7 +32,18 @@ def header(**changes: Any) -> np.ndarray[Any, Any]:
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     names, hashes = ["a", "b"], ["01" * 32, "02" * 32]
-    save_baseline(tmp_path / "b.npz", Baseline("ab" * 32, SPEC.to_dict(), names, hashes, FEATURES + 1, LOGITS + 2))
+    save_baseline(
+        tmp_path / "b.npz",
+        Baseline(
+            "ab" * 32,
+            SPEC.to_dict(),
+            names,
+            hashes,
+            FEATURES + 1,
+            LOGITS + 2,
+            ROUNDING,
+        ),
+    )
     found = load_baseline(tmp_path / "b.npz", SPEC)
     assert (found.checkpoint_sha256, found.clip_names, found.clip_hashes) == ("ab" * 32, names, hashes)
     assert found.frame_features.dtype == found.logits.dtype == np.float32
@@ -54,6 +72,8 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         {"header": header(checkpoint_sha256=3)},
         {"header": header(checkpoint_sha256="\ud800" * 64)},
         {"header": header(format="dfer-deploy-baseline/9")},
+        {"header": header(rounding={})},
+        {"header": header(rounding={precision: {"features": -1, "head_logits": 1} for precision in LIMITS})},
     ],
 )
 def test_damage_is_told(tmp_path: Path, damage: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dfer_deploy.pool import ComparedAnswers
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 
 NO_LIMITS = Limits(
-    head_logits=1e6, logits=1e6, flip_margin=1e6, same_graphs=1e6, probabilities=1e6, points=100, flips=1.0
+    "fp32", head_logits=1e6, logits=1e6, flip_margin=1e6, same_graphs=1e6, probabilities=1e6, points=100, flips=1.0
 )
 
 

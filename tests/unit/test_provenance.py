@@ -16,7 +16,7 @@ from dfer_deploy.provenance import provenance, synthetic_note
 
 def truth(sha256: str) -> Baseline:
     nothing = np.zeros(0, np.float32)
-    return Baseline(sha256, {}, [], [], nothing, nothing)
+    return Baseline(sha256, {}, [], [], nothing, nothing, {})
 
 
 def test_the_chain_names_every_file_by_its_hash(bundle: Bundle, clip_list: Path) -> None:

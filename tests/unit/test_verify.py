@@ -24,7 +24,7 @@ from dfer_deploy.verify import verify
 SHA256 = "c0" * 32
 SPEC = tiny_spec()
 NAMES = SPEC.prompts.class_names
-NO_LIMITS = Limits(head_logits=1e6, logits=1e6, flip_margin=1e6, probabilities=1e6, points=100)
+NO_LIMITS = Limits("fp32", head_logits=1e6, logits=1e6, flip_margin=1e6, probabilities=1e6, points=100)
 
 
 model = functools.cache(tiny_model)
@@ -74,7 +74,8 @@ def test_all_clips_count_whatever_the_batches(folder: Path, truth: PredictorTrut
         assert found.truth_score.war == 100 * np.mean(expected.argmax(axis=1) == labels)
         confidence = softmax(expected).max(axis=1)
         assert sum(b.clips * b.confidence for b in found.truth_calibration.bins) == pytest.approx(confidence.sum())
-        assert found.failures == ()
+        assert len(found.failures) == 2
+        assert all(failure.startswith("other: ") and "rounding" in failure for failure in found.failures)
 
 
 def test_the_same_graphs_must_agree_with_the_first_of_them_on_every_batch(folder: Path, truth: PredictorTruth) -> None:
@@ -86,7 +87,7 @@ def test_the_same_graphs_must_agree_with_the_first_of_them_on_every_batch(folder
         SPEC, truth, [first, second, third], listed(folder, order), NO_LIMITS, same_graphs=("first", "second"),
         batch_size=1,
     )  # fmt: skip
-    assert found.failures == (
+    assert tuple(failure for failure in found.failures if "rounding" not in failure) == (
         f"second: a logit against onnxruntime in process differs by {by_clip.max():.3g}, at most 0.001 is accepted",
     )
 

@@ -11,7 +11,7 @@ from tiny import tiny_model
 from dfer_deploy.baseline import Baseline, clip_hash
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.limits import LIMITS
+from dfer_deploy.limits import LIMITS, Rounding
 from dfer_deploy.verify import verify
 
 
@@ -24,7 +24,15 @@ def test_a_truth_that_is_not_finite_is_refused_with_its_clip(clip_list: Path, tm
     logits = np.zeros((len(read), spec.prompts.num_classes), np.float32)
     (features if what == "features" else logits)[5] = np.nan
     names, hashes = [annotation.name for annotation, _ in read], [clip_hash(clip) for _, clip in read]
-    truth = Baseline("ab" * 32, spec.to_dict(), names, hashes, features, logits)
+    truth = Baseline(
+        "ab" * 32,
+        spec.to_dict(),
+        names,
+        hashes,
+        features,
+        logits,
+        {precision: Rounding(1.0, 1.0) for precision in LIMITS},
+    )
     with pytest.raises(
         DferDeployError, match="saved PyTorch fp32 answers the clip '005' with numbers that are not finite"
     ):

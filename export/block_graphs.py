@@ -1,0 +1,136 @@
+"""An exported file opened block by block: each block's output shown, and each block's input given.
+
+The values between blocks are found by structure: what enters a block's first LayerNorm is the residual stream. A graph
+that is built otherwise is opened as one single block. The file itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from dfer_deploy.console import warn
+from dfer_deploy.runtimes.onnxruntime import open_session
+from dfer_deploy.runtimes.predictor import Float32
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes into a block of PyTorch's model and what comes out; ``input`` None where both are not alike."""
+
+    input: Float32 | None
+    output: Float32
+
+
+@dataclass(frozen=True)
+class BlockGraph:
+    """A graph opened twice, with every block's output shown and with every block's input given."""
+
+    ends: dict[str, str]
+    """The value at each block's end, in the order of the computation."""
+
+    given: dict[str, str]
+    """The extra input through which each block gets the stream, for all blocks but the first."""
+
+    shown: Any
+    forced: Any
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a single block."""
+        return not self.given
+
+    def whole(self, feeds: Mapping[str, Any]) -> dict[str, Float32]:
+        """Every block's output in a run of the whole graph."""
+        return dict(zip(self.ends, self.shown.run(list(self.ends.values()), feeds), strict=True))
+
+    def each(self, feeds: Mapping[str, Any], passed: Mapping[str, Pass]) -> dict[str, Float32]:
+        """Every block's output given PyTorch's value at the end of the block before."""
+        blocks = list(self.ends)
+        before = dict(zip(blocks[1:], blocks, strict=False))
+        streams = {self.given[block]: passed[before[block]].output for block in self.given}
+        return dict(zip(self.ends, self.forced.run(list(self.ends.values()), {**feeds, **streams}), strict=True))
+
+
+def open_blocks(
+    path: Path, blocks: Sequence[str], whole: str, feeds: Mapping[str, Any], passed: Mapping[str, Pass]
+) -> BlockGraph:
+    """Opens a file block by block, or as a whole, with a warning, where its blocks are not to be found.
+
+    Args:
+        path: an ONNX file.
+        blocks: names in the order of the computation, as they should be there.
+        whole: what to call the whole.
+        feeds: a small input, on which what was found is tried.
+        passed: what PyTorch's blocks take and give for it.
+
+    Raises:
+        DferDeployError: onnxruntime cannot load the file.
+    """
+    try:
+        graph = _opened(path, dict(zip(blocks, _block_ends(onnx.load(path).graph, len(blocks)), strict=True)))
+        for found in (graph.whole(feeds), graph.each(feeds, passed)):
+            for block, value in found.items():
+                if value.shape != passed[block].output.shape:
+                    raise ValueError(f"{block} has the shape {value.shape}, expected {passed[block].output.shape}")
+        return graph
+    except Exception as error:  # onnxruntime's exceptions have no public base class
+        reason = str(error).strip().splitlines()[0][:200]
+        warn(f"{path.name} is compared as a whole, since its blocks cannot be told apart ({reason})")
+    return _opened(path, {whole: onnx.load(path).graph.output[0].name})
+
+
+def _opened(path: Path, ends: dict[str, str]) -> BlockGraph:
+    """Opens copies of a file whose extra inputs and outputs are the values between the blocks."""
+    given = {block: f"{block}.given" for block in list(ends)[1:]}
+    sessions = []
+    with tempfile.TemporaryDirectory(prefix="dfer-blocks-") as folder:
+        for copy, forced in (("shown", False), ("forced", True)):
+            model = onnx.load(path)
+            if forced:
+                renamed = dict(zip(ends.values(), given.values(), strict=False))
+                for node in model.graph.node:
+                    node.input[:] = [renamed.get(value, value) for value in node.input]
+                model.graph.input.extend(_float(name) for name in given.values())
+            there = {output.name for output in model.graph.output}
+            model.graph.output.extend(_float(end) for end in ends.values() if end not in there)
+            onnx.save(model, Path(folder) / f"{copy}.onnx")
+            sessions.append(open_session(Path(folder) / f"{copy}.onnx", 0))
+    return BlockGraph(ends, given, *sessions)
+
+
+def _float(name: str) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+
+
+def _block_ends(graph: onnx.GraphProto, blocks: int) -> list[str]:
+    """The value at the end of each block.
+
+    The image encoder's first and last block end at the first LayerNorm of a transformer block and at the output, the
+    temporal head's last at the output; a transformer block ends where its MLP is added to the stream.
+    """
+    encoder = graph.input[0].name == "frames"
+    layers = blocks - 2 if encoder else blocks - 1
+    norms = [node for node in graph.node if node.op_type == "LayerNormalization"]
+    expected = 2 * layers + (2 if encoder else 0)
+    if len(norms) != expected:
+        raise ValueError(f"it has {len(norms)} LayerNormalization nodes, expected {expected}")
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    streams = []
+    for norm in norms[1:-1] if encoder else norms:  # without ln_pre and ln_post
+        stream = norm.input[0]
+        while stream in casts:
+            stream = casts[stream]
+        streams.append(stream)
+    ends = streams[:1] if encoder else []
+    for stream in streams[1::2]:
+        sums = [node for node in graph.node if node.op_type == "Add" and stream in node.input]
+        if len(sums) != 1:
+            raise ValueError(f"{stream} goes into {len(sums)} additions, expected 1")
+        ends.append(sums[0].output[0])
+    return [*ends, graph.output[0].name]

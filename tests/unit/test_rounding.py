@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import clips_of, tiny_model
+
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import LIMITS, ROUNDINGS, Rounding
+from dfer_deploy.rounding import rounded_copy, rounding_costs
+
+
+def test_only_the_named_blocks_are_rounded_to_fp16_and_layer_norm_never() -> None:
+    model = tiny_model(depth=2)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    half = {
+        "image_encoder.conv1.": "patch_embedding",
+        "image_encoder.transformer.resblocks.1.": "encoder.1",
+        "temporal_net.blocks.0.": "head.0",
+    }
+    coarse = set()
+    for name, weight in rounded_copy(model, tuple(half.values())).named_parameters():
+        moved = ((weight.double() - before[name].double()).abs() / before[name].double().abs().clamp_min(1e-30)).max()
+        assert moved <= 2.0**-11 * 1.001
+        if moved > 2.0**-22:
+            coarse.add(name)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    of_blocks = {name for name in before if name.startswith(tuple(half))}
+    # A bias of zero stays zero.
+    expected = {name for name in of_blocks if not any(n in name for n in (".ln_", ".norm_")) and before[name].any()}
+    assert coarse == expected
+
+
+def test_rounding_costs_a_thousand_times_more_in_fp16_and_the_same_every_time() -> None:
+    model, clips = tiny_model(), clips_of(2)
+    costs = rounding_costs(model, clips)
+    assert 1e3 < costs["fp16"].features / costs["fp32"].features < 2e4
+    assert 10 < costs["fp16"].head_logits / costs["fp32"].head_logits < 2e4
+    assert rounding_costs(model, clips) == costs
+
+
+def test_errors_are_held_against_multiples_of_rounding() -> None:
+    cost = Rounding(features=0.5, head_logits=0.25)
+    for precision, limits in LIMITS.items():
+        times = ROUNDINGS[precision]
+        assert limits.rounding_failures(Rounding(0.5 * times, 0.25 * times), cost) == []
+        (failure,) = limits.rounding_failures(Rounding(0.5 * times, 0.2501 * times), cost)
+        assert failure.startswith("logits of the temporal head differ by ")
+        (failure,) = limits.rounding_failures(Rounding(0.5001 * times, 0), cost)
+        assert failure.startswith("frame features differ by ")
+    errors = np.array([[3, 4]], np.float32)
+    assert Rounding.of(errors, errors * 0) == Rounding(math.sqrt(12.5), 0)
+    nothing = np.array([np.nan], np.float32)
+    assert len(LIMITS["fp16"].rounding_failures(Rounding.of(nothing, nothing), cost)) == 2
+    with pytest.raises(DferDeployError, match="the error features is -1"):
+        Rounding(-1, 0)
