@@ -226,8 +226,6 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
         raise DferDeployError(
             f"the recipe {path_or_name} or a --set has thousands of tables or lists in each other; write plain ones"
         ) from error
-    except OverflowError as error:
-        raise DferDeployError(f"a number of the recipe {path_or_name} is too large ({error}); correct it") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
