@@ -4,6 +4,9 @@ Each graph is a module of its own that computes what ``DferClip`` computes, writ
 mathematics needs, and with its precision in the open: matrix products, their weights and CLIP's activation in fp32 or
 fp16, chosen for each block (``dfer_deploy.blocks``); the residual streams, LayerNorm, the temporal GELU, normalisation
 and logits always in fp32. TensorRT 11 takes precision from the graph alone.
+
+Inside the blocks the tokens of all sequences are the rows of one matrix, [N · S, W]: onnxruntime makes one operator of
+a product and its bias for matrices only.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ class _LayerNorm(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over [N, S, W] without an addition that the mathematics does not need.
+    """Self-attention over N sequences of S tokens, [N · S, W], without an addition that the mathematics does not need.
 
     The scale is folded into the query projection. A key bias adds the same number to all scores of a query, which
     softmax does not see, so it is left out; the weights of a softmax sum to 1, so the value bias passes through it and
@@ -78,17 +81,17 @@ class _Attention(nn.Module):
         self.value = _Linear(value, None, place)
         self.out = _Linear(out.weight, out.bias if value_bias is None else out.bias + out.weight @ value_bias, place)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: int) -> Tensor:
         # x is cast once for the three products.
         x = x.to(self.query.weight.dtype)
-        q = self._heads(self.query(x)).transpose(1, 2)
-        k = self._heads(self.key(x)).permute(0, 2, 3, 1)
-        v = self._heads(self.value(x)).transpose(1, 2)
+        q = self._heads(self.query(x), tokens).transpose(1, 2)
+        k = self._heads(self.key(x), tokens).permute(0, 2, 3, 1)
+        v = self._heads(self.value(x), tokens).transpose(1, 2)
         attended = torch.softmax(q @ k, dim=-1) @ v
-        return cast(Tensor, self.out(attended.transpose(1, 2).flatten(2)))
+        return cast(Tensor, self.out(attended.transpose(1, 2).reshape(-1, self.heads * self.head_width)))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], self.heads, self.head_width)
+    def _heads(self, x: Tensor, tokens: int) -> Tensor:
+        return x.reshape(-1, tokens, self.heads, self.head_width)
 
 
 class _VisionBlock(nn.Module):
@@ -107,8 +110,8 @@ class _VisionBlock(nn.Module):
         self.mlp_in = _Linear(fully_connected.weight, fully_connected.bias, place)
         self.mlp_out = _Linear(projection.weight, projection.bias, place)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.ln_1(x)).float()
+    def forward(self, x: Tensor, tokens: int) -> Tensor:
+        x = x + self.attention(self.ln_1(x), tokens).float()
         hidden = self.mlp_in(self.ln_2(x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
         return cast(Tensor, x + self.mlp_out(hidden).float())
@@ -150,10 +153,13 @@ class ImageEncoderGraph(nn.Module):
         patches = pixels.reshape(batch * time, self.grid, self.patch_size, self.grid, self.patch_size, 3)
         patches = patches.transpose(2, 3).reshape(batch * time, self.grid**2, self.patch_size**2 * 3)
         x = self.patch_embedding(patches).float() + self.positions
-        x = self.ln_pre(torch.cat([self.class_token.expand(batch * time, -1, -1), x], dim=1))
+        tokens, width = 1 + self.grid**2, x.shape[-1]
+        x = torch.cat([self.class_token.expand(batch * time, -1, -1), x], dim=1)
+        x = self.ln_pre(x.reshape(-1, width))
         for block in self.blocks:
-            x = block(x)
-        return cast(Tensor, self.projection(self.ln_post(x[:, 0])).float().unflatten(0, (batch, time)))
+            x = block(x, tokens)
+        x = x.reshape(-1, tokens, width)[:, 0]
+        return cast(Tensor, self.projection(self.ln_post(x)).float().unflatten(0, (batch, time)))
 
 
 class _TemporalBlock(nn.Module):
@@ -168,8 +174,8 @@ class _TemporalBlock(nn.Module):
         self.mlp_in = _Linear(block.mlp_in.weight, block.mlp_in.bias, place)
         self.mlp_out = _Linear(block.mlp_out.weight, block.mlp_out.bias, place)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm_attention(x)).float()
+    def forward(self, x: Tensor, tokens: int) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), tokens).float()
         # In fp16 the cube inside the tanh approximation overflows beyond |x| ≈ 40.
         hidden = F.gelu(self.mlp_in(self.norm_mlp(x)).float(), approximate="tanh")
         return cast(Tensor, x + self.mlp_out(hidden).float())
@@ -205,9 +211,11 @@ class TemporalHeadGraph(nn.Module):
             batch, time = frame_features.shape[:2]
             x = frame_features + self.positions[:, :time]
             x = torch.cat([self.class_token.expand(batch, -1, -1), x], dim=1)
+            tokens, width = x.shape[1:]
+            x = x.reshape(-1, width)
             for block in self.blocks:
-                x = block(x)
-            video_features = x[:, 0]
+                x = block(x, tokens)
+            video_features = x.reshape(-1, tokens, width)[:, 0]
         else:
             video_features = frame_features.mean(dim=1)
         if self.bias is None:

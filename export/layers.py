@@ -161,8 +161,8 @@ def localise(
             passed = _passed(truth, clip[None])
             features = passed["projection"].output
             moved = _rounded(rounding, clip[None], passed, sums)
-            whole = encoder.whole(shown)
-            whole |= head.whole({"frame_features": list(whole.values())[-1]})
+            whole = encoder.whole(shown, passed)
+            whole |= head.whole({"frame_features": list(whole.values())[-1]}, passed)
             own = encoder.each(shown, passed) | head.each({"frame_features": features}, passed)
             for name, of_block in sums.items():
                 of_block.add(passed[name], own[name], moved[name], whole[name])
