@@ -27,6 +27,7 @@ ExecutionProvider = Literal["cuda", "tensorrt"]
 EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
 
 LARGEST_BATCH = 1024
+LARGEST_QUEUE = 1_000_000
 MOST_STREAMS = 4096
 
 
@@ -38,6 +39,7 @@ class ServingOptions:
         max_batch_size: the largest number of clips in one execution; of a TensorRT engine, its profile's maximum.
         instances: copies of each model that run at the same time, on every GPU or on the CPU.
         queue_delay_us: how long a request may wait for company in its batch, in microseconds.
+        max_queue_size: requests that may wait for each model, the next one is refused; 0: without limit.
         cuda_graph_batches: batches of 16 frames whose launches the target ``tensorrt`` records once and replays.
         execution_provider: of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines inside onnxruntime.
         max_streams: live streams that are served at the same time; the next one waits until one of them ends.
@@ -47,6 +49,7 @@ class ServingOptions:
     max_batch_size: int
     instances: int = 1
     queue_delay_us: int = 0
+    max_queue_size: int = 0
     cuda_graph_batches: tuple[int, ...] = (1,)
     execution_provider: ExecutionProvider = "cuda"
     max_streams: int = 64
@@ -61,6 +64,10 @@ class ServingOptions:
         require(
             0 <= self.queue_delay_us <= 10_000_000,
             f"the queue delay is {self.queue_delay_us} µs, expected 0 to 10000000",
+        )
+        require(
+            0 <= self.max_queue_size <= LARGEST_QUEUE,
+            f"the longest queue is {self.max_queue_size}, expected 0 (without limit) to {LARGEST_QUEUE}",
         )
         for batch in self.cuda_graph_batches:
             require(

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError, ExitCode, missing_extra
+from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, missing_extra
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),
@@ -73,6 +73,9 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except OutputError as error:
+            _discard_stdout()
+            raise InputError(str(error)) from error
         except DferDeployError as error:
             raise InputError(str(error)) from error
         except ModuleNotFoundError as error:
@@ -81,8 +84,13 @@ class LazyGroup(click.Group):
             click.echo("interrupted", err=True)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:  # whoever read, such as head, has enough; click would exit with 1, "the gate failed"
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+            _discard_stdout()
             raise SystemExit(BROKEN_PIPE) from None
+
+
+def _discard_stdout() -> None:
+    """Python flushes what is left of it at the end, and would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class InputError(click.ClickException):

@@ -6,13 +6,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from dfer_deploy.errors import OutputError
 
 T = TypeVar("T")
 
@@ -21,6 +23,17 @@ _WIDTH_OF_A_PIPE = 200
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(
+                f"the output cannot be printed ({reason}); free some space or print it elsewhere"
+            ) from error
+
     def on_broken_pipe(self) -> None:
         """Rich would exit with 1, "the gate failed"; ``cli`` decides."""
         raise BrokenPipeError

@@ -22,6 +22,10 @@ class DferDeployError(Exception):
     """
 
 
+class OutputError(DferDeployError):
+    """What a command prints cannot be written, such as to a full disk."""
+
+
 def missing_extra(package: str, extra: str, what: str) -> DferDeployError:
     """The error for a command whose optional dependency is not installed."""
     return DferDeployError(f"{what} needs the package {package!r}; install it with: pip install 'dfer-deploy[{extra}]'")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
 from dfer_deploy import triton_models
 from dfer_deploy.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, link_or_copy
 from dfer_deploy.specs import MAX_FRAMES, Contract, GraphSpec, ModelSpec, TensorSpec, stream_state_graph
-
-QUEUE_MEMORY_BYTES = 4 << 30
-"""What the requests waiting for one model may hold at most, if each of them is as large as the server allows."""
-
-MAX_REQUEST_BYTES = 64 << 20
-"""What Triton's HTTP service takes in one request unless told otherwise: encoded images have no size of their own."""
 
 _DATA_TYPES = {
     "uint8": model_config_pb2.TYPE_UINT8,
@@ -186,9 +179,7 @@ def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, servi
     (group,) = config.instance_group
     group.count = serving.instances
     config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
-    config.dynamic_batching.default_queue_policy.max_queue_size = queue_size(
-        serving.max_batch_size, math.prod(clip) * tensor.numpy_dtype.itemsize
-    )
+    _limit_queue(config, serving)
     (sample,) = config.model_warmup
     sample.inputs[tensor.name].dims[:] = clip
     if target == "embedded":
@@ -225,9 +216,7 @@ def _stream_head(graph: GraphSpec, target: Target, serving: ServingOptions) -> M
 
 def _preprocess(graph: GraphSpec, serving: ServingOptions) -> ModelConfig:
     config = _filled(_template("preprocess.pbtxt"), graph, serving.max_batch_size)
-    config.dynamic_batching.default_queue_policy.max_queue_size = queue_size(
-        serving.max_batch_size, MAX_REQUEST_BYTES // serving.max_batch_size
-    )
+    _limit_queue(config, serving)
     config.parameters["max_frames"].string_value = str(MAX_FRAMES)
     return config
 
@@ -263,14 +252,16 @@ def _build_inside_onnxruntime(config: ModelConfig, shapes: Mapping[str, Sequence
         )
 
 
-def queue_size(max_batch_size: int, bytes_per_clip: int) -> int:
-    """How many requests may wait for a model before the next one is refused.
+def _limit_queue(config: ModelConfig, serving: ServingOptions) -> None:
+    """Refuses requests beyond the limit, where there is one.
 
-    Four full batches of single clips keep the model busy, and 64 clients may ask at the same time; requests of many
-    clips are limited by their memory (``QUEUE_MEMORY_BYTES``), though never below one full batch of single clips.
+    Any policy of the queue ends Triton's prefetching: its batcher then looks for a free instance when a request comes,
+    and otherwise every 500 ms, so that the last requests of a burst wait that long (Triton's core,
+    ``PriorityQueue::SupportPrefetching`` and ``DynamicBatchScheduler::WaitForPayloadSlotAvailable``).
     """
-    by_memory = QUEUE_MEMORY_BYTES // (max_batch_size * bytes_per_clip)
-    return max(max_batch_size, min(max(64, 4 * max_batch_size), by_memory))
+    if serving.max_queue_size:
+        policy = config.dynamic_batching.default_queue_policy
+        policy.timeout_action, policy.max_queue_size = ModelQueuePolicy.REJECT, serving.max_queue_size
 
 
 def config_text(config: ModelConfig) -> str:

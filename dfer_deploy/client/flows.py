@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -143,10 +144,13 @@ class Flows:
         return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
 
     def close(self) -> Flow[None]:
-        """Takes the shared memory away from the server."""
-        question = Patience(min(5.0, self._patience.deadline_s), 0).question()
+        """Takes the shared memory away from the server; while that still reads from it, it is asked for 5 s at most."""
+        question = replace(self._patience, deadline_s=min(5.0, self._patience.deadline_s), retries=1000).question()
         self._regions.forget()
-        yield from self._unregister(question)
+        with contextlib.suppress(CallError):
+            while (refusal := (yield from self._unregister(question))) and "in use" in str(refusal):
+                yield from question.pause_after(refusal)
+        self._regions.dropped()
 
     def reply(self, question: Question, call: Infer) -> Flow[list[Any]]:
         """The arrays that one attempt at an inference brings."""
@@ -247,13 +251,16 @@ class Flows:
         region.fill(call.array)
         return region
 
-    def _unregister(self, question: Question) -> Flow[None]:
-        """The server forgets what was dropped. What it still reads from, it keeps until a later time."""
+    def _unregister(self, question: Question) -> Flow[CallError | None]:
+        """The server forgets what was dropped; what it still reads from, it refuses to (the refusal is returned)."""
+        refusal = None
         for region in self._regions.dropped():
             try:
                 yield from question.attempt(Unregister(region))
-            except CallError:  # noqa: PERF203 - a network is slower
+            except CallError as error:  # noqa: PERF203 - a network is slower
                 self._regions.drop(region)
+                refusal = error
+        return refusal
 
     def _complete(self, call: Infer, replies: list[Any]) -> list[Any]:
         for output, answer in zip(call.outputs, replies, strict=True):

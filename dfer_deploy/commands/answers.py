@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import tempfile
@@ -15,7 +14,6 @@ import numpy as np
 from rich.cells import cell_len
 
 from dfer_deploy.console import stdout, table
-from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input
 from dfer_deploy.recording import Recording, TrackSummary, shown, write_csv, write_results
 from dfer_deploy.windows import Window
@@ -100,19 +98,14 @@ def one_of(file: Path, inputs: Sequence[Path], number: int) -> Path:
 
 
 def print_answers(answered_by: str, recording: Recording, inputs: Sequence[Path]) -> None:
-    """A line for every window, or for every track where there are many windows; nothing where there are none.
-
-    Raises:
-        DferDeployError: the standard output cannot be written.
-    """
+    """A line for every window, or for every track where there are many windows; nothing where there are none."""
     total = recording.count()
     if total == 0:
         return
-    with _printing():
-        if total > MOST_ROWS:
-            _print_tracks(answered_by, recording, inputs)
-        else:
-            _print_windows(answered_by, recording, inputs)
+    if total > MOST_ROWS:
+        _print_tracks(answered_by, recording, inputs)
+    else:
+        _print_windows(answered_by, recording, inputs)
 
 
 def write_answers(files: OutputFiles, recording: Recording, inputs: Sequence[Path], about: dict[str, object]) -> None:
@@ -121,18 +114,6 @@ def write_answers(files: OutputFiles, recording: Recording, inputs: Sequence[Pat
         write_csv(files.csv, recording, inputs)
     if files.json:
         write_results(files.json, recording, inputs, about)
-
-
-@contextlib.contextmanager
-def _printing() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:  # nobody reads any more, which is no error; click ends the command
-        raise
-    except OSError as error:
-        raise DferDeployError(
-            f"the answers cannot be printed ({error.strerror or error}); free some space or print them elsewhere"
-        ) from error
 
 
 def _print_windows(answered_by: str, recording: Recording, inputs: Sequence[Path]) -> None:

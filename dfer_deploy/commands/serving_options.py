@@ -32,6 +32,15 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("instances", "1", {"type": int, "help": "Copies of each model that run at the same time, on every GPU."}),
     ("queue_delay_us", "0", {"type": int, "help": "Microseconds that a request may wait for company in its batch."}),
     (
+        "max_queue_size",
+        "0",
+        {
+            "type": int,
+            "help": "Requests that may wait for each model; the next one is refused. 0: no limit. With a limit, "
+            "Triton may leave the last requests of a burst waiting for up to 0.5 s.",
+        },
+    ),
+    (
         "cuda_graph_batches",
         "1",
         {

@@ -7,12 +7,13 @@ import concurrent.futures
 import contextlib
 import io
 import os
+import shutil
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -31,6 +32,7 @@ from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 from dfer_deploy.windows import windows_of_video
@@ -330,6 +332,24 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
         with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
             asyncio.run(asked())
         assert time.monotonic() - start < 10
+
+
+def test_a_full_queue_refuses_and_is_waited_for(environment: TritonEnvironment, bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "limited"
+    shutil.copytree(bundle.path, folder)
+    limited, _ = configure_bundle(folder, replace(bundle.manifest.serving, max_batch_size=1, max_queue_size=1))
+    clip = clips_of(1)[0]
+    with (
+        TritonServer(environment, limited.model_repository, exit_timeout_s=0) as server,
+        Client(server.endpoints.grpc_url, retries=0) as hasty,
+        Client(server.endpoints.grpc_url, retries=1000) as patient,
+        concurrent.futures.ThreadPoolExecutor(16) as pool,
+    ):
+        failures = [request.exception() for request in [pool.submit(hasty.predict, clip) for _ in range(64)]]
+        said = [str(failure) for failure in failures if failure]
+        assert said and all("is full" in sentence for sentence in said)
+        answers = [request.result() for request in [pool.submit(patient.predict, clip) for _ in range(32)]]
+        assert {answer.expression for answer in answers} == {answers[0].expression}
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,7 @@ class SharingScript(Script):
         super().__init__(fail)
         self.mapped: set[str] = set()
         self.in_use: set[str] = set()
+        self.refused = 0
 
     def _answer(self, call: Call) -> Any:
         if isinstance(call, Register):
@@ -191,7 +192,8 @@ class SharingScript(Script):
             return None
         if isinstance(call, Unregister):
             if call.region.name in self.in_use:
-                raise CallError("Cannot unregister shared memory region, it is in use", "refused")
+                self.refused += 1
+                raise CallError("Cannot unregister shared memory region 'r', it is currently in use", "refused")
             self.mapped.discard(call.region.name)
             return None
         if isinstance(call, Infer) and call.region and call.region.name not in self.mapped:
@@ -251,6 +253,37 @@ def test_shared_memory_that_the_server_still_reads_is_taken_away_later() -> None
     assert len(script.mapped) == 2
     script(flows.close())
     assert script.mapped == set()
+
+
+def test_closing_waits_for_requests_that_still_read_and_can_be_repeated() -> None:
+    class Busy(SharingScript):
+        def _answer(self, call: Call) -> Any:
+            if self.refused == 3:
+                self.in_use = set()
+            return super()._answer(call)
+
+    script = Busy()
+    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
+    script(flows.answer(clip(16)))
+    (one,) = script.in_use = set(sorted(script.mapped)[:1])
+    script(flows.close())
+    assert one not in script.mapped
+    assert script.mapped == set()
+    assert script.refused == 3
+    calls = len(script.timeouts)
+    script(flows.close())
+    assert len(script.timeouts) == calls
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    time_s = iter(range(1000))
+    script = SharingScript()
+    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
+    script(flows.answer(clip(16)))
+    script.in_use = set(script.mapped)
+    flows._patience = Patience(5, 0, clock=lambda: float(next(time_s)))
+    script(flows.close())
+    assert 1 <= script.refused < 10
 
 
 def test_a_restarted_server_is_asked_with_no_old_shared_memory() -> None:

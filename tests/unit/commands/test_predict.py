@@ -295,9 +295,12 @@ def test_a_full_standard_output_is_one_sentence_and_the_files_are_there(
         pytest.skip("there is no /dev/full")
     words = ["predict", "--bundle", str(bundle.path), str(clip_list.parent / "000"), "--csv", str(tmp_path / "c")]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "dfer_deploy", *words], stdout=full, stderr=-1, text=True)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            [sys.executable, "-m", "dfer_deploy", *words], stdout=full, stderr=-1, text=True, env=buffered
+        )
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: the answers cannot be printed (")
+    assert done.stderr.startswith("Error: the output cannot be printed (")
     assert len(done.stderr.splitlines()) == 1
     assert len((tmp_path / "c").read_text().splitlines()) == 2
 

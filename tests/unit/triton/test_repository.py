@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from dfer_deploy import triton_models
 from dfer_deploy.bundle import TARGETS, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.export.repository import QUEUE_MEMORY_BYTES, queue_size, write_model_repository
+from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.specs import (
     ClipSpec,
     Contract,
@@ -76,15 +76,13 @@ def test_configurations_say_what_the_contract_says(tmp_path: Path, target: Targe
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_models_batch_protect_memory_and_warm_up(tmp_path: Path, target: Target) -> None:
+def test_models_batch_and_warm_up(tmp_path: Path, target: Target) -> None:
     contract = write(tmp_path / "repository", target)
     for graph, dims in ((contract.image_encoder, [16, 64, 64, 3]), (contract.temporal_head, [16, 256])):
         config = config_of(tmp_path / "repository", graph.name)
         assert config.backend == ("python" if target == "embedded" else target)
         assert config.platform == ("tensorrt_plan" if target == "tensorrt" else "")
-        policy = config.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size == 64
-        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+        assert config.HasField("dynamic_batching")
         (warmup,) = config.model_warmup
         sample = warmup.inputs[graph.inputs[0].name]
         assert (list(sample.dims), sample.zero_data) == (dims, True)
@@ -124,7 +122,6 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
         (model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)
     ]
     assert preprocess.parameters["max_frames"].string_value == "16"
-    assert preprocess.dynamic_batching.default_queue_policy.max_queue_size == 64
     assert not preprocess.model_warmup  # Triton's warm-up has no image to send
     sources = {path.name: path.read_text(encoding="utf-8") for path in (folder / "mine_preprocess" / "1").iterdir()}
     assert sources == triton_models.preprocess_sources()
@@ -295,6 +292,7 @@ def test_the_tensorrt_provider_of_onnxruntime_has_one_profile_and_keeps_the_type
         ("embedded", {"max_batch_size": 0}, "maximal batch is 0, expected 1 to 1024"),
         ("embedded", {"instances": 0}, "number of instances is 0"),
         ("embedded", {"queue_delay_us": -1}, "queue delay is -1"),
+        ("embedded", {"max_queue_size": -1}, r"longest queue is -1, expected 0 \(without limit\) to 1000000"),
         ("tensorrt", {"cuda_graph_batches": (1, 32)}, "CUDA graph for the batch 32, expected 1 to 16"),
         ("tensorrt", {"cuda_graph_batches": (2, 1)}, r"\[2, 1\], expected each once and in order"),
         ("embedded", {"cuda_graph_batches": (1, 2)}, "target 'embedded', only 'tensorrt' has them"),
@@ -311,15 +309,17 @@ def test_a_version_is_at_least_1(tmp_path: Path) -> None:
         write(tmp_path / "repository", version=0)
 
 
-def test_the_queue_holds_at_most_four_gigabytes_or_one_batch() -> None:
-    clip = 16 * 224 * 224 * 3
-    for batch in (1, 4, 16, 64):
-        size = queue_size(batch, clip)
-        assert batch <= size <= max(64, 4 * batch)
-        assert size == batch or size * batch * clip <= QUEUE_MEMORY_BYTES
-    assert queue_size(1, clip) == queue_size(16, clip) == 64
-    assert queue_size(32, clip // 4) == 128
-    assert queue_size(16, 4 * clip) == 27
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_queue_has_a_policy_only_with_a_limit(tmp_path: Path, target: Target) -> None:
+    for limit in (0, 7):
+        folder = tmp_path / str(limit)
+        contract = write(folder, target, serving=ServingOptions(16, max_queue_size=limit))
+        for graph in (contract.image_encoder, contract.temporal_head, contract.preprocess):
+            batching = config_of(folder, graph.name).dynamic_batching
+            policy = batching.default_queue_policy
+            # Any policy would end Triton's prefetching.
+            assert batching.HasField("default_queue_policy") == (limit > 0)
+            assert (policy.max_queue_size, policy.timeout_action) == (limit, policy.REJECT)
 
 
 @pytest.mark.parametrize("target", TARGETS)
