@@ -150,7 +150,7 @@ def measure(bundle: Bundle, loads: Sequence[Level], *, rounds: int, quick: bool)
                 measured[level] += measure_load(
                     environment, url, bundle.manifest.name, clips, [level.concurrency], batch=level.batch,
                     shared_memory=level.way == "shared memory",
-                    requests=min(500, max(6, 2 * level.concurrency, round(SECONDS[quick] / one_s / level.batch))),
+                    requests=min(500, max(12 * level.concurrency, round(SECONDS[quick] / one_s / level.batch))),
                 )  # fmt: skip
                 batches[level] += executed_batches(server.endpoints.grpc_url, encoder) - before
                 bar.advance(task)

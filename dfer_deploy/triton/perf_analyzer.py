@@ -8,7 +8,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from dfer_deploy.client.address import parse_url
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.environment import TritonEnvironment
+from dfer_deploy.triton.statistics import queued
 
 _WINDOWS = 3
 """The fewest with which perf_analyzer reports a result."""
@@ -36,8 +37,8 @@ class LoadResult:
         p95_ms: 95th percentile.
         p99_ms: 99th percentile.
         avg_ms: mean latency.
-        queue_ms: waiting in the server, summed over the steps of an ensemble; so are the next three.
-        compute_input_ms: copying inputs.
+        queue_ms: waiting in the queues of the ensemble's steps (Triton's statistics, while perf_analyzer ran).
+        compute_input_ms: copying inputs, summed over the steps; so are the next two.
         compute_infer_ms: executing the models.
         compute_output_ms: copying outputs.
         client_send_ms: sending the request; None where perf_analyzer does not report it.
@@ -120,13 +121,16 @@ def measure_load(
                 f"--stability-percentage={_ANY_DIFFERENCE_PERCENT}",
                 f"--max-trials={_WINDOWS}",
             ]
+            before = queued(url, model)
             _run(command, environment, concurrency, timeout_s)
+            waited = queued(url, model) - before
             rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
             if concurrency not in rows:
                 raise DferDeployError(
                     f"perf_analyzer reported nothing for concurrency {concurrency}; measure it again with more requests"
                 )
-            results.append(rows[concurrency])
+            queue_ms = waited["ns"] / max(1, waited["requests"]) / 1e6
+            results.append(replace(rows[concurrency], queue_ms=queue_ms))
     return tuple(results)
 
 

@@ -1,11 +1,12 @@
-"""Which batches a server has really executed."""
+"""What a server says of itself: which batches it has executed, and how long requests have waited."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
-from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.client.address import channel_options, parse_url
@@ -18,21 +19,80 @@ def executed_batches(url: str, model: str, *, timeout_s: float = 30.0) -> Counte
     Warm-up is not counted. Source: Triton's documentation, "Statistics Extension", ``batch_stats``.
 
     Args:
-        url: of the server, gRPC.
+        url: of the server.
         model: one that executes; an ensemble has no executions of its own.
         timeout_s: for the answer.
 
     Raises:
         DferDeployError: the server does not answer or has no such model.
     """
-    netloc = parse_url(url).netloc
-    with contextlib.closing(InferenceServerClient(netloc, channel_args=channel_options(netloc))) as client:
-        try:
-            answer = client.get_inference_statistics(model, client_timeout=timeout_s)
-        except InferenceServerException as error:
-            raise DferDeployError(f"the server at {url} tells no statistics of {model!r}: {error.message()}") from error
     batches: Counter[int] = Counter()
-    for version in answer.model_stats:
-        for entry in version.batch_stats:
-            batches[entry.batch_size] += entry.compute_infer.count
+    with _client(url, model, timeout_s) as client:
+        for version in client.statistics(model):
+            for entry in version.get("batch_stats", []):
+                batches[int(entry["batch_size"])] += int(entry["compute_infer"]["count"])
     return batches
+
+
+def queued(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[str]:
+    """How many ``requests`` a model has answered since its server started, and the ``ns`` that they waited in queues.
+
+    An ensemble's own statistics leave out the queues of its steps, and so does perf_analyzer's "Server Queue". Source:
+    Triton's documentation, "Statistics Extension", ``inference_stats``.
+
+    Args:
+        url: of the server.
+        model: one that executes, or an ensemble whose steps serve nothing else meanwhile.
+        timeout_s: for every answer.
+
+    Raises:
+        DferDeployError: the server does not answer or has no such model.
+    """
+    found: Counter[str] = Counter()
+    with _client(url, model, timeout_s) as client:
+        steps = client.config(model).get("ensemble_scheduling", {"step": [{"model_name": model}]})["step"]
+        for version in client.statistics(model):
+            found["requests"] += int(version["inference_stats"]["success"].get("count", 0))
+        for step in steps:
+            for version in client.statistics(step["model_name"]):
+                found["ns"] += int(version["inference_stats"]["queue"].get("ns", 0))
+    return found
+
+
+class _StatisticsClient:
+    """Both protocols' answers as dictionaries; numbers of 64 bits may be texts, and what is 0 missing."""
+
+    def __init__(self, client: Any, arguments: dict[str, Any], *, is_grpc: bool) -> None:
+        self._client, self._arguments, self._is_grpc = client, arguments, is_grpc
+
+    def statistics(self, model: str) -> list[dict[str, Any]]:
+        answer = self._client.get_inference_statistics(model, **self._arguments)
+        versions: list[dict[str, Any]] = answer["model_stats"]
+        return versions
+
+    def config(self, model: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self._client.get_model_config(model, **self._arguments)
+        return answer["config"] if self._is_grpc else answer
+
+
+@contextlib.contextmanager
+def _client(url: str, model: str, timeout_s: float) -> Iterator[_StatisticsClient]:
+    address = parse_url(url)
+    is_grpc = address.scheme == "grpc"
+    client: Any
+    if is_grpc:
+        from tritonclient import grpc
+
+        client = grpc.InferenceServerClient(address.netloc, channel_args=channel_options(address.netloc))
+        arguments: dict[str, Any] = {"as_json": True, "client_timeout": timeout_s}
+    else:
+        from tritonclient import http
+
+        client = http.InferenceServerClient(address.netloc, connection_timeout=timeout_s, network_timeout=timeout_s)
+        arguments = {}
+    try:
+        yield _StatisticsClient(client, arguments, is_grpc=is_grpc)
+    except InferenceServerException as error:
+        raise DferDeployError(f"the server at {url} tells no statistics of {model!r}: {error.message()}") from error
+    finally:
+        client.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +16,14 @@ from tritonclient import http as http_client
 from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.bundle import open_bundle
+from dfer_deploy.client import Client
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import measure_load
 from dfer_deploy.triton.server import TritonServer
+from dfer_deploy.triton.statistics import queued
 
 SIZE, MAX_BATCH = 32, 4
 
@@ -178,10 +182,28 @@ def test_real_perf_analyzer(environment: TritonEnvironment, server: TritonServer
         assert 0 < row.compute_infer_ms < row.avg_ms
 
 
+def test_what_requests_waited_is_that_of_the_ensembles_steps(server: TritonServer) -> None:
+    ends = server.endpoints
+    with Client(ends.grpc_url) as client, concurrent.futures.ThreadPoolExecutor(6) as pool:
+        client.predict(clips(1, 16))  # asks for the labels too
+        time.sleep(0.5)  # Triton counts a request after it was answered
+        before = queued(ends.grpc_url, "dfer")
+        list(pool.map(client.predict, clips(12, 16)))
+    time.sleep(0.5)
+    after = queued(ends.grpc_url, "dfer")
+    assert queued(ends.http_url, "dfer") == after
+    assert (after - before)["requests"] == 12
+    with contextlib.closing(grpc_client.InferenceServerClient(ends.grpc_url.removeprefix("grpc://"))) as raw:
+        stats = [raw.get_inference_statistics(f"dfer_{part}") for part in ("image_encoder", "temporal_head")]
+    assert after["ns"] == sum(found.model_stats[0].inference_stats.queue.ns for found in stats) > before["ns"]
+    head = queued(ends.grpc_url, "dfer_temporal_head")
+    assert head["ns"] == stats[1].model_stats[0].inference_stats.queue.ns
+
+
 def test_real_perf_analyzer_reports_failures(environment: TritonEnvironment, url: str) -> None:
     with pytest.raises(DferDeployError, match="'frames' has 17 frames a clip"):
         measure_load(environment, url, "dfer", clips(1, 17), [1], requests=5)
-    with pytest.raises(DferDeployError, match="unknown model"):
+    with pytest.raises(DferDeployError, match="no statistics of 'other'"):
         measure_load(environment, url, "other", clips(1, 16), [1])
     with pytest.raises(DferDeployError, match=r"did not finish concurrency 1 within 0\.01 s"):
         measure_load(environment, url, "dfer", clips(1, 16), [1], timeout_s=0.01)
