@@ -165,7 +165,7 @@ def figure(
     return picture, places
 
 
-def draw_bars(axes: Axes, label: str, rows: Mapping[str, Sequence[float]], *, number: str = "{:.3g}") -> None:
+def draw_bars(axes: Axes, label: str, rows: Mapping[str, Sequence[float]]) -> None:
     """Horizontal bars of medians, every round a dot, the median written behind."""
     names = list(rows)
     medians = [statistics.median(values) for values in rows.values()]
@@ -174,7 +174,8 @@ def draw_bars(axes: Axes, label: str, rows: Mapping[str, Sequence[float]], *, nu
     for place, (values, median) in enumerate(zip(rows.values(), medians, strict=True)):
         if len(values) > 1:
             axes.plot(values, [place] * len(values), "o", color="black", markersize=3)
-        axes.text(max(values) + 0.02 * largest, place, number.format(median), va="center", size=8)
+        text = f"{median:.3g}" if median < 100 else f"{median:.0f}"
+        axes.text(max(values) + 0.02 * largest, place, text, va="center", size=8)
     axes.set_xlim(0, 1.25 * largest)
     axes.locator_params(axis="x", nbins=6)
     axes.invert_yaxis()

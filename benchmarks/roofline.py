@@ -237,9 +237,11 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
             [point["gflop_per_s"]["median"] for point in shown],
             MARKERS[place], color=COLOURS[place], markersize=5, label=graph,
         )  # fmt: skip
-    roofline.set_xscale("log")
-    roofline.set_yscale("log")
+    roofline.set_xscale("log", base=10)
+    roofline.set_yscale("log", base=2)
     roofline.set_ylim(top=peak * 2)
+    for axis in (roofline.xaxis, roofline.yaxis):
+        axis.set_major_formatter("{x:g}")
     roofline.set_xlabel("FLOP per byte (weights, inputs, outputs once)")
     roofline.set_ylabel("GFLOP/s")
     roofline.legend(frameon=False, fontsize=8, loc="lower right")
