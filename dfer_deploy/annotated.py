@@ -10,7 +10,6 @@ import av
 from PIL import Image
 
 from dfer_deploy.clips.faces import Box
-from dfer_deploy.clips.reading import upright
 from dfer_deploy.clips.timed import ROUNDING_S, ShownFrame, shown_frames
 from dfer_deploy.files import atomic_file
 from dfer_deploy.overlay import Edges, Overlay
@@ -58,7 +57,7 @@ def write_annotated(
         stream: av.VideoStream | None = None
         last = -1
         for shown in shown_frames(video):
-            image = upright(shown.frame)
+            image = shown.frame.upright()
             if stream is None:
                 stream = container.add_stream(codec, rate=25, options=_OPTIONS[codec])
                 stream.width, stream.height = _size(image)

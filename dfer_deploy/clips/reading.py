@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,35 @@ def packets_in_video(video: Path) -> int:
     return packets
 
 
-def decoded_frames(video: Path) -> Iterator[av.VideoFrame]:
+@dataclass(frozen=True)
+class DecodedFrame:
+    """A frame as a video stores it.
+
+    Attributes:
+        frame: of any pixel format, unturned.
+        pixel_aspect: the width of a pixel divided by its height, as DVDs and some cameras have other than 1.
+    """
+
+    frame: av.VideoFrame
+    pixel_aspect: float = 1.0
+
+    @property
+    def shown_width(self) -> int:
+        """In square pixels."""
+        return max(1, round(self.frame.width * self.pixel_aspect))
+
+    def upright(self) -> Image.Image:
+        """The frame as an RGB image of square pixels, turned and mirrored as the file's display matrix says."""
+        image: Image.Image = self.frame.to_image()  # type: ignore[no-untyped-call]
+        if self.shown_width != image.width:
+            image = image.resize((self.shown_width, image.height), Image.Resampling.BICUBIC)
+        mirrored, degrees = _orientation(self.frame)
+        if mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image.rotate(degrees, expand=True) if degrees % 360 else image
+
+
+def decoded_frames(video: Path) -> Iterator[DecodedFrame]:
     """All frames of a video that can be decoded, in the order in which they are shown.
 
     A damaged packet costs its frame, not the video; how many are missing is said in a warning at the end.
@@ -158,6 +187,7 @@ def decoded_frames(video: Path) -> Iterator[av.VideoFrame]:
     count = damaged = 0
     with open_video(video) as (container, stream):
         stream.thread_type = "AUTO"
+        pixel_aspect = float(stream.sample_aspect_ratio or 1)
         packets = iter(container.demux(stream))
         while True:
             try:
@@ -170,23 +200,15 @@ def decoded_frames(video: Path) -> Iterator[av.VideoFrame]:
                 damaged += 1
                 continue
             for frame in decoded:
-                _check_size(video, frame.width, frame.height)  # a stream may change its size
+                found = DecodedFrame(frame, pixel_aspect)
+                _check_size(video, found.shown_width, frame.height)  # a stream may change its size
                 damaged += frame.is_corrupt
                 count += 1
-                yield frame
+                yield found
     if count == 0:
         raise DferDeployError(f"{video} has no frame that can be decoded; is it damaged?")
     if damaged:
         warn(f"{video} is damaged: {damaged} of its frames could not be decoded or are wrong")
-
-
-def upright(frame: av.VideoFrame) -> Image.Image:
-    """The frame as an RGB image, turned and mirrored as the file's display matrix says."""
-    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
-    mirrored, degrees = _orientation(frame)
-    if mirrored:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.rotate(degrees, expand=True) if degrees % 360 else image
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
@@ -212,7 +234,7 @@ def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dic
     for index, frame in enumerate(decoded_frames(video)):
         count = index + 1
         if index in wanted:
-            frames[index] = resized(upright(frame), image_size)
+            frames[index] = resized(frame.upright(), image_size)
     return count, frames
 
 
@@ -235,7 +257,11 @@ def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
             yield container, streams[0]
     except av.FFmpegError as error:
         reason = error.strerror or type(error).__name__
-        raise DferDeployError(f"{video} cannot be read as a video ({reason}); expected a video file") from error
+        if video.is_file() and not video.stat().st_size:
+            raise DferDeployError(f"{video} is empty (0 bytes); expected a video file") from error
+        raise DferDeployError(
+            f"{video} cannot be read as a video ({reason}); it is none, or it is damaged or truncated"
+        ) from error
 
 
 def _check_size(video: Path, width: int, height: int) -> None:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.clips.reading import decoded_frames, open_video, packets_in_video, upright
+from dfer_deploy.clips.reading import DecodedFrame, decoded_frames, open_video, packets_in_video
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import require
 
@@ -43,7 +43,7 @@ class ShownFrame:
 
     start_s: float
     end_s: float
-    frame: av.VideoFrame
+    frame: DecodedFrame
 
 
 def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
@@ -70,7 +70,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
         image = None
         while step * interval_s < shown.end_s - ROUNDING_S or step == 0:
             if image is None:
-                image = np.asarray(upright(shown.frame))
+                image = np.asarray(shown.frame.upright())
             yield TimedFrame(step * interval_s, image)
             step += 1
 
@@ -82,9 +82,9 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
     """
     usual_s = _usual_frame_s(video)
     start_s = first_s = 0.0
-    held: av.VideoFrame | None = None
+    held: DecodedFrame | None = None
     for frame in decoded_frames(video):
-        stated_s = frame.time
+        stated_s = frame.frame.time
         if held is None:
             first_s = stated_s or 0.0
         else:
@@ -98,7 +98,8 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
             start_s = end_s
         held = frame
     if held is not None:
-        last_s = float(held.duration * held.time_base) if held.duration and held.time_base else usual_s
+        last = held.frame
+        last_s = float(last.duration * last.time_base) if last.duration and last.time_base else usual_s
         yield ShownFrame(start_s, start_s + min(last_s, _LONGEST_FRAME_S), held)
 
 

@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from dfer_deploy.clips.faces import Image
-from dfer_deploy.clips.reading import upright
+from dfer_deploy.clips.reading import DecodedFrame
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.newest import newest
@@ -142,7 +142,7 @@ def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFra
                     continue
                 # A slow camera misses points of the grid; it does not catch up.
                 next_s += interval_s * (1 + (now - next_s) // interval_s)
-                yield LiveFrame(now - start_s, now, np.asarray(upright(frame)))
+                yield LiveFrame(now - start_s, now, np.asarray(DecodedFrame(frame).upright()))
     except av.FFmpegError as error:
         raise DferDeployError(
             f"the camera {name} cannot be read ({error.strerror or type(error).__name__}); is it connected, allowed "

@@ -114,7 +114,7 @@ def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.mp4", b"", "cannot be read as a video"),
+        ("empty.mp4", b"", r"is empty \(0 bytes\)"),
         ("text.mp4", b"hello world" * 100, "cannot be read as a video"),
         ("header.mp4", b"\x00\x00\x00\x20ftypisom" + b"\0" * 500, "cannot be read as a video|no video stream"),
     ],
@@ -190,6 +190,30 @@ def test_a_turned_or_mirrored_video_is_shown_upright(
     (tmp_path / "turned.mp4").write_bytes(data)
     upright, turned = clip_from_path(source, 64), clip_from_path(tmp_path / "turned.mp4", 64)
     assert np.array_equal(shown(upright), turned)
+
+
+@pytest.mark.parametrize(("pixel", "width"), [(Fraction(2), 128), (Fraction(8, 9), 57), (Fraction(1), 64)])
+def test_pixels_become_square(pixel: Fraction, width: int, tmp_path: Path) -> None:
+    clip = clips_of(1, size=64)[0]
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel
+        for image in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+    frames = list(decoded_frames(tmp_path / "a.mp4"))
+    assert {frame.upright().size for frame in frames} == {(width, 64)}
+    stored = frames[0].frame.to_image().resize((width, 64), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(frames[0].upright()), np.asarray(stored))
+
+
+def test_stretched_pixels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = write_video(tmp_path / "a.mp4", clips_of(1, size=64)[0], "mpeg4")
+    monkeypatch.setattr(av.video.stream.VideoStream, "sample_aspect_ratio", Fraction(100_000))
+    with pytest.raises(DferDeployError, match="6400000 × 64 pixels, expected at most"):
+        list(decoded_frames(video))
 
 
 def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
