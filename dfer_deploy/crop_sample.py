@@ -9,6 +9,7 @@ from PIL import Image
 
 from dfer_deploy.clips.contact_sheet import MAX_ROWS, CropRow
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.clips.tracks import MAX_TRACKS
 from dfer_deploy.windows import Face
 
 _LARGEST_SIDE = 112
@@ -19,7 +20,7 @@ _MAX_CROPS = 48
 
 
 class CropSample:
-    """Keeps, of every track, at most 48 crops at equal distances, and at most 32 tracks, those with the most crops."""
+    """Keeps, of every track, at most 48 crops at equal distances; of the tracks that are over, the 16 longest ones."""
 
     def __init__(self) -> None:
         self._tracks: dict[int, _Track] = {}
@@ -28,10 +29,10 @@ class CropSample:
     def add(self, time_s: float, face: Face) -> None:
         """Takes the next crop of a track."""
         self._newest = max(self._newest, face.track)
-        if face.track not in self._tracks:
-            self._make_room()
-            self._tracks[face.track] = _Track()
-        self._tracks[face.track].add(time_s, face)
+        # Those that were seen last stand at the end.
+        track = self._tracks[face.track] = self._tracks.pop(face.track, _Track())
+        track.add(time_s, face)
+        self._make_room()
 
     @property
     def tracks(self) -> int:
@@ -43,8 +44,9 @@ class CropSample:
         return {number: CropRow(track.kept, track.count) for number, track in self._tracks.items()}
 
     def _make_room(self) -> None:
-        if len(self._tracks) >= 2 * MAX_ROWS:
-            del self._tracks[min(self._tracks, key=lambda number: (self._tracks[number].count, -number))]
+        if len(self._tracks) > MAX_TRACKS + MAX_ROWS:
+            over = list(self._tracks)[:-MAX_TRACKS]
+            del self._tracks[min(over, key=lambda number: (self._tracks[number].count, -number))]
 
 
 @dataclass

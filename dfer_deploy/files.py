@@ -95,6 +95,16 @@ def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
                 raise DferDeployError(f"{output} would replace the input {path}; choose another name")
 
 
+def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
+    """Refuses a file in a bundle's folder, where it would replace a part of it or be one too many.
+
+    Raises:
+        DferDeployError: ``output`` lies in ``bundle``.
+    """
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(bundle)):
+        raise DferDeployError(f"{output} would change the bundle {bundle}; choose another place")
+
+
 def link_or_copy(source: Path, destination: Path) -> None:
     """A hard link to ``source`` where the file system allows it, else a copy."""
     try:

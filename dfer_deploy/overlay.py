@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from dfer_deploy.fonts import Letters
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.windows import WHOLE
 
@@ -21,12 +22,20 @@ _GAP = 4
 _ROOM_TO_GROW = 1.15
 """Panels come back where they would fit if they were so much larger: faces move, and nothing should flicker."""
 
+_AROUND_NAMES = "0123456789.: "
+"""Characters of the titles."""
+
 _SMALLEST_TEXT, _LINES_IN_A_PICTURE = 11, 32
 """Pixels, and text lines that the shorter side of a picture has room for."""
 
 
 class Overlay:
-    """Draws on pictures of one size, which follow each other."""
+    """Draws on pictures of one size, which follow each other.
+
+    Attributes:
+        labels: C class names.
+        size: width and height of the pictures in pixels.
+    """
 
     def __init__(self, labels: Sequence[str], size: tuple[int, int]) -> None:
         """
@@ -34,12 +43,14 @@ class Overlay:
             labels: C class names; none where no answer is drawn.
             size: width and height of the pictures in pixels.
         """
-        self._labels, self._size = labels, size
-        self._font = ImageFont.load_default(max(_SMALLEST_TEXT, min(size) // _LINES_IN_A_PICTURE))
-        self._line = int(self._font.getbbox("Ág")[3])
-        self._names = max((self._font.getlength(label) for label in labels), default=0)
+        self.labels, self.size = tuple(labels), size
+        self._letters = Letters(
+            "".join([*labels, _AROUND_NAMES]), max(_SMALLEST_TEXT, min(size) // _LINES_IN_A_PICTURE)
+        )
+        self._line = self._letters.line
+        self._names = max((self._letters.length(label) for label in labels), default=0)
         self._bar = 4 * self._line
-        title = max((self._font.getlength(f"00: {label} 0.00") for label in labels), default=0)
+        title = max((self._letters.length(f"00: {label} 0.00") for label in labels), default=0)
         self._panel = (
             max(self._names + self._bar, title) + 3 * self._line // 2,
             (len(labels) + 1) * (self._line + 1) + self._line,
@@ -60,7 +71,7 @@ class Overlay:
         pen = ImageDraw.Draw(picture, "RGBA")
         for track, edges in boxes.items():
             if track != WHOLE:
-                pen.rectangle(edges, outline=_colour(track), width=max(3, min(self._size) // 150))
+                pen.rectangle(edges, outline=_colour(track), width=max(3, min(self.size) // 150))
         places = self._panel_places(boxes, answers)
         self._panels_fitted = places is not None
         if places is not None:
@@ -78,9 +89,9 @@ class Overlay:
         width, height = self._panel
         if not self._panels_fitted:
             roomy = (_ROOM_TO_GROW * width, _ROOM_TO_GROW * height)
-            if not _places(boxes, dict.fromkeys(answers, roomy), self._size)[1]:
+            if not _places(boxes, dict.fromkeys(answers, roomy), self.size)[1]:
                 return None
-        places, free = _places(boxes, dict.fromkeys(answers, self._panel), self._size)
+        places, free = _places(boxes, dict.fromkeys(answers, self._panel), self.size)
         return places if free else None
 
     def _draw_panel(
@@ -90,11 +101,11 @@ class Overlay:
         pen.rectangle((left, top, left + width, top + height), fill=_BACK, outline=_colour(track))
         best = int(probabilities.argmax())
         x, y = left + line // 2, top + line // 3
-        pen.text((x, y), self._title(track, probabilities), fill="white", font=self._font)
-        for index, (label, probability) in enumerate(zip(self._labels, probabilities.tolist(), strict=True)):
+        self._letters.draw(pen, (x, y), self._title(track, probabilities), "white")
+        for index, (label, probability) in enumerate(zip(self.labels, probabilities.tolist(), strict=True)):
             y += line + 1
             colour = "white" if index == best else "#c8c8c8"
-            pen.text((x, y), label, fill=colour, font=self._font)
+            self._letters.draw(pen, (x, y), label, colour)
             start = x + self._names + line // 2
             pen.rectangle((start, y + 2, start + self._bar, y + line - 1), outline="#808080")
             filled = self._bar * min(1.0, max(0.0, probability))
@@ -105,16 +116,16 @@ class Overlay:
     ) -> None:
         titles = {track: self._title(track, probabilities) for track, probabilities in answers.items()}
         sizes = {
-            track: (self._font.getlength(title) + self._line // 2, self._line + 4.0) for track, title in titles.items()
+            track: (self._letters.length(title) + self._line // 2, self._line + 4.0) for track, title in titles.items()
         }
-        for track, (left, top) in _places(boxes, sizes, self._size)[0].items():
+        for track, (left, top) in _places(boxes, sizes, self.size)[0].items():
             width, height = sizes[track]
             pen.rectangle((left, top, left + width, top + height), fill=_BACK, outline=_colour(track))
-            pen.text((left + self._line // 4, top + 1), titles[track], fill="white", font=self._font)
+            self._letters.draw(pen, (left + self._line // 4, top + 1), titles[track], "white")
 
     def _title(self, track: int, probabilities: Float32) -> str:
         best = int(probabilities.argmax())
-        title = f"{self._labels[best]} {probabilities[best]:.2f}"
+        title = f"{self.labels[best]} {probabilities[best]:.2f}"
         return title if track == WHOLE else f"{track}: {title}"
 
 

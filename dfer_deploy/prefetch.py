@@ -96,5 +96,4 @@ class Buffer(Generic[T]):
         """Lets the maker end after the item that it works on."""
         with self._change:
             self._stopped = True
-            self._items.clear()
             self._change.notify_all()

@@ -140,7 +140,7 @@ def windows_of_video(
     margin: float = DEFAULT_MARGIN,
     seen: Callable[[SeenFrame], None] | None = None,
 ) -> Generator[Window, None, None]:
-    """The answers for a video, in the order in which their last frames come.
+    """The answers for a video, those of a track in the order of time.
 
     The windows of a track begin ``stride`` frames apart. Its last frames are answered by a window that ends with them,
     which may be nearer to the one before; a track of fewer than 16 frames is one window. Without a detector, a video of

@@ -19,6 +19,8 @@ from dfer_deploy.client.shared_memory import Region
 
 T = TypeVar("T")
 
+_TO_SAY_SO_S = 1.0
+
 _TRITON_TYPES = {"uint8": "UINT8", "float32": "FP32", "object": "BYTES"}
 
 
@@ -98,8 +100,9 @@ class Infer:
             "model_name": self.model,
             "inputs": [tensor],
             "outputs": [library.InferRequestedOutput(name, class_count=self.class_count) for name in self.outputs],
-            # Honoured where the model's queue policy lets requests have timeouts of their own.
-            "timeout": max(1, int(timeout_s * 1e6)),
+            # For a place among the streams, and where a model's queue policy honours it. The server gives up before
+            # the client does, so that it can say what was missing.
+            "timeout": max(1, int(1e6 * (timeout_s - min(_TO_SAY_SO_S, timeout_s / 10)))),
         }
         if self.position is not None:
             arguments |= {

@@ -41,6 +41,7 @@ class Connection:
         self._library = library
         # gevent's sockets belong to the thread that made them.
         self._of_thread = threading.local()
+        self._is_closed = False
 
     def run(self, flow: Flow[T]) -> T:
         """Performs every step of ``flow`` and returns its result.
@@ -69,6 +70,7 @@ class Connection:
 
     def close(self) -> None:
         """Closes the connection; of HTTP, that of the calling thread (the others end with their threads)."""
+        self._is_closed = True
         if self._address.scheme == "grpc":
             self._channel.close()
         else:
@@ -77,6 +79,8 @@ class Connection:
     def _perform(self, attempt: Attempt) -> Any:
         call, timeout_s = attempt.call, attempt.timeout_s
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
+        if self._is_closed:
+            raise CallError("the client is closed; open another one", "refused")
         try:
             with self._failures.translated(call.model, timeout_s), self._limited(timeout_s):
                 return call.reply(getattr(self._client(), method)(**arguments))

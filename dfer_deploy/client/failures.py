@@ -72,6 +72,12 @@ class Failures:
             return self._too_slow(timeout_s)
         if "unknown model" in text or (("NOT_FOUND" in status or status == "404") and "shared memory" not in text):
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
+        if "timeout of the corresponding sequence" in message:
+            return CallError(
+                f"the server at {self._address} follows as many streams as it may, and none ended within "
+                f"{timeout_s:.3g} s; close one, or allow more with: dfer-deploy configure BUNDLE --max-streams N",
+                "late",
+            )
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
         # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503, as proxies before it do).

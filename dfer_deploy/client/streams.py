@@ -80,7 +80,6 @@ class StreamFlows:
     def end(self) -> Flow[None]:
         """Tells the server that no frame will follow; what goes wrong with that does not matter."""
         self._is_closed = True
-        self._window.clear()
         patience = self._flows.patience
         question = Patience(min(END_TIMEOUT_S, patience.deadline_s), 0, patience.clock).question()
         with contextlib.suppress(DferDeployError):

@@ -14,7 +14,7 @@ import numpy as np
 from rich.cells import cell_len
 
 from dfer_deploy.console import stdout, table
-from dfer_deploy.files import refuse_to_replace_input
+from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
 from dfer_deploy.recording import Recording, TrackSummary, shown, write_csv, write_results
 from dfer_deploy.windows import Window
 
@@ -46,13 +46,13 @@ class OutputFiles:
     crops: Path | None
     video: Path | None
 
-    def check(self, inputs: Sequence[Path]) -> None:
+    def check(self, inputs: Sequence[Path], bundle: Path | None) -> None:
         """Refuses, before the work, names that would lose something.
 
         Raises:
             click.UsageError: a file would replace another output, its name is no file's or says something else than
                 what is written, or its folder does not exist or cannot be written.
-            DferDeployError: a file would replace an input.
+            DferDeployError: a file would replace an input, or lie in the bundle.
         """
         names = ("json", "csv", "timeline", "crops", "video")
         taken: dict[str, str] = {}
@@ -64,6 +64,8 @@ class OutputFiles:
             several = name not in ("json", "csv") and len(inputs) > 1
             for path in [one_of(file, inputs, number) for number in range(len(inputs))] if several else [file]:
                 refuse_to_replace_input(path, inputs)
+                if bundle:
+                    refuse_to_write_into_bundle(path, bundle)
                 place = os.path.realpath(path)
                 if place in taken:
                     raise click.UsageError(f"--{name} would replace {taken[place]}; choose another name")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN
+from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.specs import PROMPT_POSITIONS
 
 
@@ -36,6 +37,12 @@ data_root_option = click.option(
     "--data-root",
     metavar="FOLDER|OLD=NEW",
     help="Where the listed clips are on this machine: a folder, or which prefix of the listed paths becomes which.",
+)
+
+frame_interval_option = click.option(
+    "--frame-interval-s",
+    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
+    help="Seconds between two frames of a window.  [default: as in training where that is known, else 1/6]",
 )
 
 margin_option = click.option(

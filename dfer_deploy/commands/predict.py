@@ -13,18 +13,16 @@ from typing import Literal
 import click
 
 from dfer_deploy.annotated import write_annotated
-from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.contact_sheet import write_contact_sheet
-from dfer_deploy.clips.faces import DETECTORS, FaceDetector, open_detector
-from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, duration_s
+from dfer_deploy.clips.faces import DETECTORS, FaceDetector
+from dfer_deploy.clips.timed import duration_s
+from dfer_deploy.commands.answering import Asked, answering_options, open_face_detector
 from dfer_deploy.commands.answers import OutputFiles, one_of, print_answers, write_answers
-from dfer_deploy.commands.options import json_option, margin_option
-from dfer_deploy.commands.runtimes import host_code_option
+from dfer_deploy.commands.options import frame_interval_option, json_option, margin_option
 from dfer_deploy.console import progress_bar, stderr, warn
 from dfer_deploy.crop_sample import CropSample
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.recording import Recording, shown
-from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.windows import (
     DEFAULT_FRAME_INTERVAL_S,
@@ -38,9 +36,6 @@ from dfer_deploy.windows import (
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _LARGEST_STRIDE = 1_000_000
 _LONGEST_NAME = 30
-
-_RETRIES = 1000
-"""The deadline is what ends the waiting for a server."""
 
 _VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
@@ -68,34 +63,16 @@ class _Windows:
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT…")
-@click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Answer in this process.")
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIMES),
-    help="Of this process, with --bundle.  [default: TensorRT where its engines run here, else onnxruntime]",
-)
-@host_code_option
-@click.option("--url", help="Ask a server: grpc://HOST:PORT or http://HOST:PORT.")
-@click.option("--model", default="dfer", show_default=True, help="The ensemble's name, with --url.")
-@click.option(
-    "--timeout-s",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="How long one answer may take, with --url; so long a server may be away.",
-)
+@answering_options
 @click.option("--whole", is_flag=True, help="One answer for each INPUT, from 16 frames spread over the whole of it.")
 @click.option(
     "--faces",
     type=click.Choice([*DETECTORS, "none"]),
-    help="What finds the faces; none where the picture is one.  [default: centerface for videos, none for folders]",
+    help="What finds the faces; none where the picture is one.  [default: centerface for videos, none for folders and "
+    "with --whole]",
 )
 @margin_option
-@click.option(
-    "--frame-interval-s",
-    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
-    help="Seconds between two frames of a window.  [default: the training clips', where the bundle knows it]",
-)
+@frame_interval_option
 @click.option(
     "--stride",
     type=click.IntRange(1, _LARGEST_STRIDE),
@@ -112,12 +89,7 @@ class _Windows:
 def predict(
     ctx: click.Context,
     inputs: tuple[Path, ...],
-    bundle_path: Path | None,
-    runtime: Runtime | None,
-    allow_host_code: bool,
-    url: str | None,
-    model: str,
-    timeout_s: float,
+    asked: Asked,
     whole: bool,
     faces: Literal["centerface", "none"] | None,
     margin: float,
@@ -137,40 +109,36 @@ def predict(
     With several INPUTs, --timeline, --crops and --video write one file for each: out.png becomes out-1-NAME.png,
     out-2-NAME.png and so on, in the order of the INPUTs.
     """
-    if (bundle_path is None) == (url is None):
-        raise click.UsageError("give either --bundle BUNDLE or --url URL")
-    if url and runtime:
-        raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
     if whole and (faces == "centerface" or timeline or crops or video):
         raise click.UsageError(
             "--whole gives one answer without faces and times; leave it away with --faces centerface, --timeline, "
             "--crops and --video"
         )
     files = OutputFiles(json_file, csv_file, timeline, crops, video)
-    files.check(inputs)
+    files.check(inputs, asked.bundle_path)
     videos = {number for number, path in enumerate(inputs) if not whole and _kind(path) == "file"}
-    detector = _open_detector() if videos and faces != "none" else None
+    detector = open_face_detector(faces or DETECTORS[0]) if videos and faces != "none" else None
     failures: list[str] = []
     answered = 0
     with ExitStack() as stack:
-        asked = _open_model(stack, bundle_path, runtime, allow_host_code, url, model, timeout_s)
-        known_s = frame_interval_s or asked.frame_interval_s
+        model = _open_model(stack, asked)
+        known_s = frame_interval_s or model.frame_interval_s
         how = _Windows(known_s or DEFAULT_FRAME_INTERVAL_S, stride, detector, margin, [])
         if known_s is None:
             how.notes.append(
                 f"frames {how.interval_s:.3f} s apart, as in DFEW, since it is not known how far apart those of the "
                 "training clips were (--frame-interval-s)"
             )
-        recording = stack.enter_context(Recording(asked.labels))
+        recording = stack.enter_context(Recording(model.labels))
         with _positions(inputs, videos, passes=2 if video else 1) as position:
             for number, path in enumerate(inputs):
                 try:
                     if number in videos:
-                        seen = _answer(number, path, asked, how, files, recording, position)
+                        seen = _answer(number, path, model, how, files, recording, position)
                     else:
                         _check_folder(path, times_wanted=bool(faces == "centerface" or timeline or crops or video))
                         recording.add_window(
-                            number, whole_window(path, asked.predictor, asked.image_size, asked.labels)
+                            number, whole_window(path, model.predictor, model.image_size, model.labels)
                         )
                 except DferDeployError as error:
                     recording.forget(number)
@@ -183,7 +151,7 @@ def predict(
                     except DferDeployError as error:
                         failures.append(str(error))
         failures = [failure.encode(errors="replace").decode() for failure in failures]
-        about: dict[str, object] = {"answered_by": asked.predictor.name, "failures": failures}
+        about: dict[str, object] = {"answered_by": model.predictor.name, "failures": failures}
         if videos:
             about["frame_interval_s"] = how.interval_s
         try:
@@ -192,7 +160,7 @@ def predict(
         except DferDeployError as error:
             failures.append(str(error))
         try:
-            print_answers(asked.predictor.name, recording, inputs)
+            print_answers(model.predictor.name, recording, inputs)
         finally:
             for failure in failures:
                 click.echo(f"Error: {failure}", err=True)
@@ -214,7 +182,7 @@ class _Seen:
 def _answer(
     number: int,
     path: Path,
-    asked: _Model,
+    model: _Model,
     how: _Windows,
     files: OutputFiles,
     recording: Recording,
@@ -236,9 +204,9 @@ def _answer(
 
     windows = windows_of_video(
         path,
-        asked.predictor,
-        asked.image_size,
-        labels=asked.labels,
+        model.predictor,
+        model.image_size,
+        labels=model.labels,
         interval_s=how.interval_s,
         stride=how.stride,
         detector=how.detector,
@@ -301,38 +269,18 @@ def _check_folder(path: Path, *, times_wanted: bool) -> None:
             )
 
 
-def _open_model(
-    stack: ExitStack,
-    bundle_path: Path | None,
-    runtime: Runtime | None,
-    allow_host_code: bool,
-    url: str | None,
-    model: str,
-    timeout_s: float,
-) -> _Model:
-    if bundle_path is not None:
-        bundle = open_bundle(bundle_path)
-        runtime = runtime or usual_runtime(bundle, host_code_allowed=allow_host_code)
-        predictor = stack.enter_context(open_predictor(runtime, bundle, host_code_allowed=allow_host_code))
+def _open_model(stack: ExitStack, asked: Asked) -> _Model:
+    if asked.url is None:
+        bundle, predictor = asked.open_bundle(stack)
         spec = bundle.spec
         return _Model(
             predictor, spec.prompts.class_names, spec.clip.vision.image_size, bundle.manifest.frame_interval_s
         )
-    from dfer_deploy.client.blocking import Client, ServedPredictor
+    from dfer_deploy.client.blocking import ServedPredictor
 
-    assert url is not None  # noqa: S101 - checked by the caller, for mypy
-    # Where no server is now, nobody wants to wait for one; one that is started again is waited for.
-    Client(url, model, deadline_s=timeout_s, retries=0).close()
-    client = Client(url, model, deadline_s=timeout_s, retries=_RETRIES)
-    predictor = stack.enter_context(ServedPredictor(client))
-    return _Model(predictor, client.labels, client.image_size, client.frame_interval_s)
-
-
-def _open_detector() -> FaceDetector:
-    try:
-        return open_detector()
-    except DferDeployError as error:
-        raise DferDeployError(f"{error}, or add --faces none if the videos show one cropped face each") from error
+    client = asked.open_client()
+    served = stack.enter_context(ServedPredictor(client))
+    return _Model(served, client.labels, client.image_size, client.frame_interval_s)
 
 
 @contextlib.contextmanager

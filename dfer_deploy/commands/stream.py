@@ -5,34 +5,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import click
 from rich.live import Live
 
-from dfer_deploy.bundle import open_bundle
-from dfer_deploy.clips.faces import DETECTORS, open_detector
-from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
-from dfer_deploy.commands.options import margin_option
-from dfer_deploy.commands.runtimes import host_code_option
+from dfer_deploy.clips.faces import DETECTORS
+from dfer_deploy.commands.answering import Asked, answering_options, open_face_detector
+from dfer_deploy.commands.options import frame_interval_option, margin_option
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import refuse_to_replace_input
+from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
 from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import is_camera, live_frames
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.live.view import LiveView
 from dfer_deploy.live.window import OverlayWindow
-from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.streaming import FrameStream, InProcessStream
 from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, WHOLE
-
-_RETRIES = 1000
-"""The deadline is what ends the waiting for a server."""
 
 _REFRESHES_PER_S = 8
 
@@ -49,18 +43,7 @@ class Answering:
 
 @click.command()
 @click.argument("source")
-@click.option("--url", help="Ask a server: grpc://HOST:PORT or http://HOST:PORT.")
-@click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Answer in this process.")
-@click.option("--runtime", type=click.Choice(RUNTIMES), help="Of this process, with --bundle.  [default: the fastest]")
-@host_code_option
-@click.option("--model", default="dfer", show_default=True, help="The ensemble's name, with --url.")
-@click.option(
-    "--timeout-s",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="How long one answer may take, with --url; so long a server may be away.",
-)
+@answering_options
 @click.option(
     "--faces",
     type=click.Choice([*DETECTORS, "none"]),
@@ -69,11 +52,7 @@ class Answering:
     help="How faces are found; none where the picture is a cropped face.",
 )
 @margin_option
-@click.option(
-    "--frame-interval-s",
-    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
-    help="Between two frames of a window.  [default: as in training, else 1/6]",
-)
+@frame_interval_option
 @click.option("--fast", is_flag=True, help="Play a video file as fast as it is answered.")
 @click.option("--window", is_flag=True, help="Also show the picture with the answers in a window.")
 @click.option(
@@ -84,12 +63,7 @@ class Answering:
 )
 def stream(
     source: str,
-    url: str | None,
-    bundle_path: Path | None,
-    runtime: Runtime | None,
-    allow_host_code: bool,
-    model: str,
-    timeout_s: float,
+    asked: Asked,
     faces: str,
     margin: float,
     frame_interval_s: float | None,
@@ -102,21 +76,15 @@ def stream(
     Every face is a stream of its own, and every frame of it is encoded once. If the answers take longer than the frame
     interval, the newest frame wins. A server that is started again is found again, and the streams go on as they were.
     """
-    if (bundle_path is None) == (url is None):
-        raise click.UsageError("give either --bundle BUNDLE or --url URL")
-    if url and runtime:
-        raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
     if fast and is_camera(source):
         raise click.UsageError(f"--fast plays a file, but {source} is a camera; leave it away")
     if json_file:
         refuse_to_replace_input(json_file, [Path(source)])
+        if asked.bundle_path:
+            refuse_to_write_into_bundle(json_file, asked.bundle_path)
     with ExitStack() as stack:
-        detector = None if faces == "none" else open_detector(faces)
-        if url is not None:
-            answering = _server(stack, url, model, timeout_s)
-        else:
-            assert bundle_path is not None  # noqa: S101 - checked above, for mypy
-            answering = _in_process(stack, bundle_path, runtime, allow_host_code=allow_host_code)
+        detector = None if faces == "none" else open_face_detector(faces)
+        answering = _answering(stack, asked)
         interval_s = answering.frame_interval_s if frame_interval_s is None else frame_interval_s
         if interval_s is None:
             interval_s = DEFAULT_FRAME_INTERVAL_S
@@ -128,7 +96,7 @@ def stream(
         frames = stack.enter_context(live_frames(source, interval_s, fast=fast))
         # A source that cannot be read empties no file.
         first = list(itertools.islice(frames, 1))
-        lines = stack.enter_context(_opened(json_file)) if json_file else None
+        lines = stack.enter_context(_AnswerFile(json_file)) if json_file else None
         tally = Tally()
         view = LiveView(f"{source}, {answering.name}, {interval_s:.3f} s a frame", tally, lambda: frames.dropped)
         try:
@@ -142,7 +110,6 @@ def stream(
                     view.update(frame.time_s, answers)
                     if lines:
                         lines.write("".join(_line(answer) for answer in answers))
-                        lines.flush()
                     if shown:
                         shown.show(frame.image, answers)
                         if not shown.is_open:
@@ -153,17 +120,11 @@ def stream(
                 lines.write(json.dumps({"summary": tally.to_dict(frames.dropped)}) + "\n")
 
 
-def _server(stack: ExitStack, url: str, model: str, timeout_s: float) -> Answering:
-    from dfer_deploy.client import Client
-
-    client = stack.enter_context(Client(url, model, deadline_s=timeout_s, retries=_RETRIES))
-    return Answering(str(client.address), client.stream, client.image_size, client.frame_interval_s)
-
-
-def _in_process(stack: ExitStack, path: Path, runtime: Runtime | None, *, allow_host_code: bool) -> Answering:
-    bundle = open_bundle(path)
-    runtime = runtime or usual_runtime(bundle, host_code_allowed=allow_host_code)
-    predictor = stack.enter_context(open_predictor(runtime, bundle, host_code_allowed=allow_host_code))
+def _answering(stack: ExitStack, asked: Asked) -> Answering:
+    if asked.url is not None:
+        client = stack.enter_context(asked.open_client())
+        return Answering(str(client.address), client.stream, client.image_size, client.frame_interval_s)
+    bundle, predictor = asked.open_bundle(stack)
     labels = bundle.spec.prompts.class_names
     return Answering(
         predictor.name,
@@ -173,11 +134,41 @@ def _in_process(stack: ExitStack, path: Path, runtime: Runtime | None, *, allow_
     )
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise DferDeployError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+class _AnswerFile:
+    """The file of the answers. Every answer is in it at once, for whoever reads along."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._told():
+            self._file = path.open("wb", buffering=0)
+
+    def write(self, text: str) -> None:
+        """Appends a text.
+
+        Raises:
+            DferDeployError: the disk is full, or the like.
+        """
+        with self._told():
+            self._file.write(text.encode())
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # whoever reads has enough, which is no error
+            raise
+        except OSError as error:
+            raise DferDeployError(
+                f"cannot write {self._path} ({error.strerror or error}); choose another place"
+            ) from error
+
+    def __enter__(self) -> _AnswerFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
 
 
 def _line(face: FaceAnswer) -> str:
@@ -186,6 +177,7 @@ def _line(face: FaceAnswer) -> str:
         return ""
     content = {
         "time_s": round(face.time_s, 6),
+        "start_s": round(face.start_s, 6),
         "track": face.track,
         "expression": answer.expression,
         "confidence": answer.confidence,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,7 +16,7 @@ from dfer_deploy.clips.faces import LARGEST_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
 from dfer_deploy.live.sources import LiveFrame
-from dfer_deploy.specs import require
+from dfer_deploy.specs import MAX_FRAMES, require
 from dfer_deploy.streaming import FrameStream
 from dfer_deploy.windows import WHOLE
 
@@ -31,6 +32,7 @@ class FaceAnswer:
     Attributes:
         track: the person, 1, 2, … in the order of appearance; 0 where no faces are looked for.
         time_s: of the frame.
+        start_s: of the first frame of the window; further back than the window is long where a server was away.
         latency_s: from the frame's arrival to the answer.
         answer: for the window that ends with this frame; None while the face is not found.
         box: in pixels; None where no faces are looked for.
@@ -38,6 +40,7 @@ class FaceAnswer:
 
     track: int
     time_s: float
+    start_s: float
     latency_s: float
     answer: StreamAnswer | None
     box: Box | None
@@ -47,6 +50,7 @@ class FaceAnswer:
 class _Face:
     stream: FrameStream
     held: list[Clip] = field(default_factory=list)
+    times_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FRAMES))
 
 
 class LiveSession:
@@ -136,8 +140,9 @@ class LiveSession:
             face = self._faces[track] = _Face(self._new_stream())
         answer: StreamAnswer | None = None
         face.held.append(np.ascontiguousarray(crop))
+        face.times_s.append(frame.time_s)
         if detected:
             held, face.held = face.held, []
             for one in held:
                 answer = face.stream.push(one)
-        return FaceAnswer(track, frame.time_s, time.monotonic() - frame.arrived_s, answer, box)
+        return FaceAnswer(track, frame.time_s, face.times_s[0], time.monotonic() - frame.arrived_s, answer, box)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dfer_deploy.answers import StreamAnswer
+from dfer_deploy.clips.faces import Box
 from dfer_deploy.clips.faces import Image as Pixels
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.session import FaceAnswer
 from dfer_deploy.overlay import Edges, Overlay
-from dfer_deploy.runtimes.predictor import Float32
 
 LONGEST_SIDE = 960
 
@@ -45,6 +46,7 @@ class OverlayWindow:
         self._root.title(title)
         self._label = tkinter.Label(self._root, borderwidth=0)
         self._label.pack()
+        self._overlay = LiveOverlay()
         self.is_open = True
         self._root.protocol("WM_DELETE_WINDOW", self._closed)
 
@@ -52,7 +54,7 @@ class OverlayWindow:
         """Shows a frame, uint8 [H, W, 3], with its answers."""
         if self.is_open:
             # Tk shows a picture only as long as somebody holds it.
-            self._shown = self._photo(overlaid(image, faces), master=self._root)
+            self._shown = self._photo(self._overlay.drawn(image, faces), master=self._root)
             self._label.configure(image=self._shown)
             self._root.update()
 
@@ -70,21 +72,31 @@ class OverlayWindow:
         self._root.destroy()
 
 
-def overlaid(image: Pixels, faces: Sequence[FaceAnswer]) -> Image.Image:
-    """The frame, at most 960 pixels long, with the box of every face, its expression and the class probabilities."""
-    picture = Image.fromarray(image)
-    scale = min(1.0, LONGEST_SIDE / max(picture.size))
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    boxes: dict[int, Edges] = {}
-    answers: dict[int, Float32] = {}
-    labels: Sequence[str] = ()
-    for face in faces:
-        box = face.box
-        boxes[face.track] = (
-            (0, 0, 0, 0) if box is None else (scale * box.left, scale * box.top, scale * box.right, scale * box.bottom)
-        )
-        if face.answer is not None:
-            labels = tuple(face.answer.probabilities)
-            answers[face.track] = np.array(list(face.answer.probabilities.values()), np.float32)
-    Overlay(labels, picture.size).draw(picture, boxes, answers)
-    return picture
+class LiveOverlay:
+    """Draws the answers on frames that follow each other. A face that is not found at the moment keeps its last one."""
+
+    def __init__(self) -> None:
+        self._overlay = Overlay((), (0, 0))
+        self._answers: dict[int, StreamAnswer] = {}
+
+    def drawn(self, image: Pixels, faces: Sequence[FaceAnswer]) -> Image.Image:
+        """The frame, at most 960 pixels long, with every face's box, its expression and the class probabilities."""
+        picture = Image.fromarray(image)
+        scale = min(1.0, LONGEST_SIDE / max(picture.size))
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        boxes = {face.track: _scaled(face.box, scale) for face in faces}
+        self._answers = {
+            face.track: answer for face in faces if (answer := face.answer or self._answers.get(face.track))
+        }
+        labels = next((tuple(answer.probabilities) for answer in self._answers.values()), self._overlay.labels)
+        if (labels, picture.size) != (self._overlay.labels, self._overlay.size):
+            self._overlay = Overlay(labels, picture.size)
+        answers = {
+            track: np.array(list(answer.probabilities.values()), np.float32) for track, answer in self._answers.items()
+        }
+        self._overlay.draw(picture, boxes, answers)
+        return picture
+
+
+def _scaled(box: Box | None, scale: float) -> Edges:
+    return (0, 0, 0, 0) if box is None else (scale * box.left, scale * box.top, scale * box.right, scale * box.bottom)

@@ -28,7 +28,7 @@ export async function predict(url, images, { model = "dfer", timeoutMs = 60_000 
       outputs: [{ name: "probabilities", parameters: { classification: 1000 } }],
     }),
   );
-  const response = await fetch(`${url}/v2/models/${model}_encoded/infer`, {
+  const response = await fetch(`${url.replace(/\/$/, "")}/v2/models/${model}_encoded/infer`, {
     method: "POST",
     headers: {
       "Content-Type": "application/octet-stream",

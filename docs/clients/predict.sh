@@ -7,7 +7,7 @@
 set -eu
 
 [ "$#" -ge 2 ] || { echo "usage: $0 http://HOST:PORT IMAGE..." >&2; exit 2; }
-url=$1
+url=${1%/}
 shift
 count=$#
 for file; do [ -f "$file" ] && [ -r "$file" ] || { echo "$file cannot be read; check the path" >&2; exit 2; }; done

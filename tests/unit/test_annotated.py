@@ -57,6 +57,16 @@ def test_every_frame_keeps_its_time_and_gets_its_box(tmp_path: Path) -> None:
             assert len(columns) == 0
 
 
+def test_frames_of_one_time_follow_each_other(tmp_path: Path) -> None:
+    frames = np.full((4, 96, 128, 3), 40, np.uint8)
+    video = write_timed_video(tmp_path / "a.mkv", frames, [0, 100, 100, 200])
+    with Recording(LABELS) as recording:
+        write_annotated(tmp_path / "b.mp4", video, recording, 0, 0.2, lambda _: None)
+    times = [time_s for time_s, _ in decoded(tmp_path / "b.mp4")]
+    assert times == pytest.approx([0.0, 0.1, 0.1, 0.2], abs=0.002)
+    assert times[1] < times[2]
+
+
 def test_the_answer_at_a_time_is_drawn(tmp_path: Path) -> None:
     video = write_timed_video(tmp_path / "a.mkv", np.full((20, 96, 128, 3), 40, np.uint8), range(0, 2000, 100))
     with Recording(LABELS) as recording:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.clips.contact_sheet import MAX_ROWS
+from dfer_deploy.clips.tracks import MAX_TRACKS
 from dfer_deploy.crop_sample import CropSample
 from dfer_deploy.windows import Face
 
@@ -39,10 +40,35 @@ def test_of_many_tracks_those_with_the_most_crops_stay() -> None:
     for track in range(1, 101):
         for step in range(3 if track in long else 1):
             sample.add(track + step / 4, face(track))
-    assert len(sample.rows()) == 2 * MAX_ROWS
+    assert len(sample.rows()) == MAX_TRACKS + MAX_ROWS
     assert set(long) <= set(sample.rows())
     # How many there were is known.
     assert sample.tracks == 100
+
+
+def test_who_begins_late_at_the_same_time_as_others_is_not_forgotten_for_them() -> None:
+    sample = CropSample()
+    for track in range(1, 101):
+        for step in range(3):
+            sample.add(track + step / 4, face(track))
+    crowd = range(101, 101 + MAX_TRACKS)
+    for step in range(20):
+        for track in crowd:
+            sample.add(200 + step / 4, face(track))
+    assert {track: sample.rows()[track].count for track in crowd} == dict.fromkeys(crowd, 20)
+    assert len(sample.rows()) == MAX_TRACKS + MAX_ROWS
+
+
+def test_who_stays_is_not_forgotten_for_longer_ones_that_are_over() -> None:
+    sample = CropSample()
+    for track in range(1, 21):
+        for step in range(60):
+            sample.add(20 * track + step / 4, face(track))
+    for step in range(100):
+        sample.add(500 + step / 4, face(21))
+        sample.add(500 + step / 4, face(22 + step))  # passes by
+    assert sample.rows()[21].count == 100
+    assert len([row for row in sample.rows().values() if row.count == 60]) == MAX_ROWS
 
 
 def test_a_whole_picture_is_one_track() -> None:

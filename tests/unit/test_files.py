@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import atomic_file, atomic_folder, refuse_to_replace_input, write_json
+from dfer_deploy.files import (
+    atomic_file,
+    atomic_folder,
+    refuse_to_replace_input,
+    refuse_to_write_into_bundle,
+    write_json,
+)
 
 
 def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -97,3 +103,12 @@ def test_an_output_is_no_input_by_any_name(tmp_path: Path, monkeypatch: pytest.M
             refuse_to_replace_input(Path(name), [Path("sub"), video])
     refuse_to_replace_input(Path("other"), [video, Path("/no/such")])
     refuse_to_replace_input(Path("sub/new"), [video, Path("sub")])
+
+
+def test_a_bundle_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "onnx").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    for name in ("bundle/manifest.json", "link/new.csv", "bundle/onnx/../x", "other/../bundle/x"):
+        with pytest.raises(DferDeployError, match="would change the bundle"):
+            refuse_to_write_into_bundle(tmp_path / name, tmp_path / "link")
+    refuse_to_write_into_bundle(tmp_path / "bundle.json", tmp_path / "bundle")

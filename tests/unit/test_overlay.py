@@ -40,6 +40,13 @@ def test_two_faces_have_panels_with_all_classes(texts: list[str]) -> None:
     assert not any(is_covered(picture, box) for box in boxes.values())
 
 
+def test_a_face_with_one_free_place_has_it_before_one_with_several(texts: list[str]) -> None:
+    boxes = {1: (440.0, 200.0, 520.0, 280.0), 2: (300.0, 70.0, 360.0, 130.0)}
+    picture = drawn(Overlay(LABELS, (640, 480)), (640, 480), boxes)
+    assert texts.count("fear") == 2
+    assert not any(is_covered(picture, box) for box in boxes.values())
+
+
 def test_a_crowd_has_a_line_each_and_no_face_is_covered(texts: list[str]) -> None:
     boxes = {
         1 + column + 4 * row: (130.0 + 300 * column, 30.0 + 180 * row, 200.0 + 300 * column, 140.0 + 180 * row)

@@ -76,6 +76,10 @@ def test_boxes_come_back_by_their_time(recording: Recording) -> None:
     assert recording.boxes(0, 1 / 6) == {1: Box(1, 1, 6, 9), 2: Box(1, 2, 6, 9)}
     assert recording.boxes(0, 0.1) == {}
     assert recording.boxes(1, 0.0) == {}
+    recording.add_box(1, 1 / 6, Face(1, crop, box=Box(0, 0, 5, 9)))
+    recording.forget(0)
+    assert recording.boxes(0, 1 / 6) == {}
+    assert recording.boxes(1, 1 / 6) == {1: Box(0, 0, 5, 9)}
 
 
 def test_the_csv_opens_again_and_holds_no_formula(recording: Recording, tmp_path: Path) -> None:

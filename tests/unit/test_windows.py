@@ -15,7 +15,7 @@ from dfer_deploy.clips.reading import clip_from_video, resized
 from dfer_deploy.clips.timed import timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import open_predictor
-from dfer_deploy.windows import ConfirmedFaces, Face, SeenFrame, Window, windows_of_video
+from dfer_deploy.windows import ConfirmedFaces, Face, SeenFrame, Window, WindowMaker, windows_of_video
 
 STEP = 0.1
 LABELS = ("happiness", "sadness", "anger")
@@ -128,6 +128,20 @@ def test_every_face_has_windows_of_its_own(tmp_path: Path, predictor: Counting) 
         assert round(by_track[track][-1].end_s / STEP) == first + count - 1
 
 
+def test_who_has_left_is_answered_then_and_not_at_the_end(predictor: Counting) -> None:
+    maker = WindowMaker(predictor, 4, LABELS)
+    crop = np.zeros((32, 32, 3), np.uint8)
+    answered: list[int] = []
+    # One after the other, for three frames each, beside somebody who stays.
+    for step in range(120):
+        faces = (Face(1, crop), Face(2 + step // 3, crop))
+        answered += [window.track for window in maker.add(SeenFrame(step * STEP, faces)) if window.track > 1]
+        # Frames wait for the model until there are 16, those of eight times.
+        assert len(answered) >= step // 3 - 4
+    assert answered == sorted(set(answered))
+    assert [window.track for window in maker.finish()] == list(range(answered[-1] + 1, 42))
+
+
 def test_a_face_that_is_lost_for_a_moment_stays_one_track(tmp_path: Path, predictor: Counting) -> None:
     frames = two_squares(24, red=range(24), green=range(0))
     frames[[10, 11]] = 0
@@ -167,7 +181,9 @@ def test_crops_have_the_margin_and_the_rotation(tmp_path: Path, predictor: Count
             return [Detection(Box(46.0, 10.0, 86.0, 50.0), 0.8)]
 
     seen: list[SeenFrame] = []
-    windows(video, predictor, detector=Fixed(), margin=0.5, seen=seen.append)
+    # Few frames of a face are a window of that face, not of the whole picture.
+    (window,) = windows(video, predictor, detector=Fixed(), margin=0.5, seen=seen.append)
+    assert (window.track, window.frames) == (1, 4)
     upright = next(timed_frames(video, STEP)).image
     assert upright[30, 66, 0] > 200
     face = seen[0].faces[0]

@@ -216,6 +216,19 @@ def test_threads_share_a_client(url: str, offline) -> None:
     assert np.abs(answers - expected).max() < EXACT
 
 
+def test_a_closed_client_says_so(url: str) -> None:
+    client = Client(url)
+    stream = client.stream()
+    stream.push(clips_of(1)[0, 0])
+    for _ in range(2):
+        client.close()
+    with pytest.raises(DferDeployError, match="the client is closed"):
+        client.predict(clips_of(1)[0])
+    with pytest.raises(DferDeployError, match="the client is closed"):
+        stream.push(clips_of(1)[0, 1])
+    stream.close()
+
+
 def test_an_async_client_must_be_connected() -> None:
     client = AsyncClient("h:1")
     with pytest.raises(DferDeployError, match="is not connected"):

@@ -18,6 +18,7 @@ from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.client import Client
 from dfer_deploy.client.address import parse_url
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.configure import configure_bundle
@@ -170,6 +171,25 @@ def test_a_stream_too_many_waits_for_an_end(client: Any, server: TritonServer) -
         push(client, 31, frame, end=True)
         expected = push(client, 32, frame, start=True)
         np.testing.assert_allclose(waiting.result(timeout=5), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_client_is_told_that_there_are_too_many_streams(client: Any, server: TritonServer, scheme: str) -> None:
+    (frame,) = frames_of(8, 1)
+    time.sleep(2 * IDLE_S + 0.5)  # until no other test's stream is left
+    url = server.endpoints.grpc_url if scheme == "grpc" else server.endpoints.http_url
+    with Client(url, deadline_s=IDLE_S / 2) as impatient, Client(url) as patient:
+        assert impatient.labels == patient.labels
+        for name in range(61, 61 + STREAMS):
+            push(client, name, frame, start=True)
+        stream = impatient.stream()
+        with pytest.raises(DferDeployError, match=r"follows as many streams as it may, and none ended within 0\.5 s"):
+            stream.push(frame)
+        with patient.stream() as waiting:  # until one of the others is forgotten
+            assert waiting.push(frame).frames == 1
+        # The same stream goes on, now that there is room.
+        assert stream.push(frame).frames == 1
+        stream.close()
 
 
 def test_a_frame_of_another_shape_is_refused_and_its_stream_goes_on(client: Any, offline: OnnxRuntimePredictor) -> None:

@@ -34,6 +34,7 @@ class Waiting:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.closed_by = threading.current_thread().name
         self.closed.set()
 
     def predict_video(self, *args: Any, **options: Any) -> Iterator[int]:
@@ -73,3 +74,21 @@ def test_a_cancelled_video_ends_at_once_and_is_closed_later(where: str, monkeypa
 
     asyncio.run(cancelled())
     assert waiting.closed.wait(20)
+
+
+def test_a_video_that_is_left_is_closed_by_the_thread_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP's sockets belong to it."""
+    waiting = Waiting("nowhere")
+    monkeypatch.setattr(asynchronous, "Client", waiting)
+    client = AsyncClient("h:1")
+    monkeypatch.setattr(client._flows, "_model", SimpleNamespace(name="dfer"))
+
+    async def first() -> int:
+        async with contextlib.aclosing(client.predict_video("v.mp4")) as found:
+            async for window in found:
+                return window  # type: ignore[return-value]
+        return 0
+
+    assert asyncio.run(first()) == 1
+    assert waiting.closed.wait(20)
+    assert waiting.closed_by.startswith("predict_video")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig, Register, Unregister
+from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, Position, ReadConfig, Register, Unregister
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
@@ -494,3 +494,13 @@ def test_a_frame_of_another_size_is_refused_before_it_is_in_the_window() -> None
     with pytest.raises(DferDeployError, match=r"expected uint8 \[8, 8, 3\]"):
         script(stream.push(np.zeros((4, 4, 3), np.uint8)))
     assert script(stream.push(frame(0))).frames == 1
+
+
+@pytest.mark.parametrize(("timeout_s", "server_us"), [(60.0, 59_000_000), (0.5, 450_000), (1e-7, 1)])
+def test_the_server_gives_up_before_the_client_does(timeout_s: float, server_us: int) -> None:
+    from tritonclient import grpc
+
+    call = Infer("dfer_stream", "frames", clip(1)[np.newaxis], ("logits",), position=Position(7, start=True))
+    arguments = call.request(grpc, "grpc", timeout_s)[1]
+    assert arguments["timeout"] == server_us
+    assert arguments["client_timeout"] == timeout_s

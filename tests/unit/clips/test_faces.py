@@ -82,6 +82,18 @@ def test_maps_become_one_averaged_box_for_each_face() -> None:
     assert boxes[1].tolist() == pytest.approx([122 - 20, 122 - 24, 122 + 20, 122 + 24], abs=1e-4)
 
 
+def test_a_box_belongs_to_one_face_only() -> None:
+    heat, size, offset = (np.zeros((*shape, 40, 40), np.float32) for shape in ((), (2,), (2,)))
+    # The middle one overlaps both, which do not overlap each other; it is the surest one's.
+    for column, score in ((10, 0.9), (15, 0.6), (20, 0.7)):
+        heat[10, column] = score
+        size[:, 10, column] = np.log(12), np.log(10)
+    boxes, scores = decoded(heat, size, offset)
+    assert scores.tolist() == pytest.approx([0.9, 0.7])
+    assert boxes[1].tolist() == pytest.approx([82 - 20, 42 - 24, 82 + 20, 42 + 24], abs=1e-4)
+    assert boxes[0, 0] == pytest.approx((0.9 * 22 + 0.6 * 42) / 1.5, abs=1e-4)
+
+
 def test_maps_of_nothing_and_of_everything_are_bounded() -> None:
     nothing = np.zeros((40, 40), np.float32)
     sides = np.zeros((2, 40, 40), np.float32)

@@ -115,6 +115,21 @@ def test_smoothing_steadies_the_box_and_does_not_lag(step_s: float) -> None:
         assert found[0].box.centre[0] == pytest.approx(100 + 150 * time_s, abs=0.5)
 
 
+def test_the_centre_is_on_the_line_that_fits_the_past_best_where_old_places_count_less() -> None:
+    """What the filter is another form of: a least-squares fit with fading memory (Brookner, chapter 1)."""
+    places = 300 + np.cumsum(np.random.default_rng(0).normal(0, 4, 100))
+    tracker = FaceTracker()
+    for step, x in enumerate(places):
+        (found,) = tracker.update(step * STEP_S, [face(x)])
+    (held,) = tracker.update((len(places) + 2) * STEP_S, [])
+    steps_ago = np.arange(len(places))[::-1]
+    memory = math.exp(-STEP_S / SMOOTHING_S)
+    slope, now = np.polyfit(-steps_ago, places, 1, w=memory ** (steps_ago / 2))
+    assert abs(slope) > 0.1
+    assert found.box.centre[0] == pytest.approx(now)
+    assert held.box.centre[0] == pytest.approx(now + 3 * slope)
+
+
 def test_the_smoothing_of_the_size_has_the_stated_time_at_every_frame_rate() -> None:
     sides = []
     for steps in (3, 10, 30):

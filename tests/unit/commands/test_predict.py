@@ -26,7 +26,7 @@ from dfer_deploy.windows import Face, Window, windows_of_video
 
 @pytest.fixture
 def squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.commands.predict.open_detector", SquareDetector)
+    monkeypatch.setattr("dfer_deploy.commands.predict.open_face_detector", lambda _: SquareDetector())
 
 
 @pytest.fixture
@@ -131,6 +131,25 @@ def test_a_face_that_left_has_no_box_and_no_crop(
     assert cli("predict", "--bundle", bundle.path, video, *out).exit_code == 0
     assert boxes == [[1, step] for step in range(20)]
     assert (rows[1].count, round(10 * rows[1].crops[-1][0])) == (20, 19)
+
+
+@pytest.mark.parametrize(("stated_s", "end_s"), [(0.0, 5.0), (4.95, 4.95), (3600.0, 5.0), (1.0, 4.9)])
+def test_the_timeline_ends_with_the_last_frame_whatever_the_header_states(
+    cli: Any,
+    bundle: Bundle,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stated_s: float,
+    end_s: float,
+) -> None:
+    ends: list[float] = []
+    monkeypatch.setattr("dfer_deploy.commands.predict._length_s", lambda _: stated_s)
+    monkeypatch.setattr("dfer_deploy.timeline.write_timeline", lambda *_, end_s, **__: ends.append(end_s))
+    words = (video, "--faces", "none", "--timeline", tmp_path / "t.png")
+    assert cli("predict", "--bundle", bundle.path, *words).exit_code == 0
+    # The last of the frames is looked at after 4.9 s, the next one would be after 5.
+    assert ends == [pytest.approx(end_s)]
 
 
 def test_without_faces_the_whole_picture_is_answered(cli: Any, bundle: Bundle, tmp_path: Path) -> None:

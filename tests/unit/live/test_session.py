@@ -111,6 +111,13 @@ def test_a_moving_face_is_found_again_after_a_pause() -> None:
     assert [len(stream.frames) for stream in streams] == [12]
 
 
+def test_an_answer_tells_where_its_window_begins() -> None:
+    _, answers = run(Scripted(*[(LEFT,)] * 20), 20)
+    assert [answer.start_s for (answer,) in answers] == [0.2 * max(0, index - 15) for index in range(20)]
+    _, answers = run(None, 3, step_s=13.5)
+    assert [answer.start_s for (answer,) in answers] == [0.0, 0.0, 0.0]
+
+
 def test_a_face_is_not_held_longer_than_in_a_video_where_the_interval_is_long() -> None:
     streams, _ = run(Scripted((LEFT,), (), (), (LEFT,)), 4, step_s=0.6, interval_s=0.6)
     assert [len(stream.frames) for stream in streams] == [1, 1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 
 from dfer_deploy.answers import StreamAnswer
@@ -16,7 +17,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.session import FaceAnswer
 from dfer_deploy.live.tally import MAX_TRACKS, Tally
 from dfer_deploy.live.view import LiveView
-from dfer_deploy.live.window import OverlayWindow, overlaid
+from dfer_deploy.live.window import LiveOverlay, OverlayWindow
 
 
 class Clock:
@@ -33,7 +34,7 @@ def face(
     if expression:
         probabilities = {"happiness": 0.25, "fear": 0.25} | {expression: 0.75}
         answer = StreamAnswer(expression, 0.75, probabilities, probabilities, frames=9, resumed=resumed)
-    return FaceAnswer(track, 1.5, latency_s, answer, Box(10, 10, 40, 40))
+    return FaceAnswer(track, 1.5, 0.0, latency_s, answer, Box(10, 10, 40, 40))
 
 
 def shown(view: LiveView) -> str:
@@ -89,16 +90,42 @@ def test_the_tally_is_bounded_and_adds_up() -> None:
 
 def test_the_overlay_draws_the_box_and_the_answer() -> None:
     image = np.full((120, 400, 3), 200, np.uint8)
-    drawn = np.asarray(overlaid(image, [face(1)]))
+    overlay = LiveOverlay()
+    drawn = np.asarray(overlay.drawn(image, [face(1)]))
     assert drawn.shape == image.shape
     assert (drawn[10, 11:39] == drawn[10, 11]).all()
     assert tuple(drawn[10, 20]) == (0xE6, 0x9F, 0x00)
     changed = (drawn != image).any(2)
     assert changed[10:60, 50:].mean() > 0.2
     assert not changed[80:].any()
-    assert np.array_equal(np.asarray(overlaid(image, [])), image)
-    assert overlaid(np.zeros((3000, 1500, 3), np.uint8), [face(1)]).size == (480, 960)
-    assert isinstance(overlaid(image[:1, :1], [face(1)]), Image.Image)
+    assert np.array_equal(np.asarray(overlay.drawn(image, [])), image)
+    assert overlay.drawn(np.zeros((3000, 1500, 3), np.uint8), [face(1)]).size == (480, 960)
+    assert isinstance(overlay.drawn(image[:1, :1], [face(1)]), Image.Image)
+
+
+def test_panels_in_the_window_do_not_flicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **options: texts.append(text))
+    image = np.full((480, 480, 3), 200, np.uint8)
+
+    def has_panel(overlay: LiveOverlay, right: float, expression: str | None = "happiness") -> bool:
+        texts.clear()
+        overlay.drawn(image, [dataclasses.replace(face(1, expression), box=Box(10, 10, right, 470))])
+        return len(texts) > 1
+
+    most = next(right for right in range(470, 100, -1) if has_panel(LiveOverlay(), right))
+    overlay = LiveOverlay()
+    assert not has_panel(overlay, most + 1)
+    assert not has_panel(overlay, most), "there is no room to move"
+    assert has_panel(overlay, most - 100)
+    assert has_panel(overlay, most), "it stays while it fits"
+    assert has_panel(overlay, most, None), "a face that is not found keeps its answer"
+    overlay.drawn(image, [])
+    assert not has_panel(overlay, most - 100, None), "but one that is gone does not"
+    # Frames of another size are drawn as such.
+    monkeypatch.undo()
+    large = np.full((700, 800, 3), 200, np.uint8)
+    assert overlay.drawn(large, [face(1)]) == LiveOverlay().drawn(large, [face(1)])
 
 
 def test_no_window_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:

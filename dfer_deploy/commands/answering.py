@@ -1,0 +1,123 @@
+"""Who answers ``predict`` and ``stream``: a bundle in this process, or a server."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.clips.faces import FaceDetector, open_detector
+from dfer_deploy.commands.runtimes import host_code_option
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
+from dfer_deploy.runtimes.predictor import Predictor
+
+if TYPE_CHECKING:
+    from dfer_deploy.client import Client
+
+_RETRIES = 1000
+"""The deadline is what ends the waiting for a server."""
+
+_OPTIONS = (
+    click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Answer in this process."),
+    click.option(
+        "--runtime",
+        type=click.Choice(RUNTIMES),
+        help="Of this process, with --bundle.  [default: TensorRT where its engines run here, else onnxruntime]",
+    ),
+    host_code_option,
+    click.option("--url", help="Ask a server: grpc://HOST:PORT or http://HOST:PORT."),
+    click.option("--model", default="dfer", show_default=True, help="The ensemble's name, with --url."),
+    click.option(
+        "--timeout-s",
+        type=float,
+        default=60.0,
+        show_default=True,
+        help="How long one answer may take, with --url; so long a server may be away.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The choice: a bundle, or a server where ``url`` is given.
+
+    Attributes:
+        bundle_path: of the bundle.
+        runtime: of this process; None for the usual one.
+        allow_host_code: TensorRT may execute the code that version-compatible engines carry.
+        url: of the server.
+        model: the ensemble's name, as the server knows it.
+        timeout_s: for one answer of the server.
+    """
+
+    bundle_path: Path | None
+    runtime: Runtime | None
+    allow_host_code: bool
+    url: str | None
+    model: str
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        if (self.bundle_path is None) == (self.url is None):
+            raise click.UsageError("give either --bundle BUNDLE or --url URL")
+        if self.url and self.runtime:
+            raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
+
+    def open_client(self) -> Client:
+        """Connects to the server. The caller closes the client.
+
+        Raises:
+            DferDeployError: no server answers there, or it has no such model.
+        """
+        from dfer_deploy.client import Client
+
+        assert self.url is not None  # noqa: S101 - asked for by whoever knows that, for mypy
+        return Client(self.url, self.model, deadline_s=self.timeout_s, retries=_RETRIES)
+
+    def open_bundle(self, stack: ExitStack) -> tuple[Bundle, Predictor]:
+        """The bundle, and what answers with it until the stack is left.
+
+        Raises:
+            DferDeployError: it is no bundle, or it does not run here.
+        """
+        assert self.bundle_path is not None  # noqa: S101 - as above
+        bundle = open_bundle(self.bundle_path)
+        runtime = self.runtime or usual_runtime(bundle, host_code_allowed=self.allow_host_code)
+        predictor = open_predictor(runtime, bundle, host_code_allowed=self.allow_host_code)
+        return bundle, stack.enter_context(predictor)
+
+
+def answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the command gets them as ``asked``.
+
+    Raises:
+        click.UsageError: when the command is called, they contradict each other.
+    """
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        asked = Asked(**{field.name: values.pop(field.name) for field in fields(Asked)})
+        return command(*args, asked=asked, **values)
+
+    for option in reversed(_OPTIONS):
+        gathered = option(gathered)
+    return gathered
+
+
+def open_face_detector(name: str) -> FaceDetector:
+    """A detector for a command that can do without.
+
+    Raises:
+        DferDeployError: its packages are not installed.
+    """
+    try:
+        return open_detector(name)
+    except DferDeployError as error:
+        raise DferDeployError(f"{error}, or add --faces none if the picture is one cropped face") from error

@@ -1,0 +1,102 @@
+"""Texts in any writing for pictures that Pillow draws, as far as this machine has fonts for them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import ImageDraw, ImageFont
+
+from dfer_deploy.console import warn
+
+_FILES = (
+    "DejaVuSans.ttf",
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc"),
+    *("DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
+    *("Arial Unicode.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
+)
+"""Of many writings, the first ones of Linux, the last ones of macOS and Windows; Pillow knows the systems' folders.
+Its own font, which comes before them, knows little more than English."""
+
+_NO_CHARACTER = "\uffff"
+"""Unicode keeps it free for ever, so fonts draw what stands for a character that they lack."""
+
+_TRIED_SIZE = 40
+
+
+class Letters:
+    """Draws texts of one size.
+
+    Attributes:
+        line: the height of a line in pixels.
+    """
+
+    def __init__(self, text: str, size: int) -> None:
+        """Chooses the fonts: a single one if that has everything, else several, in which characters are looked up.
+
+        What no font has is drawn as boxes, and a warning says so, once for each text.
+
+        Args:
+            text: every character that will be drawn.
+            size: in pixels.
+        """
+        self._fonts = [_opened(file, size) for file in _files_for(text)]
+        self._font_of: dict[str, Any] = {}
+        self._baseline = max(font.getmetrics()[0] for font in self._fonts)
+        self.line = int(self._fonts[0].getbbox("Ág")[3])
+
+    def length(self, text: str) -> float:
+        """The width of a text in pixels."""
+        return float(sum(font.getlength(run) for font, run in self._runs(text)))
+
+    def draw(self, pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: str) -> None:
+        """Draws a text whose line has its left upper corner at ``place``."""
+        x, y = place
+        for font, run in self._runs(text):
+            pen.text((x, y + self._baseline), run, fill=colour, font=font, anchor="ls")
+            x += font.getlength(run)
+
+    def _runs(self, text: str) -> Iterator[tuple[Any, str]]:
+        """Pieces of the text with their fonts."""
+        for character in text:
+            if character not in self._font_of:
+                having = (font for font in self._fonts if not _lacking(font, character))
+                self._font_of[character] = next(having, self._fonts[0])
+        for font, run in itertools.groupby(text, self._font_of.__getitem__):
+            yield font, "".join(run)
+
+
+@functools.cache
+def _files_for(text: str) -> tuple[str | None, ...]:
+    """The files of the fonts to use; None is Pillow's own."""
+    lacking: dict[str | None, set[str]] = {}
+    for file in (None, *_FILES):
+        try:
+            lacking[file] = _lacking(_opened(file, _TRIED_SIZE), text)
+        except OSError:  # it is not there
+            continue
+        if not lacking[file]:
+            return (file,)
+    chosen, missing = [], set(text)
+    for file, lacks in lacking.items():
+        if missing - lacks:
+            chosen.append(file)
+            missing &= lacks
+    if missing:
+        warn(
+            f"no font was found that has the characters {''.join(sorted(missing))}, so pictures show boxes instead; "
+            "install one, such as Noto Sans CJK"
+        )
+    return tuple(chosen)
+
+
+def _opened(file: str | None, size: int) -> Any:
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+
+
+def _lacking(font: Any, text: str) -> set[str]:
+    """The characters that a font would draw as boxes."""
+    box = bytes(font.getmask(_NO_CHARACTER))
+    return {one for one in set(text) if one.isprintable() and bytes(font.getmask(one)) == box}
