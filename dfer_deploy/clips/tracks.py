@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.clips.faces import Box, Detection, overlaps
+from dfer_deploy.console import warn
 
 START_SCORE = 0.5
 """A face with a lower score goes on with a track and begins none, as in ByteTrack (Zhang et al., 2022)."""
@@ -65,6 +66,7 @@ class FaceTracker:
         self._smoothing_s = smoothing_s
         self._tracks: list[_Track] = []
         self._count = 0
+        self._was_full = False
         self._time_s = -math.inf
 
     def update(self, time_s: float, detections: Sequence[Detection]) -> list[Sighting]:
@@ -89,9 +91,15 @@ class FaceTracker:
             track.follow(time_s, detections[place], self._smoothing_s)
         strangers = (detection for place, detection in enumerate(detections) if place not in matched)
         for detection in sorted(strangers, key=lambda detection: -detection.score):
-            if detection.score >= START_SCORE and len(self._tracks) < MAX_TRACKS:
-                self._count += 1
-                self._tracks.append(_Track(self._count, time_s, detection.score, *_measured(detection.box)))
+            if detection.score < START_SCORE:
+                break
+            if len(self._tracks) == MAX_TRACKS:
+                if not self._was_full:
+                    warn(f"there are more than {MAX_TRACKS} faces at once; so many are followed, the others are not")
+                self._was_full = True
+                break
+            self._count += 1
+            self._tracks.append(_Track(self._count, time_s, detection.score, *_measured(detection.box)))
         return [
             Sighting(track.number, Box(*track.edges_at(time_s).tolist()), track.score, track.seen_s == time_s)
             for track in self._tracks
