@@ -4,8 +4,9 @@
 
 Each bundle is exported and answers through whatever this machine has for it: onnxruntime on CPU and CUDA, built
 TensorRT engines, and its own Triton over gRPC and HTTP. What cannot run here stands in the table with the reason.
-Differences are the largest over drawn clips, in batches of one and of all. The weights are random: this tells whether
-the arithmetic is right, and nothing about anybody's face; for that there is ``dfer-deploy verify``.
+Differences are the largest over drawn clips, in batches of one and of all; they are held against the limits of logits
+and, on the first clips, against what rounding costs the same model. The weights are random: this tells whether the
+arithmetic is right, and nothing about anybody's face; for that there is ``dfer-deploy verify``.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.console import table
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.limits import LIMITS
+from dfer_deploy.limits import LIMITS, ROUNDINGS, Rounding
 from dfer_deploy.runtimes.available import RUNTIMES, open_predictor, tensorrt_obstacle
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import Precision
 from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.verify import FEW_CLIPS
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Row:
         size_mb: both ONNX files, or both engines.
         feature_error: the largest of a frame feature, relative to the largest feature.
         logit_error: the largest of both graphs.
+        roundings: the errors of the frame features and of the temporal head's logits on the first clips, as root mean
+            squares, in multiples of what rounding costs the model; the larger one.
         probability_error: the largest.
         agreement: share of the clips with PyTorch's answer.
-        within_limit: whether the logits are within what ``verify`` accepts; None where nothing ran.
+        within_limit: whether logits and roundings are within what ``verify`` accepts; None where nothing ran.
         left_out: why nothing ran, or nothing.
     """
 
@@ -56,6 +60,7 @@ class Row:
     size_mb: float
     feature_error: float | None = None
     logit_error: float | None = None
+    roundings: float | None = None
     probability_error: float | None = None
     agreement: float | None = None
     within_limit: bool | None = None
@@ -73,11 +78,14 @@ def main() -> None:
     ran = [row for row in rows if row.logit_error is not None]
     table(
         f"against PyTorch in fp32, {arguments.clips} drawn clips, random weights",
-        ("target", "precision", "way", "MB", "features", "logits", "limit", "probabilities", "agreement"),
+        (
+            "target", "precision", "way", "MB", "features", "logits", "limit", "roundings", "limit", "probabilities",
+            "agreement",
+        ),
         [
             (row.target, row.precision, row.way, f"{row.size_mb:.1f}", f"{row.feature_error:.1e}",
-             f"{row.logit_error:.1e}", f"{LIMITS[row.precision].logits:g}", f"{row.probability_error:.1e}",
-             f"{row.agreement:.1%}")
+             f"{row.logit_error:.1e}", f"{LIMITS[row.precision].logits:g}", f"{row.roundings:.2g}",
+             f"{ROUNDINGS[row.precision]:g}", f"{row.probability_error:.1e}", f"{row.agreement:.1%}")
             for row in ran
         ],
     )  # fmt: skip
@@ -100,33 +108,37 @@ def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Ite
     """Exports every target in every precision into ``folder`` and asks every way through it."""
     from dfer_deploy.checkpoint import load_checkpoint
     from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+    from dfer_deploy.rounding import rounding_costs
     from dfer_deploy.runtimes.torch import TorchPredictor
 
     checkpoint = random_checkpoint(folder, quick=quick)
     with TorchPredictor(load_checkpoint(checkpoint).build_model()) as truth:
+        clips = drawn_clips(count, truth.model.spec.clip.vision.image_size)
+        costs = rounding_costs(truth.model, clips[:FEW_CLIPS])
         for target in TARGETS:
             for precision in get_args(Precision) if target in targets else ():
                 options = ExportOptions(target, precision=precision)
                 bundle = export_bundle(checkpoint, folder / f"{target}.{precision}", options)[0]
-                clips = drawn_clips(count, bundle.spec.clip.vision.image_size)
-                yield from compare(bundle, truth, clips)
+                yield from compare(bundle, truth, clips, costs[precision])
 
 
-def compare(bundle: Bundle, truth: Predictor, clips: Frames) -> Iterator[Row]:
-    """One row for every way through a bundle, those that this machine does not have included."""
+def compare(bundle: Bundle, truth: Predictor, clips: Frames, cost: Rounding) -> Iterator[Row]:
+    """One row for every way through a bundle, those that this machine does not have included; see ``differences``."""
     manifest = bundle.manifest
     size = sum(path.stat().st_size for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)) / 1e6
     features, logits = truth.encode(clips), truth.predict(clips).logits
 
     def row(predictor: Predictor, way: str) -> Row:
-        seen = differences(predictor, clips, features, logits)
+        seen = differences(predictor, clips, features, logits, cost)
         return Row(
             manifest.target, manifest.precision, way, size,
             feature_error=seen["feature_error"],
             logit_error=seen["logit_error"],
+            roundings=seen["roundings"],
             probability_error=seen["probability_error"],
             agreement=seen["agreement"],
-            within_limit=seen["logit_error"] <= LIMITS[manifest.precision].logits,
+            within_limit=seen["logit_error"] <= LIMITS[manifest.precision].logits
+            and seen["roundings"] <= ROUNDINGS[manifest.precision],
         )  # fmt: skip
 
     for runtime in RUNTIMES:
@@ -150,17 +162,30 @@ def compare(bundle: Bundle, truth: Predictor, clips: Frames) -> Iterator[Row]:
             yield row(stack.enter_context(TritonPredictor(url, bundle.contract)), way)
 
 
-def differences(predictor: Predictor, clips: Frames, features: Float32, logits: Float32) -> dict[str, float]:
-    """The largest differences of a predictor from PyTorch's ``features`` and ``logits``, at batch 1 and at all."""
+def differences(
+    predictor: Predictor, clips: Frames, features: Float32, logits: Float32, cost: Rounding
+) -> dict[str, float]:
+    """The largest differences of a predictor from PyTorch, at batch 1 and at all.
+
+    Args:
+        predictor: one way of serving.
+        clips: uint8 [N, T, S, S, 3].
+        features: PyTorch's frame features.
+        logits: PyTorch's.
+        cost: what rounding costs the model on the first clips.
+    """
     from dfer_deploy.metrics import softmax
 
     batch, single = predictor.predict(clips), predictor.predict(clips[:1])
     # A difference between batches would hide in an average and cannot in a maximum.
     answers = [(batch.logits, batch.probabilities, logits), (single.logits, single.probabilities, logits[:1])]
     scale = float(np.abs(features).max())
+    errors = predictor.encode(clips) - features
+    head = predictor.classify(features[:FEW_CLIPS]).logits - logits[:FEW_CLIPS]
     return {
-        "feature_error": float(np.abs(predictor.encode(clips) - features).max()) / scale,
+        "feature_error": float(np.abs(errors).max()) / scale,
         "logit_error": max(float(np.abs(found - expected).max()) for found, _, expected in answers),
+        "roundings": Rounding.of(errors[:FEW_CLIPS], head).multiples_of(cost),
         "probability_error": max(float(np.abs(found - softmax(expected)).max()) for _, found, expected in answers),
         "agreement": float((batch.logits.argmax(axis=1) == logits.argmax(axis=1)).mean()),
     }

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.limits import LIMITS, Rounding
@@ -65,7 +67,8 @@ class PredictorTruth:
     def rounding_costs(self, frames: Frames) -> dict[Precision, Rounding]:
         from dfer_deploy.rounding import rounding_costs
 
-        return rounding_costs(self.predictor.model, frames)
+        with step("measure what rounding costs the model"):
+            return rounding_costs(self.predictor.model, frames)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         saved_format, sha256, saved_spec = header["format"], header["checkpoint_sha256"], dict(header["spec"])
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise ValueError("it does not name the checkpoint by its SHA-256")
-        rounding = {precision: Rounding(**header["rounding"][precision]) for precision in LIMITS}
+        rounding = _costs(header["rounding"], features, logits)
     except Exception as error:  # damaged bytes raise zlib's, tokenize's, json's and NumPy's own exceptions
         raise DferDeployError(
             f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
@@ -166,6 +169,17 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
     if saved_spec != spec.to_dict():
         raise DferDeployError(f"{path} was saved for another model than the bundle's; save the baseline again")
     return Baseline(sha256, saved_spec, names, hashes, features, logits, rounding)
+
+
+def _costs(stated: Mapping[str, Any], features: Float32, logits: Float32) -> dict[Precision, Rounding]:
+    """What rounding costs; one that moves answers by more than there is of them would let every error pass."""
+    costs = {precision: Rounding(**stated[precision]) for precision in LIMITS}
+    for precision, cost in costs.items():
+        for what, moved, values in (("features", cost.features, features), ("logits", cost.head_logits, logits)):
+            largest = float(np.abs(values).max())
+            if not moved <= largest:
+                raise ValueError(f"rounding to {precision} moves its {what} by {moved:g}, and none is over {largest:g}")
+    return costs
 
 
 def _texts(array: npt.NDArray[Any]) -> list[str]:

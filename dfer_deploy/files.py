@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,35 @@ def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
     """
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(bundle)):
         raise DferDeployError(f"{output} would change the bundle {bundle}; choose another place")
+
+
+def check_outputs(
+    outputs: Mapping[str, Path | None], inputs: Sequence[Path | None], bundle: Path | None = None
+) -> None:
+    """Refuses, before the work, files whose writing after it would fail or lose something.
+
+    Args:
+        outputs: by the option that names them; None where it was not given.
+        inputs: what is read; None likewise.
+        bundle: a folder in which nothing is to be written.
+
+    Raises:
+        DferDeployError: an output is an input, or the output of another option, or cannot be written.
+    """
+    taken: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        refuse_to_replace_input(path, [file for file in inputs if file is not None])
+        if bundle is not None:
+            refuse_to_write_into_bundle(path, bundle)
+        earlier = taken.setdefault(os.path.realpath(path), option)
+        if earlier != option:
+            raise DferDeployError(f"{earlier} and {option} both write {path}; choose another name for one of them")
+        if path.exists() and not path.is_file():
+            raise DferDeployError(f"{path} is no regular file, so it is not replaced; give the name of a file")
+        with _disk_errors(path, path.parent), tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def link_or_copy(source: Path, destination: Path) -> None:

@@ -42,6 +42,11 @@ class Rounding:
         """From arrays of differences; infinite where one is not finite, so that it leaves every limit."""
         return cls(*(_root_mean_square(errors) for errors in (features, head_logits)))
 
+    def multiples_of(self, cost: Rounding) -> float:
+        """The larger of both errors in multiples of ``cost``'s; infinite where one of the four is."""
+        pairs = list(zip(vars(self).values(), vars(cost).values(), strict=True))
+        return max(error / max(one, 1e-30) if one < math.inf else math.inf for error, one in pairs)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -97,7 +102,8 @@ class Limits:
                 ("frame features", found.features, rounding.features),
                 ("logits of the temporal head", found.head_logits, rounding.head_logits),
             )
-            if not error <= times * cost
+            # What rounding moves without bounds explains nothing.
+            if not error <= times * cost < math.inf
         ]
 
 

@@ -16,17 +16,19 @@ import numpy.typing as npt
 from dfer_deploy.baseline import Baseline, Truth, clip_hash, save_baseline
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips, in_batches
+from dfer_deploy.clips.reading import Clip
 from dfer_deploy.comparison import Collected, Comparison, ask, comparison, finite_softmax, largest
 from dfer_deploy.console import progress
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits, Rounding
 from dfer_deploy.metrics import Calibration, Score, calibration, score
 from dfer_deploy.pool import ComparedAnswers, pooled
-from dfer_deploy.runtimes.predictor import Float32, Predictor
+from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import ModelSpec, Precision, require
 
 FEW_CLIPS = 4
-"""On so many clips errors are held against rounding: each is 16 frames of features, so more would tell no more."""
+"""On so many clips, the first of the list, errors are held against rounding: each is 16 frames of features, so more
+would tell no more."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,7 @@ def verify(
     truth_logits: list[Float32] = []
     hashes: list[str] = []
     collected = {predictor.name: Collected() for predictor in predictors}
-    rounding: dict[Precision, Rounding] = {}
-    errors: dict[str, Rounding] = {}
+    few: list[Clip] = []
     for batch in in_batches(progress(clips, "verify", total=len(clips)), batch_size):
         frames = np.stack([clip for _, clip in batch])
         names = [annotation for annotation, _ in batch]
@@ -133,12 +134,7 @@ def verify(
             f"{truth.name} answers the clip {names[int(finite.argmin())].name!r} with numbers that are not finite, so "
             "there is nothing to compare with; look at the checkpoint",
         )
-        if not annotations:
-            few, few_features = frames[:FEW_CLIPS], true_features[:FEW_CLIPS]
-            rounding = truth.rounding_costs(few)
-            for predictor in predictors:
-                head_logits = predictor.classify(few_features).logits - true_logits[:FEW_CLIPS]
-                errors[predictor.name] = Rounding.of(predictor.encode(few) - few_features, head_logits)
+        few += list(frames[: FEW_CLIPS - len(few)])
         annotations += names
         features.append(true_features)
         truth_logits.append(true_logits)
@@ -156,6 +152,11 @@ def verify(
     labels = np.array([annotation.label for annotation in annotations], dtype=np.int64)
     expected = np.concatenate(truth_logits)
     frame_features = np.concatenate(features)
+    rounding = truth.rounding_costs(np.stack(few))
+    errors = {
+        predictor.name: _errors(predictor, np.stack(few), frame_features, expected, batch_size)
+        for predictor in predictors
+    }
     if baseline_file:
         clip_names = [annotation.name for annotation in annotations]
         save_baseline(
@@ -197,3 +198,11 @@ def verify(
 def _with_failures(comparison: Comparison, failures: Sequence[str]) -> Comparison:
     found = (f"{comparison.name}: {failure}" for failure in failures)
     return replace(comparison, failures=(*found, *comparison.failures))
+
+
+def _errors(predictor: Predictor, few: Frames, features: Float32, logits: Float32, batch_size: int) -> Rounding:
+    """Of both graphs on the first clips, from the truth's frame features and logits of all."""
+    batches = [slice(start, start + batch_size) for start in range(0, len(few), batch_size)]
+    encoded = np.concatenate([predictor.encode(few[batch]) for batch in batches])
+    classified = np.concatenate([predictor.classify(features[: len(few)][batch]).logits for batch in batches])
+    return Rounding.of(encoded - features[: len(few)], classified - logits[: len(few)])

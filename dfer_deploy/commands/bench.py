@@ -20,7 +20,7 @@ from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, 
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, step, table
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.files import write_json
+from dfer_deploy.files import check_outputs, write_json
 from dfer_deploy.policy import BenchPolicy, policy_from_toml
 from dfer_deploy.regression import Comparison, check_comparable, compare, read_bench
 from dfer_deploy.resources import measured_resources, memory_is_measured
@@ -108,6 +108,7 @@ def bench(
     same run, in turn with it. With --propose, servers with other instances, queue delays and batches take turns
     instead, and the best of them is proposed; that takes minutes.
     """
+    check_outputs({"--json": json_file}, [checkpoint, clip_path, older_file, policy_file], bundle)
     opened = open_bundle(bundle)
     size = opened.spec.clip.vision.image_size
     clips = clip_from_path(clip_path, size)[np.newaxis] if clip_path else drawn_clips(2, size)

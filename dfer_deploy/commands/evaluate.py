@@ -10,7 +10,7 @@ import click
 from dfer_deploy.commands.options import class_names_option, data_root_option, json_option, prompt_position_option
 from dfer_deploy.console import stdout, step, table, warn
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import atomic_file, sha256_of_file, write_json
+from dfer_deploy.files import atomic_file, refuse_to_replace_input, sha256_of_file, write_json
 from dfer_deploy.metrics import CALIBRATION_BINS, Score, calibration, softmax
 from dfer_deploy.specs import PromptPosition
 
@@ -43,6 +43,8 @@ def evaluate(
     from dfer_deploy.train.evaluation import evaluate as run_evaluation
     from dfer_deploy.train.result import SELECTIONS
 
+    if json_file:
+        refuse_to_replace_input(json_file, [checkpoint, data])
     with step(f"read {checkpoint}"):
         loaded = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
         model = loaded.build_model().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,7 +16,7 @@ from dfer_deploy.bundle import TARGETS, Manifest, ServingOptions, Target, is_bun
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
-from dfer_deploy.files import write_json
+from dfer_deploy.files import refuse_to_replace_input, write_json
 from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 
 
@@ -69,6 +69,8 @@ def export(
 
     if force and add_version:
         raise click.UsageError("--force replaces a bundle and --add-version extends it; choose one")
+    if json_file:
+        refuse_to_replace_input(json_file, [checkpoint])
     output = output or Path(f"{checkpoint.stem}.bundle")
     target = target or ("tensorrt" if cuda_device() else "embedded")
     if add_version and is_bundle(output):

@@ -10,7 +10,7 @@ import click
 from dfer_deploy.checkpoint import load_checkpoint
 from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
 from dfer_deploy.console import stdout, table
-from dfer_deploy.files import sha256_of_file, write_json
+from dfer_deploy.files import refuse_to_replace_input, sha256_of_file, write_json
 from dfer_deploy.specs import Classifier, PromptPosition, PromptSpec
 
 _CLASSIFIERS: dict[Classifier, str] = {
@@ -36,6 +36,8 @@ def inspect(
     Nothing in the file is executed. What a reference checkpoint does not say (the position of the contexts, the names
     of the classes) is marked as assumed.
     """
+    if json_file:
+        refuse_to_replace_input(json_file, [checkpoint])
     found = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
     found.build_model()  # refuses parameters that are missing or do not fit what the file says of itself
     spec, prompts = found.spec, found.spec.prompts

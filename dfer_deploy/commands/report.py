@@ -13,6 +13,7 @@ from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.commands.options import data_root_option
 from dfer_deploy.console import stdout
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import check_outputs
 
 MAX_JSON_BYTES = 256 << 20
 
@@ -31,6 +32,7 @@ def report(verification: Path, output: Path, bench: Path | None, data: Path | No
 
     if data_root and not data:
         raise click.UsageError("--data-root says where the clips of a list are; add --data LIST")
+    check_outputs({"--output": output}, [verification, bench, data])
     content = read_json(verification, "verify")
     measured = read_json(bench, "bench") if bench else None
     clips: dict[str, Path] = {}

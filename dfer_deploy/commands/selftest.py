@@ -138,9 +138,13 @@ def _print(found: list[Agreement]) -> None:
 
     table(
         f"drawn clips, against {found[0].name}",
-        ("", "max |Δlogit| encoder", "head", "both", "other answers"),
+        ("", "max |Δlogit| encoder", "head", "both", "features", "other answers"),
         [
-            (one.name, number(one.encoder_logits), number(one.head_logits), number(one.logits), one.answers_changed)
+            (
+                one.name,
+                *map(number, (one.encoder_logits, one.head_logits, one.logits, one.features)),
+                one.answers_changed,
+            )
             for one in found
         ],
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import ExitCode
+from dfer_deploy.limits import ROUNDINGS
 from dfer_deploy.metrics import Calibration, Score
 from dfer_deploy.paired import Interval
 from dfer_deploy.pool import FORMAT, ComparedAnswers
@@ -35,11 +36,13 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
             f"{c.head_logits:.2g}",
             f"{c.logits:.2g}",
             f"{c.logit_errors[0.99]:.2g}",
+            f"{_roundings(result, c.name):.2g}",
         )
         for c in result.comparisons
     ]
-    columns = ("", "UAR %", "WAR %", "ECE %", "max |Δlogit| encoder", "head", "both", "of 99 %")
-    table(f"{len(result.labels)} clips", columns, rows)
+    columns = ("", "UAR %", "WAR %", "ECE %", "max |Δlogit| encoder", "head", "both", "of 99 %", "roundings")
+    most = f"errors of at most {ROUNDINGS[result.limits.precision]:g} roundings are accepted"
+    table(f"{len(result.labels)} clips ({most})", columns, rows)
     equal = result.comparisons[0].equivalence
     units = "clips" if equal.groups is None else f"clips from {equal.groups} sources"
     table(
@@ -86,7 +89,12 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
 
 
 def _scored(name: str, score: Score, calibration: Calibration) -> tuple[str, ...]:
-    return (name, f"{score.uar:.2f}", f"{score.war:.2f}", f"{calibration.error:.2f}", "", "", "", "")
+    return (name, f"{score.uar:.2f}", f"{score.war:.2f}", f"{calibration.error:.2f}", "", "", "", "", "")
+
+
+def _roundings(result: Verification, name: str) -> float:
+    """What a way of serving errs by, in multiples of what rounding costs the model."""
+    return result.errors[name].multiples_of(result.rounding[result.limits.precision])
 
 
 def _between(delta: float, interval: Interval) -> str:
@@ -149,7 +157,7 @@ def verification_as_json(
         "undecided": list(result.undecided),
         "clips": len(result.labels),
         "class_names": list(class_names),
-        "limits": vars(result.limits),
+        "limits": vars(result.limits) | {"roundings": ROUNDINGS[result.limits.precision]},
         "rounding": {
             precision: {what: _finite(error) for what, error in vars(cost).items()}
             for precision, cost in result.rounding.items()
@@ -163,6 +171,7 @@ def verification_as_json(
                 "max_logit_difference_encoder": _finite(c.encoder_logits),
                 "max_logit_difference_head": _finite(c.head_logits),
                 "errors": {what: _finite(error) for what, error in vars(result.errors[c.name]).items()},
+                "roundings": _finite(_roundings(result, c.name)),
                 "logit_errors": {f"{quantile:g}": _finite(error) for quantile, error in c.logit_errors.items()},
                 "equivalence": asdict(c.equivalence),
                 "flip_rate": asdict(c.flip_rate),

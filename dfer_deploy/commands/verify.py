@@ -22,7 +22,7 @@ from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
 from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.files import write_json
+from dfer_deploy.files import check_outputs, write_json
 from dfer_deploy.limits import LIMITS
 from dfer_deploy.policy import LARGEST_LOGIT_ERROR, MOST_POINTS, Policy, policy_from_toml
 from dfer_deploy.pool import answers_from_json
@@ -163,6 +163,9 @@ def verify(
     pool = [answers_from_json(path) for path in pool_files]
     clips = _labelled(lists, spec, data_root)
     groups = _groups(group_by, clips.annotations) if group_by else None
+    outputs = {"--json": json_file, "--report": report_file, "--save-baseline": save_baseline}
+    inputs = [checkpoint, baseline, policy_file, *lists, *pool_files]
+    check_outputs(outputs, [*inputs, *(annotation.path for annotation in clips.annotations)], bundle)
     torch_predictor: TorchPredictor | None = None
     with ExitStack() as stack:
         truth: Truth

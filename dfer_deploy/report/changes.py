@@ -45,11 +45,11 @@ def changed_answers(content: Content, clips: Mapping[str, Path]) -> dict[str, An
     shown, named = surest[:MOST_PICTURED], surest[MOST_PICTURED : MOST_PICTURED + _MOST_NAMED]
     clips_changed = "1 clip" if len(surest) == 1 else f"{len(surest):,} clips"
     which = f"The {len(shown)}" if len(shown) < len(surest) else "Those"
+    order = f" {which} on which {content.truth.name} was surest come first." if len(surest) > 1 else ""
     shown_clips = [_clip(content, answers, clips.get(answers[0][1].clip)) for answers in shown]
     return {
         "flips": shown_clips,
-        "flips_sentence": f"{clips_changed} of {content.clips:,}. "
-        f"{which} on which {content.truth.name} was surest come first.",
+        "flips_sentence": f"{clips_changed} of {content.clips:,}.{order}",
         "pictured": any(clip["frames"] for clip in shown_clips),
         "more_flips": [_named(answers[0][1]) for answers in named],
         "unnamed_flips": max(0, len(surest) - MOST_PICTURED - _MOST_NAMED),

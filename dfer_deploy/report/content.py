@@ -70,6 +70,8 @@ class Candidate(Answers):
         max_logit_difference_encoder: the largest change that the image encoder causes, None likewise.
         max_logit_difference_head: of the head, None likewise.
         logit_errors: quantiles of |Δlogit| over all clips and classes, by the quantile as text, ``"0.99"``.
+        roundings: errors of the graphs in multiples of what rounding costs the model (``limits.Rounding``), None
+            likewise.
         equivalence: UAR and WAR against the margin.
         flip_rate: how many answers changed.
         flips: which.
@@ -81,11 +83,31 @@ class Candidate(Answers):
     max_logit_difference_encoder: float | None
     max_logit_difference_head: float | None
     logit_errors: dict[str, Any]
+    roundings: float | None
     equivalence: Equivalence
     flip_rate: Rate
     flips: tuple[Flip, ...]
     failures: tuple[str, ...]
     undecided: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What was accepted: see ``limits.Limits``, and for ``roundings`` ``limits.ROUNDINGS``."""
+
+    points: float
+    logits: float
+    head_logits: float
+    roundings: float
+    flip_margin: float
+    flips: float
+    recall_drop: float
+    calibration_rise: float
+    unreadable: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check_between(f"limits.{name}", value, LARGEST_LOGIT_ERROR)
 
 
 @dataclass(frozen=True)
@@ -142,7 +164,7 @@ class Content:
     class_names: tuple[str, ...]
     truth: Answers
     comparisons: tuple[Candidate, ...]
-    limits: dict[str, Any]
+    limits: Accepted
     unreadable: dict[str, Any]
     left_out: dict[str, Any]
     reading: ReadingCheck | None
@@ -159,7 +181,6 @@ class Content:
             _check_name(name)
         require(len(set(names)) == candidates, f"the comparisons are called {names}, expected distinct names")
         require(self.clips >= 1, f"{self.clips} clips were compared, expected at least 1")
-        _check_between("limits.logits", self.limits.get("logits"), LARGEST_LOGIT_ERROR)
         for answers in (self.truth, *self.comparisons):
             self._check(answers)
 
@@ -192,7 +213,7 @@ class Content:
 
 def _check_candidate(candidate: Candidate, classes: int) -> None:
     of_whom = f"of {candidate.name!r}"
-    for what in ("max_logit_difference", "max_logit_difference_encoder", "max_logit_difference_head"):
+    for what in ("max_logit_difference", "max_logit_difference_encoder", "max_logit_difference_head", "roundings"):
         value = getattr(candidate, what)
         _check_between(f"{what} {of_whom}", 0 if value is None else value, LARGEST_LOGIT_ERROR)
     errors = candidate.logit_errors

@@ -21,6 +21,7 @@ from dfer_deploy.bench import BenchResult
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, json_text
 from dfer_deploy.metrics import CalibrationBin, Int64
+from dfer_deploy.policy import MOST_POINTS
 from dfer_deploy.provenance import CHECKPOINT, COMPARED_CHECKPOINT
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
@@ -94,7 +95,11 @@ def _summary(content: Content) -> dict[str, Any]:
     margin = content.comparisons[0].equivalence.margin
     if content.failures:
         found = {"word": "Not verified", "sign": "✗", "look": "bad"}
-        sentence = f"What is served does not answer as {content.truth.name} does."
+        sentence = (
+            f"What is served does not answer as {content.truth.name} does."
+            if any(candidate.failures for candidate in content.comparisons)
+            else f"Every answer is within its limits of {content.truth.name}'s, but something else failed."
+        )
     elif content.undecided:
         found = {"word": "Undecided", "sign": "?", "look": "open"}
         sentence = f"Nothing failed, but {content.clips:,} clips are too few to decide."
@@ -115,6 +120,7 @@ def _summary(content: Content) -> dict[str, Any]:
             (answers.name, f"{answers.calibration_error:.2f} %") for answers in (content.truth, *content.comparisons)
         ],
         "rows": [_row(candidate) for candidate in content.comparisons],
+        "accepted": _accepted(content),
         "decided_on": _decided_on(content),
         "unreadable": list(content.unreadable.items())[:_MOST_UNREADABLE],
         "unnamed_unreadable": max(0, len(content.unreadable) - _MOST_UNREADABLE),
@@ -137,6 +143,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "error": _error(candidate.max_logit_difference),
         "encoder_error": _error(candidate.max_logit_difference_encoder),
         "head_error": _error(candidate.max_logit_difference_head),
+        "roundings": _error(candidate.roundings),
         "delta_uar": _points(found.delta_uar),
         "delta_war": _points(found.delta_war),
         "interval_uar": f"{_points(uar.low)} to {_points(uar.high)}",
@@ -151,6 +158,26 @@ def _error(value: float | None) -> str:
 
 def _points(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
+
+
+def _accepted(content: Content) -> list[str]:
+    """One sentence for each limit, but for those that nothing can leave."""
+    limits, name = content.limits, content.truth.name
+    sentences = [
+        f"UAR and WAR differ from {name}'s by at most {limits.points:g} points, on these clips and on such clips.",
+        f"A logit differs by at most {limits.logits:g}, of the temporal head alone by {limits.head_logits:g}.",
+        f"Errors of frame features and of the temporal head are at most {limits.roundings:g} times what rounding to "
+        f"{content.provenance.precision} costs the same model in {name}.",
+        f"An answer changes only where {name}'s two largest logits are closer than {limits.flip_margin:g}.",
+        f"At most {100 * limits.unreadable:g} % of the clips cannot be read.",
+    ]
+    if limits.flips < 1:
+        sentences.append(f"At most {100 * limits.flips:g} % of all answers change.")
+    if limits.recall_drop < MOST_POINTS:
+        sentences.append(f"No class's recall falls by more than {limits.recall_drop:g} points.")
+    if limits.calibration_rise < MOST_POINTS:
+        sentences.append(f"The calibration error rises by at most {limits.calibration_rise:g} points.")
+    return sentences
 
 
 def _decided_on(content: Content) -> str:
@@ -208,7 +235,7 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
         "most_confusions": _MOST_CONFUSIONS,
         "recalls": drawn(charts.recall_chart("recalls", deltas, content.class_names)) if changed else None,
         "calibration": drawn(charts.calibration_chart("calibration", calibration)),
-        "errors": drawn(charts.error_chart("errors", quantiles, content.limits["logits"])) if erring else None,
+        "errors": drawn(charts.error_chart("errors", quantiles, content.limits.logits)) if erring else None,
         "load": None if bench is None else drawn(charts.load_chart("load", bench)),
         "machine": "" if bench is None else bench.machine,
     }

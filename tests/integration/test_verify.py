@@ -5,6 +5,7 @@ Twelve clips are too few to decide: what is right ends with UNDECIDED.
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,26 @@ def test_a_limit_that_is_no_number_is_refused_before_anything_is_asked(
     assert result.exit_code == ExitCode.WRONG_INPUT
     assert value in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_do_not_replace_what_is_verified(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    checkpoint, policy = tmp_path / "a.pt", tmp_path / "policy.toml"
+    shutil.copyfile(own_checkpoint, checkpoint)
+    policy.write_text("")
+    before = {path: path.read_bytes() for path in (checkpoint, policy, clip_list, bundle.path / "manifest.json")}
+    arguments = ("verify", bundle.path, "--data", clip_list, "--in-process")
+    of_checkpoint = (*arguments, "--checkpoint", checkpoint, "--policy", policy)
+    for option in ("--json", "--report", "--save-baseline"):
+        for path in before:
+            result = cli(*of_checkpoint, option, path)
+            assert result.exit_code == ExitCode.WRONG_INPUT
+            assert re.search(r"would (replace the input|change the bundle)", result.output.replace("\n", " "))
+    both = cli(*of_checkpoint, "--json", tmp_path / "x", "--report", tmp_path / "x")
+    assert (both.exit_code, "both write" in both.output.replace("\n", " ")) == (ExitCode.WRONG_INPUT, True)
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "policy.toml"]
 
 
 def test_other_names_than_the_checkpoints_are_refused(

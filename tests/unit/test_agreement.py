@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import clips_of
 
 from dfer_deploy.agreement import agreement
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.limits import LIMITS
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
@@ -55,8 +57,50 @@ def test_another_encoder_is_told_from_another_head(predictor: OnnxRuntimePredict
     assert found.encoder_logits == found.logits
     assert found.head_logits is not None
     assert found.head_logits < 1e-4
-    (failure,) = found.failures
-    assert failure.startswith("broken: a logit differs by ")
+    first, second = found.failures
+    assert first.startswith("broken: a logit differs by ")
+    assert second.startswith("broken: the frame features err by ")
+
+
+class Wrong(OnnxRuntimePredictor):
+    """The real graphs, shown other frames."""
+
+    change: Callable[[Frames], Frames] = staticmethod(lambda frames: frames)
+
+    def encode(self, frames: Frames) -> Float32:
+        return super().encode(np.ascontiguousarray(self.change(frames)))
+
+
+def test_wrong_frames_fail_in_fp16_though_logits_barely_depend_on_the_clip(
+    bundle: Bundle, own_checkpoint: Path, tmp_path: Path
+) -> None:
+    half, _ = export_bundle(own_checkpoint, tmp_path / "half", ExportOptions("embedded", precision="fp16"))
+    files = half.image_encoder_onnx, half.temporal_head_onnx
+    with OnnxRuntimePredictor.from_bundle(half) as right, Wrong(*files, name="wrong") as wrong:
+        for change in (lambda frames: frames[..., ::-1], lambda frames: frames[:, ::-1], lambda frames: frames // 2):
+            wrong.change = change
+            (failure,) = agreement([right, wrong], clips_of(3), LIMITS["fp16"], time_steps=(16,))[1].failures
+            assert failure.startswith("wrong: the frame features err by ")
+        # Another precision is another rounding, and no failure.
+        with OnnxRuntimePredictor.from_bundle(bundle) as exact:
+            found = agreement([exact, right], clips_of(3), LIMITS["fp16"])[1]
+    assert found.failures == ()
+    assert found.features is not None
+    assert 1e-4 < found.features < 0.05
+
+
+@pytest.mark.parametrize(
+    "is_wrong",
+    [lambda frames: frames.shape[1] == 9, lambda frames: frames.shape[1] == 1, lambda frames: len(frames) == 1],
+    ids=["9 frames", "1 frame", "1 clip"],
+)
+def test_an_engine_that_is_wrong_for_one_shape_only_fails(
+    bundle: Bundle, predictor: OnnxRuntimePredictor, is_wrong: Callable[[Frames], bool]
+) -> None:
+    with Wrong(bundle.image_encoder_onnx, bundle.temporal_head_onnx, name="wrong") as wrong:
+        wrong.change = lambda frames: frames[..., ::-1] if is_wrong(frames) else frames
+        (failure,) = agreement([predictor, wrong], clips_of(3), LIMITS["fp32"])[1].failures
+    assert failure.startswith("wrong: a logit differs by ")
 
 
 def test_what_is_not_finite_fails(predictor: OnnxRuntimePredictor, broken: Broken) -> None:

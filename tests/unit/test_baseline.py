@@ -130,9 +130,10 @@ def test_nothing_in_a_file_is_executed_and_nothing_large_is_unpacked(baseline: B
             clip_hashes=["0"] * 2000,
             frame_features=np.zeros((2000, 16, 64), np.float32),
             logits=np.zeros((2000, 3), np.float32),
+            rounding={precision: Rounding(0.0, 0.0) for precision in LIMITS},
         ),
     )
-    with pytest.raises(DferDeployError):
+    with pytest.raises(DferDeployError, match="it claims 8"):
         load_baseline(path, SPEC)
 
 

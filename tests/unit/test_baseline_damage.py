@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from tiny import tiny_model
 from dfer_deploy.baseline import FORMAT, Baseline, load_baseline, save_baseline
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import LIMITS, Rounding
+from dfer_deploy.specs import Precision
 
 SPEC = tiny_model().spec
-FEATURES = np.zeros((2, 16, SPEC.clip.embed_dim), np.float32)
-LOGITS = np.zeros((2, SPEC.prompts.num_classes), np.float32)
+FEATURES = np.full((2, 16, SPEC.clip.embed_dim), 1, np.float32)
+LOGITS = np.full((2, SPEC.prompts.num_classes), -2, np.float32)
 ROUNDING = {precision: Rounding(1.0, 2.0) for precision in LIMITS}
+ROUNDING_JSON = {precision: vars(cost) for precision, cost in ROUNDING.items()}
 HEADER = {
-    "rounding": {precision: vars(cost) for precision, cost in ROUNDING.items()},
+    "rounding": ROUNDING_JSON,
     "format": FORMAT,
     "checkpoint_sha256": "ab" * 32,
     "spec": SPEC.to_dict(),
@@ -39,8 +43,8 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
             SPEC.to_dict(),
             names,
             hashes,
-            FEATURES + 1,
-            LOGITS + 2,
+            FEATURES,
+            LOGITS,
             ROUNDING,
         ),
     )
@@ -48,13 +52,13 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert (found.checkpoint_sha256, found.clip_names, found.clip_hashes) == ("ab" * 32, names, hashes)
     assert found.frame_features.dtype == found.logits.dtype == np.float32
     assert (found.frame_features == 1).all()
-    assert (found.logits == 2).all()
+    assert (found.logits == -2).all()
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        {"logits": np.where(LOGITS == 0, np.nan, LOGITS).astype(np.float32)},
+        {"logits": LOGITS * np.float32(np.nan)},
         {"frame_features": FEATURES + np.float32(np.inf)},
         {"frame_features": FEATURES.astype("U1")},
         {"logits": LOGITS.astype(complex)},
@@ -88,4 +92,30 @@ def test_damage_is_told(tmp_path: Path, damage: dict[str, Any]) -> None:
     assert load_baseline(tmp_path / "b.npz", SPEC).clip_names == ["a", "b"]
     np.savez_compressed(tmp_path / "b.npz", **(whole | damage))  # type: ignore[arg-type]
     with pytest.raises(DferDeployError, match=r"b\.npz (is no baseline|holds)"):
+        load_baseline(tmp_path / "b.npz", SPEC)
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ({"features": math.inf}, "moves its features by inf, and none is over 1"),
+        ({"head_logits": math.inf}, "moves its logits by inf, and none is over 2"),
+        ({"features": 1e308}, "moves its features by 1e+308"),
+        ({"features": 1.001}, "moves its features by 1.001, and none is over 1"),
+        ({"head_logits": 2.001}, "moves its logits by 2.001, and none is over 2"),
+        ({"head_logits": math.nan}, "the error head_logits is nan"),
+    ],
+)
+def test_a_cost_of_rounding_that_would_let_every_error_pass_is_refused(
+    tmp_path: Path, precision: Precision, cost: dict[str, float], message: str
+) -> None:
+    names, hashes = ["a", "b"], ["01" * 32, "02" * 32]
+    right = Baseline("ab" * 32, SPEC.to_dict(), names, hashes, FEATURES, LOGITS, ROUNDING)
+    save_baseline(tmp_path / "b.npz", right)
+    with np.load(tmp_path / "b.npz") as content:
+        arrays = dict(content)
+    costs = ROUNDING_JSON | {precision: ROUNDING_JSON[precision] | cost}
+    np.savez_compressed(tmp_path / "b.npz", **arrays | {"header": header(rounding=costs)})  # type: ignore[arg-type]
+    with pytest.raises(DferDeployError, match=f"b.npz is no baseline .*{re.escape(message)}"):
         load_baseline(tmp_path / "b.npz", SPEC)

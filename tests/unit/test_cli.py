@@ -133,3 +133,16 @@ def test_predict_answers_for_the_good_inputs_and_names_the_bad(
     assert [answer["input"] for answer in answers["results"]] == [str(path) for path in good]
     assert sum(answers["results"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert len(answers["failures"]) == 1
+
+
+def test_json_does_not_replace_what_it_is_about(
+    cli: Any, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "a.pt"
+    checkpoint.write_bytes(own_checkpoint.read_bytes())
+    for command in (("inspect", checkpoint), ("evaluate", checkpoint, "--data", clip_list), ("export", checkpoint)):
+        result = cli(*command, "--json", checkpoint)
+        assert result.exit_code == 2
+        assert "would replace the input" in result.output.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert checkpoint.read_bytes() == own_checkpoint.read_bytes()

@@ -7,6 +7,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import (
     atomic_file,
     atomic_folder,
+    check_outputs,
     refuse_to_replace_input,
     refuse_to_write_into_bundle,
     write_json,
@@ -112,3 +113,22 @@ def test_a_bundle_is_not_written_into(tmp_path: Path) -> None:
         with pytest.raises(DferDeployError, match="would change the bundle"):
             refuse_to_write_into_bundle(tmp_path / name, tmp_path / "link")
     refuse_to_write_into_bundle(tmp_path / "bundle.json", tmp_path / "bundle")
+
+
+def test_outputs_that_would_lose_something_or_fail_are_refused_before_the_work(tmp_path: Path) -> None:
+    weights, old = tmp_path / "a.pt", tmp_path / "old.json"
+    for path in (weights, old):
+        path.write_text("kept")
+    check_outputs({"--json": old, "--report": tmp_path / "new.html", "--none": None}, [weights, None])
+    refused = {
+        f"{weights} would replace the input": {"--json": old, "--report": weights},
+        f"--json and --report both write {tmp_path}": {"--json": old, "--report": tmp_path / "sub" / ".." / "old.json"},
+        "is no regular file": {"--json": tmp_path},
+        "cannot write .*: No such file or directory": {"--json": tmp_path / "no" / "v.json"},
+    }
+    (tmp_path / "sub").mkdir()
+    for message, outputs in refused.items():
+        with pytest.raises(DferDeployError, match=message):
+            check_outputs(outputs, [weights, None])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "old.json", "sub"]
+    assert (weights.read_text(), old.read_text()) == ("kept", "kept")

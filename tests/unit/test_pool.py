@@ -28,10 +28,10 @@ def written(path: Path, answers: ComparedAnswers, **changes: Any) -> Path:
 
 
 def test_what_was_written_is_read_and_pooled(tmp_path: Path) -> None:
-    read = answers_from_json(written(tmp_path / "v.json", fold(3)))
+    read = answers_from_json(written(tmp_path / "v.json", fold(3, labels=np.array([1, 1, 0]))))
     both = pooled([fold(0), read], "onnxruntime fp32")
     assert both.clips == tuple(f"clip {index}" for index in range(6))
-    assert both.labels.tolist() == [0, 1, 1] * 2
+    assert both.labels.tolist() == [0, 1, 1, 1, 1, 0]
     assert both.reference.tolist() == [0, 1, 0] * 2
     assert both.candidates["onnxruntime fp32"].tolist() == [0] * 6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from pathlib import Path
@@ -76,6 +77,32 @@ def test_all_clips_count_whatever_the_batches(folder: Path, truth: PredictorTrut
         assert sum(b.clips * b.confidence for b in found.truth_calibration.bins) == pytest.approx(confidence.sum())
         assert len(found.failures) == 2
         assert all(failure.startswith("other: ") and "rounding" in failure for failure in found.failures)
+
+
+def test_errors_are_held_against_rounding_on_the_same_clips_whatever_the_batches(
+    folder: Path, truth: PredictorTruth
+) -> None:
+    first, *others = (
+        verify(SPEC, truth, [named("other", seed=5)], listed(folder), NO_LIMITS, batch_size=batch_size)
+        for batch_size in (1, 3, 5)
+    )
+    four = verify(SPEC, truth, [named("other", seed=5)], listed(folder, "0123"), NO_LIMITS)
+    for found in (*others, four):
+        assert found.rounding == first.rounding
+        assert vars(found.errors["other"]) == pytest.approx(vars(first.errors["other"]), rel=1e-3)
+    assert verify(SPEC, truth, [named("other", seed=5)], listed(folder, "0"), NO_LIMITS).rounding != first.rounding
+
+
+def test_an_error_of_one_graph_is_not_charged_to_the_other(folder: Path, truth: PredictorTruth) -> None:
+    encoder, head = copy.deepcopy(model(0)), copy.deepcopy(model(0))
+    encoder.image_encoder, head.temporal_net = model(5).image_encoder, model(5).temporal_net
+    predictors = [TorchPredictor(encoder), TorchPredictor(head)]
+    for predictor, name in zip(predictors, ("encoder", "head"), strict=True):
+        predictor.name = name
+    errors = verify(SPEC, truth, predictors, listed(folder), NO_LIMITS, batch_size=3).errors
+    assert errors["encoder"].features > 0.1
+    assert errors["head"].head_logits > 0.1
+    assert max(errors["encoder"].head_logits, errors["head"].features) < 1e-4
 
 
 def test_the_same_graphs_must_agree_with_the_first_of_them_on_every_batch(folder: Path, truth: PredictorTruth) -> None:

@@ -7,12 +7,15 @@ import numpy as np
 import onnxruntime
 import parity
 import pytest
+import torch
 from against_reference import REFERENCE, logit_errors, reference
 from fused_vs_ensemble import add_fused_model, fuse
 from roofline import PRODUCTS_NAME, count, operator_shares
 from tiny import clips_of, tiny_model
 
 from dfer_deploy.bundle import Bundle
+from dfer_deploy.limits import ROUNDINGS
+from dfer_deploy.rounding import rounding_costs
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.torch import TorchPredictor
 
@@ -58,14 +61,23 @@ def test_the_reference_does_the_same_work(bundle: Bundle) -> None:
 
 def test_parity_sees_another_model(bundle: Bundle) -> None:
     clips = clips_of(4)
+    cost = rounding_costs(tiny_model(), clips)["fp32"]
+    drifted = tiny_model()
+    with torch.no_grad():
+        drifted.image_encoder.proj.mul_(1.001)
     with TorchPredictor(tiny_model()) as truth, OnnxRuntimePredictor.from_bundle(bundle) as exported:
         features, logits = truth.encode(clips), truth.predict(clips).logits
-        same = parity.differences(exported, clips, features, logits)
-        other = parity.differences(exported, clips, features, logits[::-1])
+        same = parity.differences(exported, clips, features, logits, cost)
+        other = parity.differences(exported, clips, features, logits[::-1], cost)
+        moved = parity.differences(TorchPredictor(drifted), clips, features, logits, cost)
     assert same["logit_error"] < 0.01
     assert same["agreement"] == 1
     assert same["feature_error"] < 1e-4
+    assert 0 < same["roundings"] < ROUNDINGS["fp32"]
     assert other["logit_error"] > 0.01
+    assert other["roundings"] > ROUNDINGS["fp32"]
+    assert moved["logit_error"] < 0.01, "of the logits alone it would not be seen"
+    assert moved["roundings"] > ROUNDINGS["fp32"]
 
 
 def test_the_shares_of_the_operators_are_those_of_every_run(bundle: Bundle, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dfer_deploy.limits import LIMITS
 from dfer_deploy.metrics import calibration, score
 from dfer_deploy.paired import equivalence, rate
 
@@ -30,7 +31,7 @@ VERIFICATION: dict[str, Any] = {
     "undecided": [],
     "clips": 30,
     "class_names": list(CLASSES),
-    "limits": {"logits": 0.01},
+    "limits": vars(LIMITS["fp32"]) | {"roundings": 30.0},
     "truth": {"name": "PyTorch fp32", **ANSWERS},
     "comparisons": [
         {
@@ -39,6 +40,7 @@ VERIFICATION: dict[str, Any] = {
             "max_logit_difference": 1e-5,
             "max_logit_difference_encoder": 1e-5,
             "max_logit_difference_head": 1e-6,
+            "roundings": 1.5,
             "logit_errors": {"0.5": 1e-6, "1": 1e-5},
             "equivalence": vars(EQUAL)
             | {"interval_uar": vars(EQUAL.interval_uar), "interval_war": vars(EQUAL.interval_war)},
@@ -107,6 +109,17 @@ def test_what_verify_and_bench_wrote_is_shown(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(BENCH))
     result = cli("report", tmp_path / "v.json", "--bench", tmp_path / "b.json", "-o", tmp_path / "r.html")
     assert result.exit_code == 0, result.output
+
+
+def test_a_page_does_not_replace_what_it_is_made_of(cli: Any, tmp_path: Path) -> None:
+    for name, content in (("v.json", VERIFICATION), ("b.json", BENCH)):
+        (tmp_path / name).write_text(json.dumps(content))
+    for name in ("v.json", "b.json"):
+        result = cli("report", tmp_path / "v.json", "--bench", tmp_path / "b.json", "-o", tmp_path / name)
+        assert result.exit_code == 2
+        assert "would replace the input" in result.output.replace("\n", " ")
+    assert json.loads((tmp_path / "v.json").read_text()) == VERIFICATION
+    assert json.loads((tmp_path / "b.json").read_text()) == BENCH
 
 
 @pytest.mark.parametrize("value", ["1e999", "1e308", HUGE, "-5", '"1"', "true"])

@@ -19,6 +19,7 @@ from PIL import Image
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import json_text
+from dfer_deploy.limits import LIMITS
 from dfer_deploy.metrics import Int64, calibration, score, softmax
 from dfer_deploy.paired import equivalence, rate
 from dfer_deploy.report.content import MOST_PICTURED
@@ -70,7 +71,7 @@ def planted(
         "undecided": [sentence for found in comparisons for sentence in found["undecided"]],
         "clips": clips,
         "class_names": list(names),
-        "limits": {"logits": 0.01},
+        "limits": vars(LIMITS["fp32"]) | {"roundings": 30.0},
         "truth": reference,
         "comparisons": comparisons,
         "unreadable": {},
@@ -113,6 +114,7 @@ def comparison(
         "max_logit_difference": float(errors.max()),
         "max_logit_difference_encoder": float(errors.max()) / 2,
         "max_logit_difference_head": float(errors.max()) / 10,
+        "roundings": 4.75,
         "logit_errors": {f"{q:g}": float(np.quantile(errors, q)) for q in (0.5, 0.9, 0.99, 0.999, 1)},
         "equivalence": dataclasses.asdict(equal),
         "flip_rate": dataclasses.asdict(rate(len(rows), len(labels))),
@@ -268,6 +270,28 @@ def test_failures_outweigh_what_is_open(tmp_path: Path) -> None:
     assert "What is open" in page.text
 
 
+def test_what_failed_beside_the_answers_is_not_blamed_on_them(tmp_path: Path) -> None:
+    answers_differ = "What is served does not answer as PyTorch fp32 does."
+    page = page_of(tmp_path, planted(12, failures=["a logit differs by 3, at most 0.01 is accepted"]))
+    assert answers_differ in page.text
+    page = page_of(tmp_path, planted(12) | {"failures": ["2 of 14 clips could not be read, at most 5% is accepted"]})
+    assert "✗ Not verified" in page.text
+    assert answers_differ not in page.text
+    assert "but something else failed." in page.text
+
+
+def test_what_is_accepted_is_said_and_how_near_the_graphs_are_to_it(tmp_path: Path) -> None:
+    content = planted(12)
+    page = page_of(tmp_path, content)
+    assert "4.8" in page.words
+    assert "at most 30 times what rounding to fp32 costs the same model in PyTorch fp32." in page.text
+    assert "A logit differs by at most 0.01, of the temporal head alone by 0.01." in page.text
+    assert "of all answers change" not in page.text, "the default limits nothing"
+    content["limits"] |= {"flips": 0.01, "recall_drop": 2.0, "calibration_rise": 0.5}
+    for sentence in ("At most 1 % of all answers change.", "by more than 2 points.", "rises by at most 0.5 points."):
+        assert sentence in page_of(tmp_path, content).text
+
+
 def test_drawn_data_is_named_where_the_verdict_stands(pages: dict[str, Page]) -> None:
     text = pages["equivalent"].text
     assert text.index(NOTE) < text.index("Each way of serving")
@@ -283,6 +307,27 @@ def test_every_number_of_the_matrices_and_recalls_is_text(pages: dict[str, Page]
     before, after = (found["recalls"]["anger"] for found in (content["truth"], content["comparisons"][0]))
     assert f"{before:.1f} %" in page.words
     assert f"{after - before:+.2f}".replace("-", "−") in page.words
+
+
+def test_every_number_of_a_candidate_stands_in_its_own_column(tmp_path: Path) -> None:
+    content = planted(630, (9,), failures=["a logit differs by 0.75, at most 0.01 is accepted"])
+    found = content["comparisons"][0]
+    found |= {"uar": 81.5, "war": 82.25, "roundings": 3.5, "max_logit_difference": 0.75}
+    found |= {"max_logit_difference_encoder": 0.5, "max_logit_difference_head": 0.25}
+    found["equivalence"] |= {
+        "lost": 7,
+        "gained": 2,
+        "mcnemar_p": 0.125,
+        "delta_uar": -1.0,
+        "interval_uar": {"low": -2.0, "high": 0.5, "method": "exact"},
+        "delta_war": -3.0,
+        "interval_war": {"low": -4.0, "high": -2.5, "method": "exact and bootstrap"},
+    }
+    text = page_of(tmp_path, content).text
+    flips = "9 of 630 (0.66–2.69 %)"
+    assert f"candidate 0 ✗ failed 81.50 82.25 {flips} 7 / 2 0.12 0.75 " in text
+    assert "−1.00 −2.00 to +0.50 −3.00 −4.00 to −2.50 exact and bootstrap" in text
+    assert "candidate 0 0.5 0.25 0.75 3.5" in text
 
 
 def test_equal_matrices_are_drawn_once(tmp_path: Path) -> None:
@@ -368,6 +413,20 @@ def test_flipped_clips_have_frames_and_both_probability_vectors(tmp_path: Path) 
     assert "pass it on only as their licence allows" in page.text
 
 
+def test_candidates_with_the_same_probabilities_are_one_unless_they_answer_otherwise(tmp_path: Path) -> None:
+    content = planted(630, (1, 0))
+    first, second = content["comparisons"]
+    (flip,) = first["flips"]
+    second["flips"] = [flip]
+    alike = page_of(tmp_path, content).text
+    assert f"candidate 0, candidate 1: {flip['answered']}" in alike
+    other = next(name for name in CLASSES if name != flip["answered"])
+    second["flips"] = [flip | {"answered": other}]
+    apart = page_of(tmp_path, content).text
+    assert f"candidate 0: {flip['answered']}" in apart
+    assert f"candidate 1: {other}" in apart
+
+
 def test_the_surest_answers_come_first_and_their_number_is_bounded(pages: dict[str, Page]) -> None:
     content, page = CASES["many flips"], pages["many flips"]
     assert page.text.count("says") == MOST_PICTURED
@@ -415,7 +474,7 @@ def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
         ({"comparisons": []}, "there are 0 comparisons"),
         ({"clips": 631}, "7 × 7 counts of 631 clips"),
         ({"class_names": "no list"}, "class_names is 'no list'"),
-        ({"limits": {}}, "limits.logits is None"),
+        ({"limits": {}}, "limits.points is missing"),
         ({"provenance": None}, "provenance is None"),
         ({"notes": nested(5000)}, "holds what JSON in UTF-8 cannot (maximum recursion depth exceeded"),
         ({"notes": float("nan")}, "holds what JSON in UTF-8 cannot (Out of range float"),
