@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +16,8 @@ from dfer_deploy.metrics import Calibration, Score, calibration, score, softmax
 from dfer_deploy.paired import Equivalence, Rate, equivalence, rate
 from dfer_deploy.pool import ComparedAnswers
 from dfer_deploy.runtimes.predictor import Float32, Predictor
+
+_MOST_SENTENCES = 3
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 """Of the logits' errors."""
@@ -162,11 +165,7 @@ def comparison(
         )
         for row in changed
     ]
-    failures += [
-        f"{name}: {flip.clip} is answered {flip.answered}, PyTorch says {flip.expected} by {flip.margin:.3g} logits"
-        for flip in flips
-        if flip.margin > limits.flip_margin
-    ]
+    failures += _sure_changes(name, [flip for flip in flips if flip.margin > limits.flip_margin])
     undecided = []
     if equal.verdict == "different":
         failures.append(f"{name}: {equal}")
@@ -193,6 +192,21 @@ def comparison(
         failures=tuple(failures),
         undecided=tuple(undecided),
     )
+
+
+def _sure_changes(name: str, flips: Sequence[Flip]) -> list[str]:
+    """A sentence for each of a few changed answers; of more, one for all, with what became what and the surest one."""
+    surest = sorted(flips, key=lambda flip: -flip.margin)[:_MOST_SENTENCES]
+    sentences = [
+        f"{flip.clip} is answered {flip.answered}, PyTorch says {flip.expected} by {flip.margin:.3g} logits"
+        for flip in surest
+    ]
+    if len(flips) > _MOST_SENTENCES:
+        became = Counter(f"{flip.expected} → {flip.answered}" for flip in flips).most_common()
+        some = ", ".join(f"{count} × {what}" for what, count in became[:_MOST_SENTENCES])
+        more = ", …" if len(became) > _MOST_SENTENCES else ""
+        sentences = [f"{len(flips)} answers of which PyTorch is sure changed ({some}{more}): {sentences[0]}"]
+    return [f"{name}: {sentence}" for sentence in sentences]
 
 
 def _recall_gains(found: Score, true: Score) -> dict[int, Fraction]:

@@ -202,7 +202,12 @@ def _print(result: BenchResult) -> None:
 
 def _print_comparison(comparison: Comparison, older: str) -> None:
     rows = [
-        (change.name, change.throughput, change.against_first or "", "slower" if change.has_regressed else "no slower")
+        (
+            change.name,
+            change.throughput,
+            change.against_first or "",
+            "slower" if change.has_regressed else "not slower beyond the noise",
+        )
         for change in comparison.contestants
     ]
     first = comparison.contestants[0]

@@ -18,6 +18,9 @@ from dfer_deploy.reading_check import ReadingCheck
 from dfer_deploy.specs import plain
 from dfer_deploy.verify import Verification
 
+MOST_FLIPS = 20
+"""Changed answers that the terminal shows, the surest first."""
+
 
 def outcome(result: Verification, reading: ReadingCheck | None) -> ExitCode:
     """What failed counts before what too few clips leave open."""
@@ -62,6 +65,12 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
         ],
     )
     _print_recalls(result, class_names)
+    present = len(class_names) - len(result.truth_score.absent)
+    if present > 1 and result.truth_score.uar <= 100 / present:
+        warn(
+            f"{result.truth} itself has a UAR of {result.truth_score.uar:.2f} %, no better than chance on {present} "
+            "classes: are the labels and class names of the list those of the checkpoint?"
+        )
     if result.truth_score.absent:
         warn(f"no clip of {', '.join(result.truth_score.absent)}: the UAR is the mean over the other classes")
     for comparison in result.comparisons:
@@ -69,8 +78,13 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
             table(
                 f"flips of {comparison.name}",
                 ("clip", "label", "PyTorch", "answered", "PyTorch's margin (logits)"),
-                [(f.clip, f.label, f.expected, f.answered, f"{f.margin:.3g}") for f in comparison.flips],
+                [
+                    (f.clip, f.label, f.expected, f.answered, f"{f.margin:.3g}")
+                    for f in sorted(comparison.flips, key=lambda flip: -flip.margin)[:MOST_FLIPS]
+                ],
             )
+            if len(comparison.flips) > MOST_FLIPS:
+                stdout.print(f"… and {len(comparison.flips) - MOST_FLIPS} more; --json names all")
     if reading is not None:
         stdout.print(f"reading of the checkpoint: {reading}", markup=False)
     for failure in result.failures:

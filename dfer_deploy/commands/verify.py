@@ -154,6 +154,12 @@ def verify(
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
     policy = policy_from_toml(policy_file) if policy_file else Policy()
+    for option, given, written in (
+        ("--margin", margin, policy.verify.margin),
+        ("--max-logit-error", max_logit_error, policy.verify.max_logit_error),
+    ):
+        if given is not None and written is not None:
+            raise click.UsageError(f"{option} {given:g}, but {policy_file} says {written:g}; give one of them")
     limits = policy.verify.limits(default)
     limits = replace(
         limits,

@@ -398,7 +398,9 @@ def test_the_limits_of_a_policy_decide(
     open_question = cli(*arguments, "--checkpoint", own_checkpoint)
     assert open_question.exit_code == ExitCode.UNDECIDED
     assert "answers changed, at most 20 % is accepted: too few clips to tell" in open_question.output
-    assert cli(*arguments, "--checkpoint", own_checkpoint, "--margin", 0.5).exit_code == ExitCode.UNDECIDED
+    both = cli(*arguments, "--checkpoint", own_checkpoint, "--margin", 0.5)
+    assert both.exit_code == ExitCode.WRONG_INPUT
+    assert f"--margin 0.5, but {policy} says 30; give one of them" in " ".join(both.output.split())
 
     policy.write_text(
         "[verify]\nmargin = 100\nmax_logit_error = 1e6\nmax_flip_rate = 0.05\nmax_recall_drop = 1\n"

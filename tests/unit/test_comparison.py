@@ -65,6 +65,24 @@ def test_errors_are_told_by_quantiles_over_clips_and_classes() -> None:
     assert found.undecided == ("served: too few clips to tell: n ≥ 598 needed for ±0.5 points",)
 
 
+def test_many_sure_changes_are_one_sentence_with_what_became_what() -> None:
+    answered = EXPECTED.copy()
+    answered[[0, 2, 4]] = answered[[0, 2, 4]][:, ::-1]
+    limits = dataclasses.replace(NO_LIMITS, flip_margin=1)
+    three = compared(EXPECTED, answered, limits=limits)
+    assert three.failures == tuple(
+        f"served: clip {number} is answered b, PyTorch says a by 9 logits" for number in (0, 2, 4)
+    )
+    expected = EXPECTED.copy()
+    expected[7] *= 2
+    answered[[1, 7]] = answered[[1, 7]][:, ::-1]
+    (five,) = compared(expected, answered, limits=limits).failures
+    assert five == (
+        "served: 5 answers of which PyTorch is sure changed (3 × a → b, 2 × b → a): "
+        "clip 7 is answered a, PyTorch says b by 18 logits"
+    )
+
+
 def test_an_answer_that_is_not_finite_fails_and_can_still_be_written() -> None:
     answered = EXPECTED.copy()
     answered[3] = np.nan
