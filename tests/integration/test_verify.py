@@ -382,6 +382,28 @@ def test_enough_clips_decide_and_pooled_folds_count_together(
     assert "is in an earlier list too" in again.output
 
 
+def test_a_model_no_better_than_chance_and_many_changes_are_told(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfer_deploy.commands.verification.MOST_FLIPS", 2)
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, tiny_model(seed=5), {})
+    arguments = ("verify", bundle.path, "--in-process", "--checkpoint", other, "--data-root", clip_list.parent)
+    first = cli(*arguments, "--data", clip_list, "--json", tmp_path / "v.json")
+    content = json.loads((tmp_path / "v.json").read_text())
+    flips = len(content["comparisons"][0]["flips"])
+    assert flips > 2
+    assert f"… and {flips - 2} more; --json names all" in first.output
+    lines = clip_list.read_text().splitlines()
+    answers = content["answers"]["reference"]
+    wrong = [(answer + 1 + clip % 2) % len(content["class_names"]) for clip, answer in enumerate(answers)]
+    wrong_list = tmp_path / "wrong.txt"
+    wrong_list.write_text(
+        "".join(f"{line.rsplit(' ', 1)[0]} {label}\n" for line, label in zip(lines, wrong, strict=True))
+    )
+    assert "UAR of 0.00 %, no better than chance" in " ".join(cli(*arguments, "--data", wrong_list).output.split())
+
+
 def test_the_limits_of_a_policy_decide(
     cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:
