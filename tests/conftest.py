@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import ImageDraw
 from tiny import clips_of, tiny_model, write_frames
 
 from dfer_deploy.bundle import Bundle
@@ -73,3 +74,17 @@ def environment() -> TritonEnvironment:
     except DferDeployError as error:
         pytest.skip(str(error))
     return triton_environment()
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Pillow writes into pictures."""
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def watched(self: ImageDraw.ImageDraw, place: object, text: str, **options: object) -> None:
+        written.append(text)
+        draw(self, place, text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", watched)
+    return written

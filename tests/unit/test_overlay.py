@@ -1,24 +1,10 @@
 import numpy as np
-import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dfer_deploy.overlay import Edges, Overlay
 
 LABELS = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 ANSWER = np.array([0.03, 0.05, 0.02, 0.05, 0.04, 0.04, 0.77], np.float32)
-
-
-@pytest.fixture
-def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    written: list[str] = []
-    draw = ImageDraw.ImageDraw.text
-
-    def watched(self: ImageDraw.ImageDraw, place: object, text: str, **options: object) -> None:
-        written.append(text)
-        draw(self, place, text, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", watched)
-    return written
 
 
 def drawn(overlay: Overlay, size: tuple[int, int], boxes: dict[int, Edges]) -> np.ndarray:

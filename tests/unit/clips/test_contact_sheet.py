@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dfer_deploy.clips.contact_sheet import MAX_COLUMNS, MAX_ROWS, CropRow, write_contact_sheet
 from dfer_deploy.clips.reading import Clip
@@ -14,19 +13,6 @@ from dfer_deploy.clips.reading import Clip
 
 def crop(shade: int, size: int = 32) -> Clip:
     return np.full((size, size, 3), shade, np.uint8)
-
-
-@pytest.fixture
-def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    written: list[str] = []
-    draw = ImageDraw.ImageDraw.text
-
-    def watched(self: ImageDraw.ImageDraw, place: object, text: str, **options: object) -> None:
-        written.append(text)
-        draw(self, place, text, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", watched)
-    return written
 
 
 def test_a_row_for_each_track_with_times(tmp_path: Path, texts: list[str]) -> None:
