@@ -19,14 +19,23 @@ Change = Callable[[onnx.GraphProto], None]
 
 def planted(bundle: Bundle, folder: Path, graph: str, change: Change) -> Bundle:
     """A copy of a bundle with ``image_encoder`` or ``temporal_head`` changed, in process and served."""
+    model = f"dfer_{graph}"
+    return rewritten(bundle, folder, change, f"onnx/{model}.onnx", f"model_repository/{model}/1/model.onnx")
+
+
+def planted_where_served(bundle: Bundle, folder: Path, model: str, change: Change) -> Bundle:
+    """A copy of a bundle with one model of its repository changed; the graphs of the bundle stay right."""
+    return rewritten(bundle, folder, change, f"model_repository/{model}/1/model.onnx")
+
+
+def rewritten(bundle: Bundle, folder: Path, change: Change, *files: str) -> Bundle:
+    """A copy of a bundle in which ``files``, copies of one graph, were changed, with hashes that fit the change."""
     shutil.copytree(bundle.path, folder)
-    path: Path = getattr(open_bundle(folder), f"{graph}_onnx")
-    model = onnx.load(path)
+    model = onnx.load(folder / files[0])
     change(model.graph)
-    served = folder / "model_repository" / path.stem / "1" / "model.onnx"
-    for copy in (path, served):
-        copy.unlink()  # it may be the same file as the bundle's
-        onnx.save(model, copy)
+    for name in files:
+        (folder / name).unlink()  # it may be the same file as the bundle's
+        onnx.save(model, folder / name)
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in manifest["files"]:
         manifest["files"][name] = sha256_of_file(folder / name)
@@ -51,6 +60,20 @@ def swap_classes(graph: onnx.GraphProto) -> None:
     values = numpy_helper.to_array(tensor).copy()
     values[:, :2] = values[:, 1::-1]
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def never_finite(graph: onnx.GraphProto) -> None:
+    """Logits that are no numbers."""
+    product = next(node for node in graph.node if "logits" in node.output)
+    tensor = next(tensor for tensor in graph.initializer if tensor.name in product.input)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(np.nan), tensor.name))
+
+
+def negate_probabilities(graph: onnx.GraphProto) -> None:
+    """The probabilities no longer follow from the logits."""
+    final = next(node for node in graph.node if "probabilities" in node.output)
+    final.input[0] = "negated"
+    graph.node.insert(list(graph.node).index(final), helper.make_node("Neg", ["logits"], ["negated"]))
 
 
 def swap_channels(graph: onnx.GraphProto) -> None:

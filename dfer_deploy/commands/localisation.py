@@ -31,6 +31,8 @@ WORST_CLIPS = 3
 """The blocks are compared on so many clips. What each does to the logits takes most of the time, about 20 s a clip with
 ViT-B/32 on two cores, and is measured only where something failed."""
 
+SERVED_DIFFERS = "the graphs in onnx/ are right, and what the model repository serves differs from them"
+
 
 def localised(bundle: Bundle, model: DferClip, clips: LabelledClips, result: Verification) -> Localisation:
     """Compares the blocks of the bundle's graphs with PyTorch on the worst clips."""
@@ -45,10 +47,22 @@ def localised(bundle: Bundle, model: DferClip, clips: LabelledClips, result: Ver
     return found
 
 
-def print_localisation(bundle: Bundle, found: Localisation) -> None:
+def blamed(found: Localisation, result: Verification, served: Sequence[str]) -> str:
+    """What the comparison of the blocks, which are those of onnx/, says about the failures.
+
+    Args:
+        found: the comparison.
+        result: the verification.
+        served: names of the ways of serving that a server answered.
+    """
+    failed = {comparison.name for comparison in result.comparisons if comparison.failures}
+    return SERVED_DIFFERS if failed and failed <= set(served) and not found.failing else str(found)
+
+
+def print_localisation(bundle: Bundle, found: Localisation, where: str) -> None:
     """The table of the blocks where they were asked what they do to the logits, and what it says."""
     if found.layers[0].logits is not None:
-        _print(f"blocks of {bundle.path} against PyTorch on the {found.clips} worst clips", found)
+        _print(f"blocks of {bundle.path} against PyTorch on the {found.clips} worst clips", found, where)
         return
     layer = max(found.layers, key=lambda layer: layer.own / max(layer.tolerance, 1e-30))
     stdout.print(
@@ -83,7 +97,11 @@ def bisected(
         ).failures
 
     found = bisect(model, _worst(clips, result), gate)
-    _print(f"blocks of an fp16 export against PyTorch on {found.localisation.clips} clips", found.localisation)
+    _print(
+        f"blocks of an fp16 export against PyTorch on {found.localisation.clips} clips",
+        found.localisation,
+        str(found.localisation),
+    )
     stdout.print(f"bisection: {found}", markup=False)
     command = None
     if found.keep_fp32 is not None:
@@ -92,7 +110,7 @@ def bisected(
     return {
         "keep_fp32": None if found.keep_fp32 is None else list(found.keep_fp32),
         "command": command,
-        "localisation": localisation_as_json(found.localisation),
+        "localisation": localisation_as_json(found.localisation, str(found.localisation)),
         "trials": [{"keep_fp32": list(t.keep_fp32), "failures": list(t.failures)} for t in found.trials],
     }
 
@@ -135,7 +153,7 @@ def _command(bundle: Bundle, checkpoint: Path, found: Bisection) -> str:
     return shlex.join(words)
 
 
-def _print(title: str, found: Localisation) -> None:
+def _print(title: str, found: Localisation, where: str) -> None:
     columns = ("block", "precision", "own error", "tolerance", "error in the graph", "smallest cosine", "|Δlogit|", "")
     rows = [
         (
@@ -151,12 +169,12 @@ def _print(title: str, found: Localisation) -> None:
         for layer in found.layers
     ]
     table(title, columns, rows)
-    stdout.print(f"where: {found}", markup=False)
+    stdout.print(f"where: {where}", markup=False)
     needed = " and ".join(f"{times:.2g} in {precision}" for precision, times in found.needed.items())
     stdout.print(f"errors in multiples of what rounding costs: at most {needed}", markup=False)
 
 
-def localisation_as_json(found: Localisation) -> dict[str, Any]:
+def localisation_as_json(found: Localisation, where: str) -> dict[str, Any]:
     """For ``--json``; None stands for what is infinite or was not measured."""
     layers = [
         {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in values.items()}
@@ -165,4 +183,4 @@ def localisation_as_json(found: Localisation) -> dict[str, Any]:
         for values in [asdict(layer)]
     ]
     needed = {precision: times if math.isfinite(times) else None for precision, times in found.needed.items()}
-    return {"clips": found.clips, "where": str(found), "roundings": needed, "layers": layers}
+    return {"clips": found.clips, "where": where, "roundings": needed, "layers": layers}

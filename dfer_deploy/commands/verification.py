@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfer_deploy.console import stdout, table, warn
+from dfer_deploy.ensembles import EnsembleAnswers
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.limits import ROUNDINGS
 from dfer_deploy.metrics import Calibration, Score
@@ -22,14 +23,23 @@ MOST_FLIPS = 20
 """Changed answers that the terminal shows, the surest first."""
 
 
-def outcome(result: Verification, reading: ReadingCheck | None) -> ExitCode:
+def outcome(result: Verification, reading: ReadingCheck | None, ensembles: EnsembleAnswers | None) -> ExitCode:
     """What failed counts before what too few clips leave open."""
-    if result.failures or not (reading is None or reading.passed):
+    if _failures(result, ensembles) or not (reading is None or reading.passed):
         return ExitCode.GATE_FAILED
     return ExitCode.UNDECIDED if result.undecided else ExitCode.DONE
 
 
-def print_verification(result: Verification, class_names: tuple[str, ...], reading: ReadingCheck | None) -> None:
+def _failures(result: Verification, ensembles: EnsembleAnswers | None) -> tuple[str, ...]:
+    return (*result.failures, *(() if ensembles is None else ensembles.failures))
+
+
+def print_verification(
+    result: Verification,
+    class_names: tuple[str, ...],
+    reading: ReadingCheck | None,
+    ensembles: EnsembleAnswers | None,
+) -> None:
     """Tables of the scores, of the decision and of the flips; then what failed or is open, and the outcome."""
     rows: list[tuple[object, ...]] = [_scored(result.truth, result.truth_score, result.truth_calibration)]
     rows += [
@@ -87,7 +97,9 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
                 stdout.print(f"… and {len(comparison.flips) - MOST_FLIPS} more; --json names all")
     if reading is not None:
         stdout.print(f"reading of the checkpoint: {reading}", markup=False)
-    for failure in result.failures:
+    if ensembles is not None and not ensembles.failures:
+        stdout.print(str(ensembles), markup=False)
+    for failure in _failures(result, ensembles):
         stdout.print(f"failed: {failure}", markup=False)
     for sentence in result.undecided:
         stdout.print(f"undecided: {sentence}", markup=False)
@@ -99,7 +111,7 @@ def print_verification(result: Verification, class_names: tuple[str, ...], readi
         ExitCode.GATE_FAILED: "[red]not verified[/]",
         ExitCode.UNDECIDED: "[yellow]nothing failed, but too few clips to decide[/]",
     }
-    stdout.print(f"{word[outcome(result, reading)]} {which}")
+    stdout.print(f"{word[outcome(result, reading, ensembles)]} {which}")
 
 
 def _scored(name: str, score: Score, calibration: Calibration) -> tuple[str, ...]:
@@ -136,7 +148,10 @@ def _recall_deltas(truth: Score, candidate: Score) -> list[float | None]:
 
 
 def verification_as_json(
-    result: Verification, class_names: tuple[str, ...], reading: ReadingCheck | None
+    result: Verification,
+    class_names: tuple[str, ...],
+    reading: ReadingCheck | None,
+    ensembles: EnsembleAnswers | None,
 ) -> dict[str, Any]:
     """Everything, for ``--json``, the report and ``--pool``; the format is ``dfer-deploy-verify/2``."""
 
@@ -151,7 +166,7 @@ def verification_as_json(
             "calibration_bins": [asdict(of_bin) for of_bin in calibration.bins],
         }
 
-    code = outcome(result, reading)
+    code = outcome(result, reading, ensembles)
     answers = ComparedAnswers(
         class_names=class_names,
         clips=result.clip_names,
@@ -165,7 +180,7 @@ def verification_as_json(
         "passed": code != ExitCode.GATE_FAILED,
         "exit_code": int(code),
         "failures": [
-            *result.failures,
+            *_failures(result, ensembles),
             *([] if reading is None or reading.passed else [f"reading of the checkpoint: {reading}"]),
         ],
         "undecided": list(result.undecided),
@@ -195,6 +210,9 @@ def verification_as_json(
             }
             for c in result.comparisons
         ],
+        "ensembles": {}
+        if ensembles is None
+        else {name: _finite(difference) for name, difference in ensembles.differences.items()},
         "unreadable": result.unreadable,
         "reading": None if reading is None else vars(reading) | {"passed": reading.passed},
         "answers": answers.to_dict(),

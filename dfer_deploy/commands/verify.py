@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,14 +14,16 @@ import click
 
 from dfer_deploy.baseline import PredictorTruth, Truth, load_baseline
 from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.commands.localisation import bisected, localisation_as_json, localised, print_localisation
+from dfer_deploy.commands.localisation import bisected, blamed, localisation_as_json, localised, print_localisation
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
 from dfer_deploy.console import stdout, step, warn
+from dfer_deploy.ensembles import EnsembleAnswers, ensemble_answers
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import check_outputs, write_json
 from dfer_deploy.limits import LIMITS
@@ -30,7 +33,7 @@ from dfer_deploy.provenance import provenance
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.specs import PROMPT_POSITIONS, ModelSpec
 from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.verify import Verification
+from dfer_deploy.verify import FEW_CLIPS, Verification
 from dfer_deploy.verify import verify as run_verification
 
 if TYPE_CHECKING:
@@ -133,8 +136,9 @@ def verify(
     """Prove on labelled clips that BUNDLE answers like its checkpoint: in process and served.
 
     In process are onnxruntime, with CUDA where it can, and the TensorRT engines where they are built and run here.
-    A server is asked over gRPC and over HTTP. Exits with 0 if all that was compared answers alike and its UAR and WAR
-    are equivalent, with 1 if something failed, and with 3 if nothing did but there are too few clips to tell.
+    A server is asked over gRPC and over HTTP, and about the first clips as streams and as encoded images too. Exits
+    with 0 if all that was compared answers alike and its UAR and WAR are equivalent, with 1 if something failed, and
+    with 3 if nothing did but there are too few clips to tell.
     """
     if (checkpoint is None) == (baseline is None):
         raise click.UsageError("give either --checkpoint CKPT or --baseline FILE")
@@ -186,6 +190,7 @@ def verify(
                 f"not {truth.checkpoint_sha256[:12]}…); the comparison tells whether that matters"
             )
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
+        served: list[str] = []
         on_the_cpu = [p.name for r, p in zip(contestants.runtimes, predictors, strict=True) if r == "onnxruntime-cpu"]
         if contestants.served:
             if not urls:
@@ -197,6 +202,7 @@ def verify(
                 if client.name in {predictor.name for predictor in predictors}:
                     raise DferDeployError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
                 predictors.append(client)
+                served.append(client.name)
                 if opened.manifest.target == "embedded":
                     on_the_cpu.append(client.name)
         result = run_verification(
@@ -211,6 +217,7 @@ def verify(
             groups=groups,
             pool=pool,
         )
+        ensembles = _ensembles(opened, urls[0], clips, result) if served else None
     found: dict[str, Any] = {}
     blocks: Localisation | None = None
     if torch_predictor is not None:
@@ -219,27 +226,29 @@ def verify(
         except DferDeployError as error:  # the clips have been compared, and their results are to be written
             warn(f"the blocks of the graphs were not compared with PyTorch: {error}")
     if blocks is not None:
-        found["localisation"] = localisation_as_json(blocks)
+        found["localisation"] = localisation_as_json(blocks, blamed(blocks, result, served))
         result = replace(result, blocks=str(blocks) if blocks.failing else None)
     reading = _reading(opened, torch_predictor, result, own_test_list)
-    print_verification(result, spec.prompts.class_names, reading)
+    print_verification(result, spec.prompts.class_names, reading, ensembles)
     if blocks is not None:
-        print_localisation(opened, blocks)
+        print_localisation(opened, blocks, blamed(blocks, result, served))
     if bisect and checkpoint is not None and torch_predictor is not None:
         half = policy.verify.limits(LIMITS["fp16"])
         half = replace(half, points=limits.points, logits=half.logits if max_logit_error is None else max_logit_error)
         found["bisection"] = bisected(
             opened, checkpoint, torch_predictor.model, clips, result, half, groups, batch_size=batch_size
         )
-    for what, reason in contestants.left_out.items():
+    leaves_it_away = "--in-process" if in_process else "--runtime"
+    left_out = ({} if served else {"Triton": f"{leaves_it_away} leaves it away"}) | contestants.left_out
+    for what, reason in left_out.items():
         stdout.print(f"not verified: {what}, since {reason}", markup=False)
     if save_baseline:
         stdout.print(f"saved PyTorch's answers to {save_baseline}", markup=False)
     if json_file or report_file:
         paths = {annotation.name: annotation.path for annotation in clips.annotations}
-        content = verification_as_json(result, spec.prompts.class_names, reading) | {
+        content = verification_as_json(result, spec.prompts.class_names, reading, ensembles) | {
             "checkpoint_sha256": opened.manifest.checkpoint.sha256,
-            "left_out": contestants.left_out,
+            "left_out": left_out,
             **found,
             "provenance": provenance(opened, truth, baseline, lists, paths.values()),
         }
@@ -247,7 +256,7 @@ def verify(
             write_json(json_file, content)
         if report_file:
             write_report(report_file, content, clips=paths)
-    code = outcome(result, reading)
+    code = outcome(result, reading, ensembles)
     if code != ExitCode.DONE:
         ctx.exit(code)
 
@@ -303,6 +312,22 @@ def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
             loaded = replace(loaded, spec=replace(loaded.spec, prompts=assumed))
         predictor = TorchPredictor(loaded.build_model())
     return predictor, PredictorTruth(predictor, sha256_of_file(path))
+
+
+def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verification) -> EnsembleAnswers:
+    """Streams and encoded images, on the first clips; that the server refuses to answer is a failure."""
+    first = set(result.clip_names[:FEW_CLIPS])
+    few = LabelledClips([annotation for annotation in clips.annotations if annotation.name in first], clips.image_size)
+    same_runtime, contract = bundle.manifest.target == "embedded", bundle.contract
+    try:
+        with (
+            step("ask for streams and encoded images"),
+            Client(url, contract.ensemble.name, retries=0, shared_memory="never") as client,
+        ):
+            return ensemble_answers(client, contract, few, result.limits, same_runtime=same_runtime)
+    except DferDeployError as error:  # the clips have been compared, and their results are to be written
+        unanswered = dict.fromkeys((contract.stream.name, contract.encoded.name), math.inf)
+        return EnsembleAnswers(contract.ensemble.name, unanswered, (f"streams or encoded images: {error}",))
 
 
 def _check_labels(client: TritonPredictor, class_names: tuple[str, ...]) -> None:

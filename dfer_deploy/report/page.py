@@ -93,10 +93,11 @@ def _summary(content: Content) -> dict[str, Any]:
         for stage in (CHECKPOINT, COMPARED_CHECKPOINT)
     )
     margin = content.comparisons[0].equivalence.margin
+    in_process = "Triton" in content.left_out
     if content.failures:
         found = {"word": "Not verified", "sign": "✗", "look": "bad"}
         sentence = (
-            f"What is served does not answer as {content.truth.name} does."
+            f"What {'runs in process' if in_process else 'is served'} does not answer as {content.truth.name} does."
             if any(candidate.failures for candidate in content.comparisons)
             else f"Every answer is within its limits of {content.truth.name}'s, but something else failed."
         )
@@ -105,9 +106,10 @@ def _summary(content: Content) -> dict[str, Any]:
         sentence = f"Nothing failed, but {content.clips:,} clips are too few to decide."
     else:
         found = {"word": "Verified", "sign": "✓", "look": "good"}
+        asked, not_asked = ("in process", "; no server was run") if in_process else ("of every way of serving", "")
         sentence = (
-            f"UAR and WAR of every way of serving are within ±{margin:g} points of {content.truth.name}'s, and no "
-            "error is outside its limit."
+            f"UAR and WAR {asked} are within ±{margin:g} points of {content.truth.name}'s, and no error is outside its "
+            f"limit{not_asked}."
         )
     return {
         "content": content,

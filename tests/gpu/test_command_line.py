@@ -80,7 +80,7 @@ def test_verify_holds_the_engines_against_pytorch(
     report = json.loads((tmp_path / "v.json").read_text())
     assert [c["name"] for c in report["comparisons"]][-1] == "TensorRT fp16"
     assert report["truth"]["name"] == "PyTorch fp32 cuda"
-    assert report["left_out"] == {}
+    assert set(report["left_out"]) == {"Triton"}
     assert all(c["max_logit_difference"] > 0 for c in report["comparisons"])
 
 

@@ -9,12 +9,19 @@ from typing import Any
 
 import planted
 import pytest
+from encoded_images import encoded
+from PIL import Image
 from tiny import clips_of, varied_model, write_frames
 
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.client import Client
+from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.ensembles import ensemble_answers
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.limits import LIMITS
 from dfer_deploy.runtimes.torch import TorchPredictor
 from dfer_deploy.specs import Precision
 
@@ -90,3 +97,81 @@ def test_a_saved_baseline_knows_what_rounding_costs(cli: Any, folder: Path, tmp_
         assert cli("verify", wrong.path, *arguments).exit_code == ExitCode.GATE_FAILED
         failures = json.loads((tmp_path / "v.json").read_text())["failures"]
         assert failures[0].startswith(f"onnxruntime fp16: {part} differ by ")
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_streams_and_encoded_images_are_held_against_the_clips(
+    cli: Any, folder: Path, tmp_path: Path, precision: Precision
+) -> None:
+    """Every ensemble is asked: the classes are swapped in the head of the streams alone."""
+    right = open_bundle(folder / precision)
+    arguments = ("--data", folder / "list.txt", "--checkpoint", folder / "a.pt", "--json", tmp_path / "v.json")
+    good = cli("verify", right.path, *arguments)
+    assert good.exit_code == ExitCode.UNDECIDED, good.output
+    assert "streams and encoded images answer as dfer does, within " in good.output
+    differences = json.loads((tmp_path / "v.json").read_text())["ensembles"]
+    assert set(differences) == {"dfer_stream", "dfer_encoded"}
+    assert max(differences.values()) < 1e-3
+
+    wrong = planted.planted_where_served(right, tmp_path / "b", "dfer_stream_head", planted.swap_classes)
+    found = cli("verify", wrong.path, *arguments, "--report", tmp_path / "r.html")
+    assert found.exit_code == ExitCode.GATE_FAILED, found.output
+    assert "answer as dfer does" not in found.output
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert not any(comparison["failures"] for comparison in report["comparisons"])
+    assert report["ensembles"]["dfer_encoded"] < 1e-3 < 0.1 < report["ensembles"]["dfer_stream"]
+    assert len(report["failures"]) == 8, "four clips, before the window is full and when it is"
+    assert report["failures"][0].startswith("dfer_stream: 0 after 8 frames: a logit from dfer's differs by ")
+    assert report["failures"][1].startswith("dfer_stream: 0 after 16 frames: a logit from dfer's differs by ")
+    assert report["failures"][0] in (tmp_path / "r.html").read_text().replace("&#39;", "'")
+
+
+@pytest.mark.usefixtures("environment")
+def test_probabilities_and_images_of_other_ensembles_are_held_against_the_clips_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = open_bundle(folder / "fp32")
+    wrong = planted.planted_where_served(right, tmp_path / "b", "dfer_stream_head", planted.negate_probabilities)
+    clips = [(Annotation("a", folder / "0", 16, 0), clips_of(1)[0])]
+    with served_bundle(wrong, quiet=True) as endpoints, Client(endpoints.http_url) as client:
+        found = ensemble_answers(client, wrong.contract, clips, LIMITS["fp32"], same_runtime=True)
+        monkeypatch.setattr("dfer_deploy.ensembles._png", lambda frame: encoded(Image.fromarray(255 - frame), "PNG"))
+        other = ensemble_answers(client, wrong.contract, clips, LIMITS["fp32"], same_runtime=True)
+    assert found.differences["dfer_stream"] < 1e-3
+    assert [failure.partition(" differs by ")[0] for failure in found.failures] == [
+        f"dfer_stream: a after {frames} frames: a probability from the softmax of its logits" for frames in (8, 16)
+    ]
+    assert other.differences["dfer_encoded"] > 0.1
+    assert other.failures[-1].startswith("dfer_encoded: a after 16 frames: a logit from dfer's differs by ")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_stream_whose_answers_are_not_finite_fails_and_keeps_the_results(
+    cli: Any, folder: Path, tmp_path: Path
+) -> None:
+    wrong = planted.planted_where_served(
+        open_bundle(folder / "fp32"), tmp_path / "b", "dfer_stream_head", planted.never_finite
+    )
+    arguments = ("--data", folder / "list.txt", "--checkpoint", folder / "a.pt", "--json", tmp_path / "v.json")
+    result = cli("verify", wrong.path, *arguments)
+    assert result.exit_code == ExitCode.GATE_FAILED, result.output
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["ensembles"]["dfer_stream"] is None
+    assert "a logit from dfer's differs by inf, at most 0.001 is accepted" in report["failures"][0]
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_wrong_model_in_the_repository_is_not_blamed_on_a_block(cli: Any, folder: Path, tmp_path: Path) -> None:
+    wrong = planted.planted_where_served(
+        open_bundle(folder / "fp32"), tmp_path / "b", "dfer_temporal_head", planted.swap_classes
+    )
+    arguments = ("--data", folder / "list.txt", "--checkpoint", folder / "a.pt", "--json", tmp_path / "v.json")
+    result = cli("verify", wrong.path, *arguments)
+    assert result.exit_code == ExitCode.GATE_FAILED, result.output
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert [bool(comparison["failures"]) for comparison in report["comparisons"]] == [False, True, True]
+    where = "the graphs in onnx/ are right, and what the model repository serves differs from them"
+    assert f"where: {where}" in result.output
+    assert report["localisation"]["where"] == where
+    assert "most error comes from" not in result.output

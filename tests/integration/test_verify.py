@@ -186,6 +186,26 @@ def test_a_limit_that_is_no_number_is_refused_before_anything_is_asked(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"), [(("--in-process",), "--in-process"), (("--runtime", "onnxruntime-cpu"), "--runtime")]
+)
+def test_a_server_that_was_not_asked_is_left_out_with_the_reason(
+    cli: Any,
+    bundle: Bundle,
+    own_checkpoint: Path,
+    clip_list: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    option: str,
+) -> None:
+    given = ("--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json")
+    result = cli("verify", bundle.path, *given, *arguments)
+    assert f"not verified: Triton, since {option} leaves it away" in result.output
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["left_out"] == {"Triton": f"{option} leaves it away"}
+    assert report["ensembles"] == {}
+
+
 def test_results_do_not_replace_what_is_verified(
     cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:
@@ -236,6 +256,21 @@ def test_a_failed_gate_keeps_its_results_when_no_block_is_found(
     )  # fmt: skip
     assert result.exit_code == ExitCode.GATE_FAILED
     assert json.loads((tmp_path / "v.json").read_text())["failures"]
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_server_that_answers_no_stream_fails_and_keeps_the_results(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise DferDeployError("there is no such model")
+
+    monkeypatch.setattr("dfer_deploy.commands.verify.ensemble_answers", refused)
+    arguments = ("--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json")
+    assert cli("verify", bundle.path, *arguments).exit_code == ExitCode.GATE_FAILED
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["failures"] == ["streams or encoded images: there is no such model"]
+    assert report["ensembles"] == {"dfer_stream": None, "dfer_encoded": None}
 
 
 def test_a_saved_baseline_stands_for_pytorch(
@@ -447,8 +482,9 @@ def test_a_running_server_is_asked_over_the_protocols_that_are_named(
     with served_bundle(bundle) as endpoints:
         urls = ("--url", endpoints.http_url, "--url", endpoints.grpc_url)
         assert cli(*arguments, *urls, "--json", tmp_path / "v.json").exit_code == ExitCode.UNDECIDED
-        names = [c["name"] for c in json.loads((tmp_path / "v.json").read_text())["comparisons"]]
-        assert names == ["onnxruntime fp32", "triton http", "triton grpc"]
+        report = json.loads((tmp_path / "v.json").read_text())
+        assert [c["name"] for c in report["comparisons"]] == ["onnxruntime fp32", "triton http", "triton grpc"]
+        assert set(report["ensembles"]) == {"dfer_stream", "dfer_encoded"}
         twice = cli(*arguments, "--url", endpoints.grpc_url, "--url", endpoints.grpc_url)
         assert twice.exit_code == ExitCode.WRONG_INPUT
         assert "is a second triton grpc" in twice.output
