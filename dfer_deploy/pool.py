@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.specs import require
 
 Int64 = npt.NDArray[np.int64]
@@ -29,6 +30,7 @@ class ComparedAnswers:
     Attributes:
         class_names: in the order of the class indices.
         clips: names, [N].
+        clip_hashes: SHA-256 of the frames that were shown, [N]; see ``baseline.clip_hash``.
         groups: the source of each clip, [N]; None where clips count as independent.
         labels: int64 [N] in [0, C).
         reference: class indices, int64 [N].
@@ -37,15 +39,31 @@ class ComparedAnswers:
 
     class_names: tuple[str, ...]
     clips: tuple[str, ...]
+    clip_hashes: tuple[str, ...]
     groups: tuple[str, ...] | None
     labels: Int64
     reference: Int64
     candidates: dict[str, Int64]
 
+    @property
+    def once(self) -> ComparedAnswers:
+        """Of clips with the same frames only the first: a clip that is listed twice proves no more."""
+        rows = np.sort(np.unique(np.array(self.clip_hashes), return_index=True)[1])
+        return ComparedAnswers(
+            class_names=self.class_names,
+            clips=tuple(self.clips[row] for row in rows),
+            clip_hashes=tuple(self.clip_hashes[row] for row in rows),
+            groups=None if self.groups is None else tuple(self.groups[row] for row in rows),
+            labels=self.labels[rows],
+            reference=self.reference[rows],
+            candidates={name: answers[rows] for name, answers in self.candidates.items()},
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; ``answers_from_json`` reads it back."""
+        """For JSON; ``earlier_from_json`` reads it back."""
         return {
             "clips": list(self.clips),
+            "clip_hashes": list(self.clip_hashes),
             "groups": None if self.groups is None else list(self.groups),
             "labels": self.labels.tolist(),
             "reference": self.reference.tolist(),
@@ -53,8 +71,21 @@ class ComparedAnswers:
         }
 
 
-def answers_from_json(path: Path) -> ComparedAnswers:
-    """Reads the answers by clip out of what ``verify --json`` wrote.
+@dataclass(frozen=True)
+class EarlierVerification:
+    """A verification whose clips count again.
+
+    Attributes:
+        answers: by clip.
+        failure: which file failed and what was first, in one sentence; None where it did not fail.
+    """
+
+    answers: ComparedAnswers
+    failure: str | None = None
+
+
+def earlier_from_json(path: Path) -> EarlierVerification:
+    """Reads the answers by clip out of what ``verify --json`` wrote, and whether it failed.
 
     Raises:
         DferDeployError: the file is missing, too large, or no verification of this version.
@@ -67,6 +98,13 @@ def answers_from_json(path: Path) -> ComparedAnswers:
             raise ValueError(f"its format is {content['format']!r}, expected {FORMAT!r}")
         class_names, answers = tuple(map(str, content["class_names"])), content["answers"]
         clips, groups = tuple(map(str, answers["clips"])), answers["groups"]
+        require(
+            "clip_hashes" in answers,
+            f"{path} does not tell the frames of its clips, so that one may count twice; verify that fold again",
+        )
+        hashes = tuple(map(str, answers["clip_hashes"]))
+        if len(hashes) != len(clips) or not all(re.fullmatch("[0-9a-f]{64}", found) for found in hashes):
+            raise ValueError("it has not one SHA-256 for each clip")
         labels, reference, *given = (
             _indices(values, len(clips), len(class_names))
             for values in (answers["labels"], answers["reference"], *answers["candidates"].values())
@@ -74,20 +112,45 @@ def answers_from_json(path: Path) -> ComparedAnswers:
         named = None if groups is None else tuple(map(str, groups))
         if not clips or len(named if named is not None else clips) != len(clips):
             raise ValueError("it has no clips, or not one group for each")
+        failures = list(map(str, content["failures"]))
+        if content["passed"] is not True or content["exit_code"] not in (ExitCode.DONE, ExitCode.UNDECIDED):
+            failures.append("it does not say why")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise DferDeployError(
             f"{path} is no result of verify ({reason}); make one with: verify … --json FILE"
         ) from error
     candidates = dict(zip(answers["candidates"], given, strict=True))
-    return ComparedAnswers(class_names, clips, named, labels, reference, candidates)
+    return EarlierVerification(
+        ComparedAnswers(class_names, clips, hashes, named, labels, reference, candidates),
+        f"the pooled verification {path} failed: {failures[0]}" if failures else None,
+    )
+
+
+def refuse_again(seen: Mapping[str, str], clips: Iterable[str], clip_hashes: Iterable[str]) -> None:
+    """Refuses clips that were seen in another verification.
+
+    Args:
+        seen: names by the SHA-256 of the frames.
+        clips: names.
+        clip_hashes: of their frames.
+
+    Raises:
+        DferDeployError: a clip has the frames of one that was seen.
+    """
+    for clip, found in zip(clips, clip_hashes, strict=True):
+        require(
+            found not in seen,
+            f"the clip {clip!r} has the frames of {seen.get(found)!r} in another pooled verification; each may count "
+            "once, so pool only one of them",
+        )
 
 
 def pooled(parts: Sequence[ComparedAnswers], candidate: str) -> ComparedAnswers:
     """All clips of the parts together, with this candidate's answers only.
 
     Raises:
-        DferDeployError: the parts have other classes, not this candidate, groups only in some, or a clip in common.
+        DferDeployError: the parts have other classes, not this candidate, groups only in some, or a clip twice.
     """
     first, *others = parts
     for other in others:
@@ -104,14 +167,18 @@ def pooled(parts: Sequence[ComparedAnswers], candidate: str) -> ComparedAnswers:
             (other.groups is None) == (first.groups is None),
             "one of the pooled verifications has groups and another has none; give --group-by to all or to none",
         )
-    seen: set[str] = set()
+    names: set[str] = set()
+    frames: dict[str, str] = {}
     for part in parts:
-        twice = min(seen & set(part.clips), default=None)
+        twice = min(names & set(part.clips), default=None)
         require(twice is None, f"the clip {twice!r} is in two of the pooled verifications; each may count once")
-        seen |= set(part.clips)
+        names |= set(part.clips)
+        refuse_again(frames, part.clips, part.clip_hashes)
+        frames |= dict(zip(part.clip_hashes, part.clips, strict=True))
     return ComparedAnswers(
         class_names=first.class_names,
         clips=tuple(clip for part in parts for clip in part.clips),
+        clip_hashes=tuple(found for part in parts for found in part.clip_hashes),
         groups=None if first.groups is None else tuple(group for part in parts for group in part.groups or ()),
         labels=np.concatenate([part.labels for part in parts]),
         reference=np.concatenate([part.reference for part in parts]),

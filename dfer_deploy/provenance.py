@@ -21,7 +21,12 @@ _FOLDERS_ABOVE = 4
 
 
 def provenance(
-    bundle: Bundle, truth: Truth, baseline: Path | None, lists: Sequence[Path], clips: Iterable[Path]
+    bundle: Bundle,
+    truth: Truth,
+    baseline: Path | None,
+    lists: Sequence[Path],
+    clips: Iterable[Path],
+    pool_files: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """The chain from the weights to what was asked, for JSON.
 
@@ -31,12 +36,13 @@ def provenance(
         baseline: the file that the truth's answers were read from, where they were.
         lists: the annotation lists.
         clips: where the clips are on this machine.
+        pool_files: results of earlier verifications whose clips count too.
 
     Returns:
         ``chain``, a list of {stage, file, sha256} in the order in which one was made from the other: checkpoint, ONNX
-        graphs, TensorRT plans, Triton configurations, manifest; then the compared checkpoint, the baseline and the
-        annotation lists. ``name``, ``version``, ``target``, ``precision`` and ``tools`` of the bundle. ``synthetic``:
-        what a drawn data set says about itself, or None.
+        graphs, TensorRT plans, Triton configurations, manifest; then the compared checkpoint, the baseline, the
+        annotation lists and the pooled verifications. ``name``, ``version``, ``target``, ``precision`` and ``tools`` of
+        the bundle. ``synthetic``: what a drawn data set says about itself, or None.
 
     Raises:
         DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
@@ -51,6 +57,7 @@ def provenance(
     chain.append((COMPARED_CHECKPOINT, "", truth.checkpoint_sha256))
     chain += [("baseline", baseline.name, sha256_of_file(baseline))] if baseline else []
     chain += [("list", path.name, sha256_of_file(path)) for path in lists]
+    chain += [("pooled verification", path.name, sha256_of_file(path)) for path in pool_files]
     return {
         "chain": [{"stage": stage, "file": name, "sha256": digest} for stage, name, digest in chain],
         "name": manifest.name,

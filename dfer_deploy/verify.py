@@ -18,11 +18,11 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips, in_batches
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.comparison import Collected, Comparison, ask, comparison, finite_softmax, largest
-from dfer_deploy.console import progress
+from dfer_deploy.console import progress, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits, Rounding
 from dfer_deploy.metrics import Calibration, Score, calibration, score
-from dfer_deploy.pool import ComparedAnswers, pooled
+from dfer_deploy.pool import ComparedAnswers, EarlierVerification, pooled, refuse_again
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import ModelSpec, Precision, require
 
@@ -41,6 +41,7 @@ class Verification:
         truth_calibration: its confidence against its accuracy.
         comparisons: one for each way of serving.
         clip_names: as the list gives them, [N].
+        clip_hashes: SHA-256 of their frames, [N].
         groups: the source of each clip, [N]; None where clips count as independent.
         unreadable: clips that could not be read, with the reason.
         labels: int64 [N].
@@ -49,6 +50,7 @@ class Verification:
         limits: what was accepted.
         rounding: what rounding to each precision costs the model on the first clips.
         errors: of every way of serving on the same clips, by its name.
+        pool_failures: one sentence for each pooled verification that failed.
         blocks: what leaves its tolerance where the blocks of the graphs were held against PyTorch's, in one sentence.
     """
 
@@ -57,6 +59,7 @@ class Verification:
     truth_calibration: Calibration
     comparisons: tuple[Comparison, ...]
     clip_names: tuple[str, ...]
+    clip_hashes: tuple[str, ...]
     groups: tuple[str, ...] | None
     unreadable: dict[str, str]
     labels: npt.NDArray[np.int64]
@@ -65,6 +68,7 @@ class Verification:
     limits: Limits
     rounding: dict[Precision, Rounding]
     errors: dict[str, Rounding]
+    pool_failures: tuple[str, ...]
     blocks: str | None = None
 
     @property
@@ -72,6 +76,7 @@ class Verification:
         """One sentence for each limit that was left."""
         failures = [] if self.blocks is None else [self.blocks]
         failures += [failure for comparison in self.comparisons for failure in comparison.failures]
+        failures += self.pool_failures
         listed = len(self.labels) + len(self.unreadable)
         if len(self.unreadable) > self.limits.unreadable * listed:
             failures.append(
@@ -97,7 +102,7 @@ def verify(
     batch_size: int = 4,
     baseline_file: Path | None = None,
     groups: Mapping[str, str] | None = None,
-    pool: Sequence[ComparedAnswers] = (),
+    pool: Sequence[EarlierVerification] = (),
 ) -> Verification:
     """Shows every clip to the truth and to all predictors, a batch at a time.
 
@@ -112,11 +117,12 @@ def verify(
         batch_size: clips in one request.
         baseline_file: save the truth's answers here.
         groups: the source of every clip, by its name.
-        pool: answers of earlier verifications, for example of other folds, that count towards the equivalence.
+        pool: earlier verifications, for example of other folds, whose answers count towards the equivalence; if one of
+            them failed, so does this one.
 
     Raises:
-        DferDeployError: no clip can be read, the truth is not finite, a predictor refuses to answer, or the pool does
-            not fit.
+        DferDeployError: no clip can be read, the truth is not finite, a predictor refuses to
+            answer, or the pool does not fit.
     """
     annotations: list[Annotation] = []
     features: list[Float32] = []
@@ -124,9 +130,14 @@ def verify(
     hashes: list[str] = []
     collected = {predictor.name: Collected() for predictor in predictors}
     few: list[Clip] = []
+    seen: dict[str, str] = {}
+    for earlier in pool:
+        seen |= dict(zip(earlier.answers.clip_hashes, earlier.answers.clips, strict=True))
     for batch in in_batches(progress(clips, "verify", total=len(clips)), batch_size):
         frames = np.stack([clip for _, clip in batch])
         names = [annotation for annotation, _ in batch]
+        batch_hashes = [clip_hash(clip) for clip in frames]
+        refuse_again(seen, (annotation.name for annotation in names), batch_hashes)
         true_features, true_logits = truth.answer(names, frames)
         finite = np.isfinite(true_features).all(axis=(1, 2)) & np.isfinite(true_logits).all(axis=1)
         require(
@@ -138,7 +149,7 @@ def verify(
         annotations += names
         features.append(true_features)
         truth_logits.append(true_logits)
-        hashes += [clip_hash(clip) for clip in frames] if baseline_file else []
+        hashes += batch_hashes
         first: Float32 | None = None
         for predictor in predictors:
             logits = ask(collected[predictor.name], predictor, frames, true_features, true_logits)
@@ -163,27 +174,36 @@ def verify(
             baseline_file,
             Baseline(truth.checkpoint_sha256, spec.to_dict(), clip_names, hashes, frame_features, expected, rounding),
         )
-    class_names = spec.prompts.class_names
+    class_names, answers = spec.prompts.class_names, [earlier.answers.once for earlier in pool]
     compared = ComparedAnswers(
         class_names=class_names,
         clips=tuple(annotation.name for annotation in annotations),
+        clip_hashes=tuple(hashes),
         groups=None if groups is None else tuple(groups[annotation.name] for annotation in annotations),
         labels=labels,
         reference=expected.argmax(axis=1),
         candidates={name: np.concatenate(found.logits).argmax(axis=1) for name, found in collected.items()},
     )
+    decided_on = compared.once
+    if len(decided_on.clips) < len(compared.clips):
+        again = len(compared.clips) - len(decided_on.clips)
+        warn(
+            f"{again} of the {len(compared.clips)} clips have the frames of another one of them; in the decision each "
+            "counts once"
+        )
     return Verification(
         truth=truth.name,
         truth_score=score(labels, compared.reference, class_names),
         truth_calibration=calibration(labels, finite_softmax(expected)),
         comparisons=tuple(
             _with_failures(
-                comparison(name, found, expected, compared, pooled([compared, *pool], name), limits),
+                comparison(name, found, expected, compared, pooled([decided_on, *answers], name), limits),
                 limits.rounding_failures(errors[name], rounding[limits.precision]),
             )
             for name, found in collected.items()
         ),
         clip_names=compared.clips,
+        clip_hashes=compared.clip_hashes,
         groups=compared.groups,
         unreadable=dict(clips.unreadable),
         labels=labels,
@@ -192,6 +212,7 @@ def verify(
         limits=limits,
         rounding=rounding,
         errors=errors,
+        pool_failures=tuple(earlier.failure for earlier in pool if earlier.failure is not None),
     )
 
 

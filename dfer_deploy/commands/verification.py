@@ -170,6 +170,7 @@ def verification_as_json(
     answers = ComparedAnswers(
         class_names=class_names,
         clips=result.clip_names,
+        clip_hashes=result.clip_hashes,
         groups=result.groups,
         labels=result.labels,
         reference=result.logits.argmax(axis=1).astype(np.int64),

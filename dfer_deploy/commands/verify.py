@@ -28,7 +28,7 @@ from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import check_outputs, write_json
 from dfer_deploy.limits import LIMITS
 from dfer_deploy.policy import LARGEST_LOGIT_ERROR, MOST_POINTS, Policy, policy_from_toml
-from dfer_deploy.pool import answers_from_json
+from dfer_deploy.pool import earlier_from_json
 from dfer_deploy.provenance import provenance
 from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.specs import PROMPT_POSITIONS, ModelSpec
@@ -170,7 +170,7 @@ def verify(
         points=limits.points if margin is None else margin,
         logits=limits.logits if max_logit_error is None else max_logit_error,
     )
-    pool = [answers_from_json(path) for path in pool_files]
+    pool = [earlier_from_json(path) for path in pool_files]
     clips = _labelled(lists, spec, data_root)
     groups = _groups(group_by, clips.annotations) if group_by else None
     outputs = {"--json": json_file, "--report": report_file, "--save-baseline": save_baseline}
@@ -250,7 +250,7 @@ def verify(
             "checkpoint_sha256": opened.manifest.checkpoint.sha256,
             "left_out": left_out,
             **found,
-            "provenance": provenance(opened, truth, baseline, lists, paths.values()),
+            "provenance": provenance(opened, truth, baseline, lists, paths.values(), pool_files),
         }
         if json_file:
             write_json(json_file, content)

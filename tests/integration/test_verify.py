@@ -373,23 +373,21 @@ def test_the_reference_implementations_own_checkpoint_is_served(cli: Any, shared
     assert cli("predict", "--bundle", tmp_path / "b", *videos).exit_code == 0
 
 
-def repeated(clip_list: Path, folder: Path, times: int) -> Path:
-    """A list that shows the twelve clips ``times`` times, under other names, as if from as many films."""
-    for film in range(times):
-        (folder / f"film{film:03d}").symlink_to(clip_list.parent)
-    lines = [f"film{film:03d}/{index:03d} 16 {index % 3}" for film in range(times) for index in range(12)]
+def films(folder: Path, count: int, seed: int) -> Path:
+    """A list of twelve clips of one frame from each of so many films."""
+    lines = []
+    for index, clip in enumerate(clips_of(12 * count, frames=1, seed=seed)):
+        name = f"film{index // 12:03d}/{seed}-{index % 12:03d}"
+        write_frames(folder / name, clip)
+        lines.append(f"{name} 1 {index % 3}")
     (folder / "list.txt").write_text("\n".join(lines) + "\n")
     return folder / "list.txt"
 
 
 def test_enough_clips_decide_and_pooled_folds_count_together(
-    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+    cli: Any, bundle: Bundle, own_checkpoint: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    a = repeated(clip_list, tmp_path / "a", 30)
-    b = tmp_path / "b" / "list.txt"
-    b.write_text(a.read_text().replace("film", f"{tmp_path}/a/film"))
+    a, b = films(tmp_path / "a", 30, seed=1), films(tmp_path / "b", 30, seed=2)
     arguments = ("verify", bundle.path, "--checkpoint", own_checkpoint, "--in-process", "--batch-size", 16)
     first = cli(*arguments, "--data", a, "--json", tmp_path / "a.json")
     assert first.exit_code == ExitCode.UNDECIDED, first.output
@@ -397,13 +395,17 @@ def test_enough_clips_decide_and_pooled_folds_count_together(
     assert "0 of 360 (at most 0.83 %, about 3 / 360)" in first.output
     pooled = cli(*arguments, "--data", b, "--pool", tmp_path / "a.json", "--json", tmp_path / "b.json")
     assert pooled.exit_code == ExitCode.DONE, pooled.output
-    (comparison,) = json.loads((tmp_path / "b.json").read_text())["comparisons"]
+    content = json.loads((tmp_path / "b.json").read_text())
+    (comparison,) = content["comparisons"]
     assert (comparison["equivalence"]["verdict"], comparison["equivalence"]["clips"]) == ("equivalent", 720)
+    pool = {"stage": "pooled verification", "file": "a.json", "sha256": sha256_of_file(tmp_path / "a.json")}
+    assert pool in content["provenance"]["chain"]
+    assert len(set(content["answers"]["clip_hashes"])) == 360
     two_lists = cli(*arguments, "--data", a, "--data", b)
     assert two_lists.exit_code == ExitCode.DONE, two_lists.output
     twice = cli(*arguments, "--data", a, "--pool", tmp_path / "a.json")
     assert twice.exit_code == ExitCode.WRONG_INPUT
-    assert "is in two of the pooled verifications" in twice.output
+    assert "the clip 'film000/1-000' has the frames of 'film000/1-000'" in " ".join(twice.output.split())
 
     grouped = cli(*arguments, "--data", a, "--data", b, "--group-by", r"(film\d+)", "--json", tmp_path / "g.json")
     assert grouped.exit_code == ExitCode.UNDECIDED
@@ -437,6 +439,38 @@ def test_a_model_no_better_than_chance_and_many_changes_are_told(
         "".join(f"{line.rsplit(' ', 1)[0]} {label}\n" for line, label in zip(lines, wrong, strict=True))
     )
     assert "UAR of 0.00 %, no better than chance" in " ".join(cli(*arguments, "--data", wrong_list).output.split())
+
+
+def test_the_same_clips_under_other_paths_prove_no_more(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    absolute, often = tmp_path / "absolute.txt", tmp_path / "often.txt"
+    absolute.write_text("".join(f"{clip_list.parent}/{line}\n" for line in clip_list.read_text().splitlines()))
+    often.write_text(absolute.read_text() * 30)
+    arguments = ("verify", bundle.path, "--checkpoint", own_checkpoint, "--in-process", "--json", tmp_path / "v.json")
+    clips = len(clip_list.read_text().splitlines())
+    for lists, listed in (([clip_list, absolute], 2 * clips), ([often], 30 * clips), ([clip_list], clips)):
+        found = cli(*arguments, *(word for path in lists for word in ("--data", path)))
+        assert found.exit_code == ExitCode.UNDECIDED
+        content = json.loads((tmp_path / "v.json").read_text())
+        assert (content["clips"], content["comparisons"][0]["equivalence"]["clips"]) == (listed, clips)
+    pooled = cli(*arguments[:-2], "--data", absolute, "--pool", tmp_path / "v.json")
+    assert pooled.exit_code == ExitCode.WRONG_INPUT
+    assert "has the frames of '000' in another pooled verification" in " ".join(pooled.output.split())
+
+
+def test_a_pooled_verification_that_failed_fails_the_joint_one(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    other, fold = films(tmp_path / "a", 1, seed=1), tmp_path / "fold.json"
+    arguments = ("verify", bundle.path, "--checkpoint", own_checkpoint, "--in-process")
+    assert cli(*arguments, "--data", other, "--max-logit-error", 0, "--json", fold).exit_code == ExitCode.GATE_FAILED
+    joint = cli(*arguments, "--data", clip_list, "--pool", fold, "--json", tmp_path / "v.json")
+    assert joint.exit_code == ExitCode.GATE_FAILED
+    content = json.loads((tmp_path / "v.json").read_text())
+    (failure,) = content["failures"]
+    assert failure == f"the pooled verification {fold} failed: {json.loads(fold.read_text())['failures'][0]}"
+    assert not content["passed"]
 
 
 def test_the_limits_of_a_policy_decide(

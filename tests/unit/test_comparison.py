@@ -31,6 +31,7 @@ def compared(
     answers = ComparedAnswers(
         class_names=("a", "b", "c")[: expected.shape[1]],
         clips=tuple(f"clip {index}" for index in range(len(expected))),
+        clip_hashes=(),
         groups=None,
         labels=np.arange(len(expected)) % 2 if labels is None else labels,
         reference=expected.argmax(axis=1),
@@ -212,7 +213,7 @@ def test_without_a_change_the_upper_bound_of_the_rate_decides() -> None:
 
 def test_equivalence_is_decided_on_the_pooled_clips_and_their_groups() -> None:
     labels = np.arange(1400) % 2
-    pool = ComparedAnswers(("a", "b"), (), None, labels, labels, {"served": labels})
+    pool = ComparedAnswers(("a", "b"), (), (), None, labels, labels, {"served": labels})
     found = compared(EXPECTED, EXPECTED, decided_on=pool)
     assert (found.equivalence.verdict, found.equivalence.clips, found.undecided) == ("equivalent", 1400, ())
     by_film = dataclasses.replace(pool, groups=tuple(f"film {index // 20}" for index in range(1400)))

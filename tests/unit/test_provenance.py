@@ -42,6 +42,13 @@ def test_a_baseline_is_named_beside_the_checkpoint_that_it_speaks_for(bundle: Bu
     ]
 
 
+def test_pooled_verifications_are_named(bundle: Bundle, clip_list: Path, tmp_path: Path) -> None:
+    fold = tmp_path / "fold1.json"
+    fold.write_text("{}")
+    chain = provenance(bundle, truth("cd" * 32), None, [clip_list], [], [fold])["chain"]
+    assert chain[-1] == {"stage": "pooled verification", "file": "fold1.json", "sha256": sha256_of_file(fold)}
+
+
 def test_a_drawn_data_set_is_known_by_its_lists_and_by_its_clips(tmp_path: Path) -> None:
     (tmp_path / "faces" / "frames" / "a").mkdir(parents=True)
     (tmp_path / "faces" / "dataset.json").write_text(json.dumps({"note": "drawn"}))

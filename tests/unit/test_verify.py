@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from tiny import clips_of, tiny_model, tiny_spec, write_frames
 
-from dfer_deploy.baseline import PredictorTruth, load_baseline
+from dfer_deploy.baseline import PredictorTruth, clip_hash, load_baseline
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits
 from dfer_deploy.metrics import softmax
-from dfer_deploy.pool import ComparedAnswers
+from dfer_deploy.pool import ComparedAnswers, EarlierVerification
 from dfer_deploy.runtimes.torch import TorchPredictor
 from dfer_deploy.verify import verify
 
@@ -146,13 +146,47 @@ def test_saved_answers_are_the_truth_on_the_same_clips(folder: Path, truth: Pred
     assert [flip.clip for flip in again.comparisons[0].flips] == [flip.clip for flip in first.comparisons[0].flips]
 
 
+def earlier(clips: int, failure: str | None = None, **changes: tuple[str, ...]) -> EarlierVerification:
+    labels, names = np.arange(clips) % 3, tuple(map(str, range(clips)))
+    hashes = tuple(f"{index:064x}" for index in range(clips))
+    answers = ComparedAnswers(NAMES, names, hashes, None, labels, labels, {"same": labels})
+    return EarlierVerification(dataclasses.replace(answers, **changes), failure)
+
+
 def test_pooled_clips_count_towards_the_equivalence_only(folder: Path, truth: PredictorTruth) -> None:
-    labels = np.arange(1500) % 3
-    pool = ComparedAnswers(NAMES, tuple(map(str, range(1500))), None, labels, labels, {"same": labels})
-    found = verify(SPEC, truth, [named("same")], listed(folder), dataclasses.replace(NO_LIMITS, points=1), pool=[pool])
+    pool = [earlier(1500)]
+    found = verify(SPEC, truth, [named("same")], listed(folder), dataclasses.replace(NO_LIMITS, points=1), pool=pool)
+    assert found.failures == ()
     (comparison,) = found.comparisons
     assert (comparison.equivalence.clips, comparison.equivalence.verdict) == (1505, "equivalent")
     assert (comparison.flip_rate.n, comparison.score.confusion.sum()) == (5, 5)
     assert found.undecided == ()
     (alone,) = verify(SPEC, truth, [named("same")], listed(folder), dataclasses.replace(NO_LIMITS, points=1)).undecided
     assert alone.startswith("same: too few clips")
+
+
+def test_a_pooled_verification_that_failed_fails_this_one(folder: Path, truth: PredictorTruth) -> None:
+    pool = [earlier(3), earlier(0, "fold2.json failed")]
+    found = verify(SPEC, truth, [named("same")], listed(folder), NO_LIMITS, pool=pool)
+    assert found.failures == ("fold2.json failed",)
+
+
+def test_a_clip_counts_once_in_the_decision_whatever_its_name(
+    folder: Path, truth: PredictorTruth, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0").symlink_to(folder / "0")
+    (tmp_path / "1").symlink_to(folder / "2")
+    clips = listed(folder, "1231")
+    clips.annotations += [Annotation(f"copy/{name}", tmp_path / name, 1, 0) for name in "01"]
+    found = verify(SPEC, truth, [named("same")], clips, NO_LIMITS, batch_size=2)
+    assert len(found.labels) == 6
+    assert found.comparisons[0].equivalence.clips == 4
+    assert "2 of the 6 clips have the frames of another one of them" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_clip_of_a_pooled_verification_does_not_count_again(folder: Path, truth: PredictorTruth) -> None:
+    first = verify(SPEC, truth, [named("same")], listed(folder, "012"), NO_LIMITS)
+    assert first.clip_hashes == tuple(clip_hash(clip_from_path(folder / name, 32)) for name in "012")
+    pool = [earlier(3, clip_hashes=first.clip_hashes)]
+    with pytest.raises(DferDeployError, match=r"^the clip 'film/2' has the frames of '2' in another pooled"):
+        verify(SPEC, truth, [named("same")], listed(folder, "342"), NO_LIMITS, pool=pool)
