@@ -1,7 +1,9 @@
-"""The ensembles beside the one for clips, for streams and for encoded images, held against that one on its server.
+"""The ensembles beside the one for clips, for streams and for encoded images, held against what is verified.
 
-What is verified are its answers. The others run the same encoder, but a stream has a head of its own, and images are
-decoded by the server.
+That are the answers of the ensemble for clips and of its two models. Images are decoded by the server, so their answers
+must be those of the clip. A stream shows the encoder one frame at a time, which rounds otherwise than sixteen together,
+and has a head of its own: so the features of single frames are held against what rounding costs the model, and the
+answers against those of the temporal head for the very same features.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.comparison import largest
-from dfer_deploy.limits import Limits
+from dfer_deploy.limits import Limits, Rounding
 from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.specs import MAX_FRAMES, Contract
@@ -33,7 +35,8 @@ class EnsembleAnswers:
 
     Attributes:
         reference: name of the ensemble for clips.
-        differences: largest difference of a logit by the name of the ensemble; infinite where one is not finite.
+        differences: largest difference of a logit from the reference's by the name of the ensemble; infinite where one
+            is not finite.
         failures: sentences, one for each answer that leaves a limit.
     """
 
@@ -47,55 +50,67 @@ class EnsembleAnswers:
 
 
 def ensemble_answers(
-    client: Client, contract: Contract, clips: Iterable[tuple[Annotation, Clip]], limits: Limits, *, same_runtime: bool
+    client: Client,
+    contract: Contract,
+    clips: Iterable[tuple[Annotation, Clip]],
+    limits: Limits,
+    rounding: Rounding,
+    *,
+    same_runtime: bool,
 ) -> EnsembleAnswers:
     """Asks all ensembles about the same frames.
-
-    A stream runs the encoder on one frame at a time, which rounds differently: with onnxruntime on a CPU right bundles
-    differ by up to 3.2e-4 of a logit in fp16 (tiny models, the reference implementation's checkpoint, ViT-B/32 with
-    random weights) and not at all in fp32. On a GPU this was never measured.
 
     Args:
         client: of the server.
         contract: of the bundle that it serves.
         clips: each 16 frames, at least one.
-        limits: what is accepted, ``same_graphs`` or ``logits``, and ``probabilities``.
+        limits: what is accepted.
+        rounding: what rounding to the precision of ``limits`` costs the model.
         same_runtime: the server runs onnxruntime on a CPU, so that two runs of one graph may not differ.
 
     Raises:
         DferDeployError: the server refuses to answer, or its answer is not finite.
     """
-    limit = limits.same_graphs if same_runtime else limits.logits
-    reference, stream_name, encoded_name = (g.name for g in (contract.ensemble, contract.stream, contract.encoded))
+    head_limit = limits.same_graphs if same_runtime else limits.head_logits
+    clip_limit = limits.same_graphs if same_runtime else limits.logits
+    reference, head, stream_name, encoded_name = (
+        g.name for g in (contract.ensemble, contract.temporal_head, contract.stream, contract.encoded)
+    )
     differences = {stream_name: 0.0, encoded_name: 0.0}
     failures: list[str] = []
     for annotation, clip in clips:
-        padded = clip[np.minimum(np.arange(MAX_FRAMES), _NOT_YET_FULL - 1)]
-        of_padded, of_clip = client.predict_frames(np.stack([padded, clip])).logits
+        padded = np.minimum(np.arange(MAX_FRAMES), _NOT_YET_FULL - 1)
+        expected = client.predict_frames(np.stack([clip[padded], clip])).logits
+        together = client.encode(clip[np.newaxis])[0]
+        alone = np.concatenate([client.encode(frame[np.newaxis, np.newaxis])[0] for frame in clip])
+        of_head = client.classify(np.stack([alone[padded], alone])).logits
         with client.stream() as stream:
             pushed = [stream.push(frame) for frame in clip]
         encoded = client.predict([_png(frame) for frame in clip])
-        for name, answer, expected, frames in (
-            (stream_name, pushed[_NOT_YET_FULL - 1], of_padded, _NOT_YET_FULL),
-            (stream_name, pushed[-1], of_clip, MAX_FRAMES),
-            (encoded_name, encoded, of_clip, MAX_FRAMES),
+        for name, answer, of_clip, other, due, most, frames in (
+            (stream_name, pushed[_NOT_YET_FULL - 1], expected[0], head, of_head[0], head_limit, _NOT_YET_FULL),
+            (stream_name, pushed[-1], expected[1], head, of_head[1], head_limit, MAX_FRAMES),
+            (encoded_name, encoded, expected[1], reference, expected[1], clip_limit, MAX_FRAMES),
         ):
             logits, probabilities = _values(answer)
-            difference = largest(logits - expected)
-            differences[name] = max(differences[name], difference)
+            differences[name] = max(differences[name], largest(logits - of_clip))
             failures += [
-                f"{name}: {annotation.name} after {frames} frames: {what} differs by {value:.3g}, at most {most:g} is "
-                "accepted"
-                for what, value, most in (
-                    (f"a logit from {reference}'s", difference, limit),
+                f"{name}: {annotation.name} after {frames} frames: {what} differs by {value:.3g}, at most {accepted:g} "
+                "is accepted"
+                for what, value, accepted in (
+                    (f"a logit from {other}'s", largest(logits - due), most),
                     (
                         "a probability from the softmax of its logits",
                         largest(probabilities - softmax(logits[np.newaxis])[0]),
                         limits.probabilities,
                     ),
                 )
-                if value > most
+                if value > accepted
             ]
+        failures += [
+            f"{stream_name}: {annotation.name}, one frame at a time: {failure}"
+            for failure in limits.rounding_failures(Rounding.of(alone - together, np.zeros(1, np.float32)), rounding)
+        ]
     return EnsembleAnswers(reference, differences, tuple(failures))
 
 

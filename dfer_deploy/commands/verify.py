@@ -324,7 +324,8 @@ def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verificat
             step("ask for streams and encoded images"),
             Client(url, contract.ensemble.name, retries=0, shared_memory="never") as client,
         ):
-            return ensemble_answers(client, contract, few, result.limits, same_runtime=same_runtime)
+            rounding = result.rounding[result.limits.precision]
+            return ensemble_answers(client, contract, few, result.limits, rounding, same_runtime=same_runtime)
     except DferDeployError as error:  # the clips have been compared, and their results are to be written
         unanswered = dict.fromkeys((contract.stream.name, contract.encoded.name), math.inf)
         return EnsembleAnswers(contract.ensemble.name, unanswered, (f"streams or encoded images: {error}",))
