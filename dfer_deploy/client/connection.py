@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from dfer_deploy.client.address import Address, channel_options
@@ -18,30 +21,29 @@ T = TypeVar("T")
 _LONGEST_S = 86_400.0
 """For the libraries' own timeouts over HTTP; every attempt has its limit from outside."""
 
-_GRACE_S = 0.1
-
 _RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 """By default gRPC waits up to two minutes before it looks whether a restarted server is there."""
 
 
 class Connection:
-    """A blocking connection, for use by several threads."""
+    """A blocking connection, for use by several threads.
+
+    HTTP is asked on an event loop that all connections of the process share: the library's blocking client belongs to
+    one thread, and leaves a loop and its files behind in every thread that has used one.
+    """
 
     def __init__(self, address: Address) -> None:
-        self._address = address
+        self._is_grpc = address.scheme == "grpc"
         self._failures = Failures(address)
-        self._library: Any
-        if address.scheme == "grpc":
+        self._is_closed = False
+        if self._is_grpc:
             from tritonclient import grpc as library
 
-            self._channel: Any = library.InferenceServerClient(address.netloc, channel_args=_channel_options(address))
+            self._library: Any = library
+            self._channel = library.InferenceServerClient(address.netloc, channel_args=_channel_options(address))
         else:
-            from tritonclient import http as library
-
-        self._library = library
-        # gevent's sockets belong to the thread that made them.
-        self._of_thread = threading.local()
-        self._is_closed = False
+            self._http = _on_loop(_opened(address))
+            self._abandoned = weakref.finalize(self, _close_later, self._http)
 
     def run(self, flow: Flow[T]) -> T:
         """Performs every step of ``flow`` and returns its result.
@@ -69,60 +71,22 @@ class Connection:
             flow.close()
 
     def close(self) -> None:
-        """Closes the connection; of HTTP, that of the calling thread (the others end with their threads)."""
+        """Closes the connection. Can be repeated."""
         self._is_closed = True
-        if self._address.scheme == "grpc":
+        if self._is_grpc:
             self._channel.close()
-        else:
-            self._drop()
+        elif self._abandoned.detach():
+            _on_loop(self._http.close())
 
     def _perform(self, attempt: Attempt) -> Any:
-        call, timeout_s = attempt.call, attempt.timeout_s
-        method, arguments = call.request(self._library, self._address.scheme, timeout_s)
         if self._is_closed:
             raise CallError("the client is closed; open another one", "refused")
-        try:
-            with self._failures.translated(call.model, timeout_s), self._limited(timeout_s):
-                return call.reply(getattr(self._client(), method)(**arguments))
-        except BaseException as error:
-            # What is left of a broken HTTP exchange would be taken for the next answer.
-            if not isinstance(error, CallError) or error.kind in ("unreachable", "late"):
-                self._drop()
-            raise
-
-    @contextlib.contextmanager
-    def _limited(self, timeout_s: float) -> Iterator[None]:
-        """gRPC keeps the deadline itself. The timeouts of HTTP sockets are for every single read and write."""
-        if self._address.scheme == "grpc":
-            yield
-            return
-        import gevent
-
-        # The library closes its socket after an OSError such as TimeoutError, but takes one while it connects for a
-        # reason to try the host's next address.
-        last = gevent.Timeout(timeout_s + _GRACE_S)
-        try:
-            with last, gevent.Timeout(timeout_s, TimeoutError):
-                yield
-        except gevent.Timeout as passed:
-            if passed is not last:
-                raise
-            raise TimeoutError from passed
-
-    def _client(self) -> Any:
-        if self._address.scheme == "grpc":
-            return self._channel
-        if getattr(self._of_thread, "client", None) is None:
-            self._of_thread.client = self._library.InferenceServerClient(
-                self._address.netloc, connection_timeout=_LONGEST_S, network_timeout=_LONGEST_S
-            )
-        return self._of_thread.client
-
-    def _drop(self) -> None:
-        client = getattr(self._of_thread, "client", None)
-        if client is not None:
-            self._of_thread.client = None
-            client.close()
+        if not self._is_grpc:
+            return _on_loop(self._http.perform(attempt))
+        call, timeout_s = attempt.call, attempt.timeout_s
+        method, arguments = call.request(self._library, "grpc", timeout_s)
+        with self._failures.translated(call.model, timeout_s):  # gRPC keeps the deadline itself
+            return call.reply(getattr(self._channel, method)(**arguments))
 
 
 class AsyncConnection:
@@ -156,7 +120,7 @@ class AsyncConnection:
                     step = flow.send(None)
                     continue
                 try:
-                    reply = await self._perform(step)
+                    reply = await self.perform(step)
                 except CallError as error:
                     step = flow.throw(error)
                 else:
@@ -171,12 +135,46 @@ class AsyncConnection:
         with contextlib.suppress(asyncio.TimeoutError):
             await self._client.close()
 
-    async def _perform(self, attempt: Attempt) -> Any:
+    async def perform(self, attempt: Attempt) -> Any:
+        """The reply to one attempt.
+
+        Raises:
+            CallError: there is none.
+        """
         call, timeout_s = attempt.call, attempt.timeout_s
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
         with self._failures.translated(call.model, timeout_s):
             raw = await asyncio.wait_for(getattr(self._client, method)(**arguments), timeout_s)
             return call.reply(raw)
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """An event loop that runs in a thread of its own, as long as the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="dfer_deploy HTTP", daemon=True).start()
+    return loop
+
+
+if hasattr(os, "register_at_fork"):  # a child has no such thread
+    os.register_at_fork(after_in_child=_loop.cache_clear)
+
+
+def _on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # where the waiting was interrupted
+        raise
+
+
+async def _opened(address: Address) -> AsyncConnection:
+    return AsyncConnection(address)
+
+
+def _close_later(connection: AsyncConnection) -> None:
+    asyncio.run_coroutine_threadsafe(connection.close(), _loop())
 
 
 def _channel_options(address: Address) -> list[tuple[str, int]]:

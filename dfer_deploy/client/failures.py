@@ -15,7 +15,7 @@ Kind = Literal["unreachable", "full", "late", "absent", "refused"]
 """``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the
 deadline passed. ``absent``: the server has no such model. ``refused``: it would refuse the same request again."""
 
-_CONNECTION_LIBRARIES = ("geventhttpclient", "_parser", "http.client", "rapidjson", "aiohttp")
+_CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.calls import Attempt, Call, Flow, ReadConfig
+from dfer_deploy.client.calls import Call, Flow, ReadConfig
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import Patience
@@ -25,6 +28,7 @@ class SlowServer:
     def __init__(self) -> None:
         self.delay_s = self.byte_s = 0.0
         self.accepted = 0
+        self.ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: list[socket.socket] = []
@@ -58,6 +62,7 @@ class SlowServer:
                 request = b""
                 while b"\r\n\r\n" not in request:
                     if not (piece := connection.recv(1 << 16)):
+                        self.ended.set()
                         return
                     request += piece
                 time.sleep(self.delay_s)
@@ -123,29 +128,44 @@ def test_a_server_that_does_not_read_is_late() -> None:
         connection.close()
 
 
-def test_another_timeout_passes_through(server: SlowServer) -> None:
-    import gevent
-
-    connection = Connection(parse_url(server.url))
-    server.delay_s = 0.5
-
-    def flow() -> Flow[Any]:
-        return (yield Attempt(ReadConfig("m"), 60))
-
-    with pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
-        connection.run(flow())
-    server.delay_s = 0.0
-    assert connection.run(asked(ReadConfig("m"), 10)) == {}
-    connection.close()
-
-
 def test_a_host_whose_addresses_are_all_silent_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gevent.socket
+    async def silent(self: Any, *args: Any, **options: Any) -> Any:
+        await asyncio.sleep(60)
 
-    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{number}", 9)) for number in (1, 2, 3)]
-    monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *args: entries)
-    monkeypatch.setattr(gevent.socket.socket, "connect", lambda self, address: gevent.sleep(60))
-    connection = Connection(parse_url("http://h:1"))
+    monkeypatch.setattr("aiohttp.connector.TCPConnector._wrap_create_connection", silent)
+    connection = Connection(parse_url("http://127.0.0.1:9"))
     with pytest.raises(CallError, match="did not answer within"):
         connection.run(asked(ReadConfig("m"), 0.2))
     connection.close()
+
+
+def test_threads_that_end_leave_nothing_open(server: SlowServer) -> None:
+    """A service that asks from a thread for each of its requests ran out of files."""
+    connection = Connection(parse_url(server.url))
+    connection.run(asked(ReadConfig("m"), 10))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        thread = threading.Thread(target=connection.run, args=(asked(ReadConfig("m"), 10),))
+        thread.start()
+        thread.join()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert server.accepted == 1
+    connection.close()
+
+
+def test_a_connection_that_is_not_closed_ends_with_its_last_reference(server: SlowServer) -> None:
+    connection = Connection(parse_url(server.url))
+    connection.run(asked(ReadConfig("m"), 10))
+    del connection
+    assert server.ended.wait(10)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_forked_can_connect_again(server: SlowServer) -> None:
+    Connection(parse_url(server.url)).close()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os._exit(Connection(parse_url(server.url)).run(asked(ReadConfig("m"), 10)) != {})
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
