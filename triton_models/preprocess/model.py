@@ -50,10 +50,26 @@ MAX_THREADS = 8
 MAX_SCANS = 100
 """Of a progressive JPEG file; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
 
+MAX_READS = 100_000
+"""Of an image's file; one of 16 MiB takes about ten thousand. Pillow goes through its pieces (segments, chunks) in
+Python, so millions of empty ones cost seconds, for which everybody's images wait."""
+
 _NO_PILLOW = (
     "this server decodes no images, because its Python has no Pillow; send frames to the other ensemble, or start the "
     "server from the Dockerfile of the bundle"
 )
+
+
+class CountedBytes(io.BytesIO):
+    """An image's bytes that can be read so often only."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ImageError("is made of far too many pieces; encode it anew")
+        return super().read(size)
 
 
 class RequestError(ValueError):
@@ -154,7 +170,7 @@ class TritonPythonModel:
         with contextlib.ExitStack() as turn:  # left when nothing of the image is held any more
             if 4 * len(image) > self._max_image_bytes:
                 turn.enter_context(self._one_large_image)
-            with opened_image(io.BytesIO(image), formats=FORMATS, max_pixels=self._max_pixels) as opened:
+            with opened_image(CountedBytes(image), formats=FORMATS, max_pixels=self._max_pixels) as opened:
                 if 4 * opened.width * opened.height > self._max_pixels:
                     turn.enter_context(self._one_large_image)
                 frame: Frame = resized(upright_rgb(opened), self._image_size)

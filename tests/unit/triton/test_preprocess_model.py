@@ -144,6 +144,21 @@ def test_scans_that_cost_time_without_being_long(model) -> None:
     assert "scans, expected at most 100" in str(response.error)
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        GOOD[:2] + b"\xff\xfe\0\2" * 200_000 + GOOD[2:],
+        GOOD[:2] + b"\xff" * 200_000 + GOOD[2:],
+        READABLE["PNG"][:33] + chunk(b"prVt", b"") * 50_000 + READABLE["PNG"][33:],
+        READABLE["PNG"][:-12] + chunk(b"prVt", b"") * 50_000 + READABLE["PNG"][-12:],
+    ],
+    ids=["segments", "filling", "chunks", "chunks at the end"],
+)
+def test_pieces_that_cost_time_without_holding_pixels(model, image: bytes) -> None:
+    (response,) = model.execute([request_of([image])])
+    assert str(response.error) == "images[0, 0] is made of far too many pieces; encode it anew"
+
+
 def test_images_are_decoded_by_a_bounded_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(written(tmp_path), monkeypatch, decode_threads=3)
     decoded, lock, busy, most = model._decoded, threading.Lock(), 0, 0
