@@ -68,6 +68,8 @@ class Failures:
         text = message.splitlines()[0].removeprefix("[request id: <id_unknown>] ") if message else status
         # Triton explains its batch dimension at length where a shape is wrong.
         text = text.split(" NOTE: ")[0].rstrip(".")
+        if "in the client while decoding the response" in message or "client received an empty response" in message:
+            text = f"HTTP status {status}, not in Triton's words; is there something in between?"
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
             return self._too_slow(timeout_s)
         if "unknown model" in text or (("NOT_FOUND" in status or status == "404") and "shared memory" not in text):
@@ -80,8 +82,10 @@ class Failures:
             )
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
-        # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503, as proxies before it do).
-        if ("UNAVAILABLE" in status or "CANCELLED" in status or status == "503") and "restricted" not in message:
+        # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503), a proxy before it also 502.
+        if (
+            "UNAVAILABLE" in status or "CANCELLED" in status or status in ("502", "503")
+        ) and "restricted" not in message:
             return self._unreachable(text)
         return CallError(f"the server at {self._address} refused the request to {model!r}: {text}", "refused")
 

@@ -41,6 +41,8 @@ def failure(error: Exception, *, answered: bool = False) -> CallError:
         ("unexpected shape", "StatusCode.INVALID_ARGUMENT", "refused"),
         ("out of memory", "StatusCode.INTERNAL", "refused"),
         ("", "500", "refused"),
+        ("an exception occurred in the client while decoding the response: Invalid value", "502", "unreachable"),
+        ("client received an empty response from the server.", "429", "refused"),
     ],
 )
 def test_answers_of_a_server(message: str, status: str, kind: Kind) -> None:
@@ -48,6 +50,13 @@ def test_answers_of_a_server(message: str, status: str, kind: Kind) -> None:
     assert error.kind == kind
     assert error.retryable == (kind in ("unreachable", "full"))
     assert "\n" not in str(error)
+
+
+def test_what_a_proxy_answers_is_told_by_its_status() -> None:
+    words = "an exception occurred in the client while decoding the response: Parse error at offset 0: Invalid value"
+    assert str(failure(InferenceServerException(words, "401"))).endswith(
+        "refused the request to 'dfer': HTTP status 401, not in Triton's words; is there something in between?"
+    )
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError()])
