@@ -37,13 +37,23 @@ export async function predict(url, images, { model = "dfer", timeoutMs = 60_000 
     body: new Blob([header, binary]),
     signal: AbortSignal.timeout(timeoutMs),
   });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  const text = await response.text();
+  if (!response.ok) throw new Error(reason(text) ?? `HTTP status ${response.status}`);
+  const answer = JSON.parse(text);
   // "probability:index:name"; a name may hold colons.
   return answer.outputs[0].data.map((entry) => {
     const [probability, , ...name] = entry.split(":");
     return { expression: name.join(":"), probability: Number(probability) };
   });
+}
+
+/** What Triton says; a proxy before it does not speak JSON. */
+function reason(text) {
+  try {
+    return JSON.parse(text).error;
+  } catch {
+    return undefined;
+  }
 }
 
 /** 16 frames: the middles of 16 equal parts of a longer clip, the last one repeated in a shorter one. */

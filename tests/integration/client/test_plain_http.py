@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +70,23 @@ def test_a_file_that_is_no_image_is_named(
     done = run(command[0], EXAMPLES / command[1], client_server.endpoints.http_url, tmp_path / "a.jpg")
     assert done.returncode != 0
     assert "images[0, 0]" in done.stdout + done.stderr
+
+
+class BadGateway(BaseHTTPRequestHandler):
+    """A proxy whose server is away; it speaks HTML."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(502)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_a_proxy_answers_is_told_by_its_status(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"an image")
+    with HTTPServer(("127.0.0.1", 0), BadGateway) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        done = run("node", EXAMPLES / "predict.mjs", f"http://127.0.0.1:{proxy.server_port}", tmp_path / "a.jpg")
+        proxy.shutdown()
+    assert (done.returncode, done.stderr) == (1, "Error: HTTP status 502\n")
