@@ -10,6 +10,7 @@ import functools
 import io
 import re
 import statistics
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
@@ -70,7 +71,9 @@ _P = ParamSpec("_P")
 def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
     @functools.wraps(draw)
     def styled(*arguments: _P.args, **options: _P.kwargs) -> str:
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # Of matplotlib's own font, which only measures: the page's text is drawn by whoever shows it.
+            warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
             return draw(*arguments, **options)
 
     return styled
@@ -200,7 +203,7 @@ def calibration_chart(name: str, curves: Sequence[tuple[str, Sequence[Calibratio
     figure, axes = _figure(5.0, 4.2)
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=0.9)
     for index, (label, bins) in enumerate(curves):
-        colour, marker, line = (INK, "o", "-") if index == 0 else _look(index - 1)
+        colour, marker, line = (INK, "o", "-") if index == 0 else _look(index)
         xs, ys = [b.confidence for b in bins], [b.accuracy for b in bins]
         sizes = [12 + 300 * b.clips / sum(b.clips for b in bins) for b in bins]
         axes.plot(xs, ys, color=colour, linestyle=line, linewidth=1)

@@ -83,6 +83,21 @@ def test_calibration_is_accuracy_over_confidence_with_points_of_the_clips_area(d
     assert (sizes[1] - 12) / (sizes[0] - 12) == pytest.approx(3)
 
 
+def test_calibration_curves_differ_in_marker_and_line_from_the_reference_s(drawn: list[Axes]) -> None:
+    bins = [CalibrationBin(0.4, 0.25, 10), CalibrationBin(0.9, 0.8, 30)]
+    charts.calibration_chart("c", [(name, bins) for name in ("reference", "a", "b")])
+    (axes,) = drawn
+    markers = {scattered.get_paths()[0].vertices.tobytes() for scattered in axes.collections}
+    lines = {line.get_linestyle() for line in axes.lines[1:]}
+    assert (len(markers), len(lines)) == (3, 3)
+
+
+def test_names_in_any_writing_are_drawn_without_a_word_about_fonts() -> None:
+    svg = charts.confusion_chart("c", np.eye(2, dtype=np.int64), ("中立", "กลัว"))  # warnings are errors here
+    assert "中立" in svg
+    assert "กลัว" in svg
+
+
 def test_latency_stands_over_throughput_by_requests_in_flight(drawn: list[Axes]) -> None:
     def load(concurrency: int, throughput: float) -> LoadResult:
         times = (10.0 * concurrency, 20.0 * concurrency, 30.0 * concurrency)
