@@ -18,7 +18,8 @@ from dfer_deploy import __version__
 from dfer_deploy.bench import Spread, machine, spread
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.console import progress_bar, stdout
-from dfer_deploy.files import atomic_file, write_json
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import atomic_file, check_outputs, write_json
 from dfer_deploy.specs import Precision
 
 if TYPE_CHECKING:
@@ -39,15 +40,22 @@ def parser(script: str, documentation: str | None, *, rounds: bool = True) -> ar
     options = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="a tiny model and few rounds, to see that it runs")
     if rounds:
-        options.add_argument("--rounds", type=_positive, help="alternations of the contestants (default: 5, quick: 2)")
+        options.add_argument("--rounds", type=positive, help="alternations of the contestants (default: 5, quick: 2)")
     options.add_argument("--json", type=Path, default=Path(f"{stem}.json"), help="the result (default: %(default)s)")
     options.add_argument("--plot", type=Path, default=Path(f"{stem}.png"), help="the picture (default: %(default)s)")
     return options
 
 
 def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of the command line, with the number of rounds that they mean."""
+    """The arguments of the command line, with the number of rounds that they mean.
+
+    What could not be written is refused here, before the minutes of measuring.
+    """
     arguments = options.parse_args()
+    try:
+        check_outputs({"--json": arguments.json, "--plot": arguments.plot}, [])
+    except DferDeployError as error:
+        options.error(str(error))
     if "rounds" in arguments:
         arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     return arguments
@@ -201,7 +209,8 @@ def draw_lines(
     axes.legend(frameon=False, fontsize=8)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of an option, at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small, expected at least 1")

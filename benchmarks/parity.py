@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from common import COLOURS, MARKERS, figure, parsed, parser, random_checkpoint, write
+from common import COLOURS, MARKERS, figure, parsed, parser, positive, random_checkpoint, write
 
 from dfer_deploy.bundle import TARGETS, Bundle
 from dfer_deploy.clips.drawn import drawn_clips
@@ -70,7 +70,7 @@ class Row:
 def main() -> None:
     options = parser(__file__, __doc__, rounds=False)
     options.add_argument("--targets", nargs="+", choices=TARGETS, help="which (default: all, quick: embedded)")
-    options.add_argument("--clips", type=int, help="how many (default: 16)", default=16)
+    options.add_argument("--clips", type=positive, help="how many (default: 16)", default=16)
     arguments = parsed(options)
     with tempfile.TemporaryDirectory() as folder:
         targets = arguments.targets or (["embedded"] if arguments.quick else list(TARGETS))

@@ -22,16 +22,14 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import draw_bars, figure, parsed, parser, positive, write
 from torch import Tensor, nn
 
-from dfer_deploy.bench import machine
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.files import atomic_file, write_json
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.specs import ClipSpec, ModelSpec, TextSpec, VisionSpec
 from dfer_deploy.train.initialisation import model_spec, trainable_parts
@@ -65,14 +63,10 @@ class PlainDferClip(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of every contestant (default: 3)")
-    parser.add_argument("--batch-size", type=int, default=2, help="clips in a step (default: 2)")
-    parser.add_argument("--json", type=Path, help="write the result to this file")
-    parser.add_argument("--plot", type=Path, help="draw the result into this PNG")
-    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__file__, __doc__)
+    options.add_argument("--batch-size", type=positive, default=2, help="clips in a step (default: 2)")
+    options.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    arguments = parsed(options)
     if arguments.contestant:
         contestant(arguments.contestant, quick=arguments.quick, batch_size=arguments.batch_size)
         return
@@ -82,11 +76,7 @@ def main() -> None:
             f"{name}: {row['clips_per_s']:.3f} clips/s, peak {row['peak_gb']:.2f} GB"
             + (f", dfer-deploy is {_spread(row['speedup'])} times as fast" if "speedup" in row else "")
         )
-    print(result["machine"])
-    if arguments.json:
-        write_json(arguments.json, result)
-    if arguments.plot:
-        write_plot(arguments.plot, result)
+    write(arguments, result, draw(result, quick=arguments.quick))
 
 
 def measure(rounds: int, batch_size: int, *, quick: bool) -> dict[str, Any]:
@@ -127,7 +117,7 @@ def measure(rounds: int, batch_size: int, *, quick: bool) -> dict[str, Any]:
             pairs = zip(seconds[name], seconds[CONTESTANTS[0]], strict=True)
             rows[name]["speedup"] = [theirs / ours for theirs, ours in pairs]
             rows[name]["memory_ratio"] = peaks[CONTESTANTS[0]] / peaks[name]
-    return {"machine": machine(), "batch_size": batch_size, "quick": quick, "contestants": rows}
+    return {"batch_size": batch_size, "contestants": rows}
 
 
 def contestant(name: str, *, quick: bool, batch_size: int) -> None:
@@ -159,31 +149,15 @@ def contestant(name: str, *, quick: bool, batch_size: int) -> None:
         print(json.dumps(step()), flush=True)
 
 
-def write_plot(path: Path, result: dict[str, Any]) -> None:
+def draw(result: dict[str, Any], *, quick: bool) -> Any:
     """Two rows of bars: clips per second, every round a dot, and peak memory."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = result["contestants"]
-    figure = Figure(figsize=(8, 3.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    speed, memory = figure.subplots(1, 2, sharey=True)
-    colours = ["#0072B2", "#999999", "#CCCCCC"]
-    names = list(rows)
-    speed.barh(names, [row["clips_per_s"] for row in rows.values()], color=colours)
-    for place, row in enumerate(rows.values()):
-        speeds = [result["batch_size"] / seconds for seconds in row["seconds"]]
-        speed.plot(speeds, [place] * len(speeds), "o", color="black", markersize=4)
-    speed.set_xlabel("clips per second (bar: median, dots: rounds)")
-    memory.barh(names, [row["peak_gb"] for row in rows.values()], color=colours)
-    memory.set_xlabel("peak memory (GB)")
-    speed.invert_yaxis()
-    for axes in (speed, memory):
-        axes.spines[["top", "right"]].set_visible(False)
-    size = "a tiny model" if result["quick"] else "ViT-B/32"
-    figure.suptitle(f"A training step of {size}, {result['batch_size']} clips")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    picture, (speed, memory) = figure(f"A training step, {result['batch_size']} clips", 2, height=3.0, quick=quick)
+    speeds = {name: [result["batch_size"] / seconds for seconds in row["seconds"]] for name, row in rows.items()}
+    draw_bars(speed, "clips a second (bar: median, dots: rounds)", speeds)
+    draw_bars(memory, "peak memory, GB", {name: [row["peak_gb"]] for name, row in rows.items()})
+    memory.set_yticklabels([])
+    return picture
 
 
 def _answer(child: subprocess.Popen[str], question: str | None = None) -> dict[str, float]:

@@ -37,3 +37,13 @@ def test_no_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         common.parser("x.py", "").parse_args(["--rounds", "0"])
     assert "expected at least 1" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    result = tmp_path / "nowhere" / "r.json"
+    monkeypatch.setattr("sys.argv", ["x.py", "--json", str(result), "--plot", str(tmp_path / "p.png")])
+    with pytest.raises(SystemExit):
+        common.parsed(common.parser("x.py", ""))
+    assert str(result) in capsys.readouterr().err
