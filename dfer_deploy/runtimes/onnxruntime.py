@@ -43,7 +43,7 @@ class OnnxRuntimePredictor:
             DferDeployError: a file cannot be loaded, or onnxruntime cannot use the device.
         """
         self.name = name
-        self._encoder = open_session(image_encoder, threads or usable_cores(), device)
+        self._encoder = open_session(image_encoder, threads, device)
         # The head is a few milliseconds of work; threads of its own would only get in the encoder's way.
         self._head = open_session(temporal_head, 1, device)
 
@@ -95,7 +95,8 @@ def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: P
     """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Its own 0 counts cores that this process may not use, and pins its threads to them.
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)

@@ -3,7 +3,7 @@ import pytest
 
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider
+from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider, open_session
 
 
 @pytest.mark.skipif(has_cuda_provider(), reason="onnxruntime-gpu is installed")
@@ -27,3 +27,10 @@ def test_no_session_falls_back_later(bundle: Bundle) -> None:
     predictor = OnnxRuntimePredictor.from_bundle(bundle)
     assert predictor.name == "onnxruntime fp32"
     assert not any(session._enable_fallback for session in (predictor._encoder, predictor._head))
+
+
+def test_a_session_has_as_many_threads_as_cores_may_be_used(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime's own 0 counts all cores."""
+    monkeypatch.setattr("dfer_deploy.runtimes.onnxruntime.usable_cores", lambda: 3)
+    session = open_session(bundle.temporal_head_onnx, 0)
+    assert session.get_session_options().intra_op_num_threads == 3
