@@ -118,6 +118,7 @@ def _summary(content: Content) -> dict[str, Any]:
         "facts": f"{content.clips:,} clips · {len(content.class_names)} classes · {source.precision} · "
         f"target {source.target} · checkpoint {source.chain[0].sha256[:12]}…",
         "other_checkpoint": (exported, compared) if compared not in (None, exported) else None,
+        "chance": _chance(content),
         "calibration_errors": [
             (answers.name, f"{answers.calibration_error:.2f} %") for answers in (content.truth, *content.comparisons)
         ],
@@ -128,6 +129,12 @@ def _summary(content: Content) -> dict[str, Any]:
         "unnamed_unreadable": max(0, len(content.unreadable) - _MOST_UNREADABLE),
         "dfer_deploy_version": __version__,
     }
+
+
+def _chance(content: Content) -> int | None:
+    """Of how many classes the reference itself is no better than chance; None where it is."""
+    classes = sum(content.truth.recalls.get(name) is not None for name in content.class_names)
+    return classes if classes > 1 and content.truth.uar <= 100 / classes else None
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:

@@ -377,6 +377,14 @@ def test_another_checkpoint_than_the_bundles_is_named_where_the_verdict_stands(t
     assert text.index(f"{'ab' * 6}…; the checkpoint {'cd' * 6}… was compared.") < text.index("Each way of serving")
 
 
+def test_a_reference_that_only_guesses_is_named_where_the_verdict_stands(tmp_path: Path) -> None:
+    content = planted(70)
+    assert "No better than chance" not in page_of(tmp_path, content).text
+    content["truth"]["uar"] = 14.0
+    text = page_of(tmp_path, content).text
+    assert text.index("PyTorch fp32 itself has a UAR of 14.00 % on 7 classes") < text.index("Each way of serving")
+
+
 def test_a_class_without_a_clip_has_no_recall(pages: dict[str, Page]) -> None:
     text = pages["absent class"].text
     assert "No clip of neutral: the UAR is the mean over the other classes." in text
