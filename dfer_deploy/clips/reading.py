@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideDataContainer
 from PIL import Image
 
 from dfer_deploy.clips.image_decoding import ImageError, opened_image, upright_rgb
@@ -216,7 +217,9 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
 
     The matrix takes [x, y, 1] to the place where it is shown. Source: FFmpeg, libavutil/display.h.
     """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    # ``frame.side_data`` keeps its container in the frame, which the container holds: pictures and the threads that
+    # converted them would stay until Python looks for cycles, hundreds of frames later.
+    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # its stub lacks it
     if matrix is None:
         return False, 0.0
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).tolist()

@@ -1,3 +1,4 @@
+import gc
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -190,6 +191,19 @@ def test_a_turned_or_mirrored_video_is_shown_upright(
     (tmp_path / "turned.mp4").write_bytes(data)
     upright, turned = clip_from_path(source, 64), clip_from_path(tmp_path / "turned.mp4", 64)
     assert np.array_equal(shown(upright), turned)
+
+
+def test_a_frame_goes_when_it_was_looked_at(tmp_path: Path) -> None:
+    """Not when Python next looks for cycles: by then a 4K video had filled gigabytes."""
+    video = write_video(tmp_path / "a.mkv", clips_of(1, size=64, frames=40)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        for frame in decoded_frames(video):
+            frame.upright()
+        assert sum(type(known) is av.VideoFrame for known in gc.get_objects()) < 5
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("pixel", "width"), [(Fraction(2), 128), (Fraction(8, 9), 57), (Fraction(1), 64)])
