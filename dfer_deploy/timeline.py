@@ -166,9 +166,14 @@ def _draw_tracks(
         figure.colorbar(bands, ax=panels, label="probability", fraction=0.03, pad=0.01, aspect=30)
         return
     handles, names = panels[0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=min(7, len(labels)), frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    # As many names side by side as fit: matplotlib would cut long ones off at the picture's edges.
+    for columns in range(min(7, len(labels)), 0, -1):
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
 
 
 def _draw_bands(axes: Axes, curves: Curves, labels: Sequence[str]) -> Any:

@@ -98,6 +98,17 @@ def test_the_axis_spans_the_video_and_the_answers_the_time_that_they_are_shown(t
     assert list(axes[0].get_lines()[-1].get_xdata()) == [0.0, 0.04]
 
 
+def test_the_legend_stays_in_the_picture(tmp_path: Path, axes: list[Any]) -> None:
+    labels = tuple(f"class {number} with quite a long name" for number in range(11))
+    recording = Recording(labels)
+    recording.add_window(0, Window(1, 0.0, 1.0, *[np.full(11, 1 / 11, np.float32)] * 2, 16, 1.0, labels))
+    picture(tmp_path / "a.png", recording)
+    figure = axes[0].figure
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_many_windows_are_bands(tmp_path: Path, axes: list[Any]) -> None:
     recording = Recording(LABELS)
     for place in range(200):
