@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 from rich.bar import Bar
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dfer_deploy.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.windows import WHOLE
@@ -39,22 +40,31 @@ class LiveView:
         self._time_s, self._faces, self._last = time_s, faces, last
         self._asked_s = self._clock()
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         tally, waiting_s = self._tally, self._clock() - self._asked_s
-        panels = [
-            _panel(face, self._last[face.track]) for face in self._faces if self._last[face.track].answer is not None
-        ]
-        body: RenderableType = Columns(panels) if panels else Text("no face in the picture", style="dim")
         latency = f"{tally.latency_ms(50):.0f} ms" if tally.answers else "–"
         line = Text.assemble(
             (f"{self._time_s:7.1f} s", "bold"),
             f"   {tally.frames_per_s:.1f} frames/s   latency {latency} (median)   {self._dropped()} dropped",
+            no_wrap=False,
+            overflow="fold",
         )
         if tally.resumed:
             line.append(f"   resumed {tally.resumed} ×")
         if waiting_s > _WAITING_S:
             line.append(f"   waiting for an answer for {waiting_s:.0f} s", style="yellow")
-        return Group(Text(self._title, style="bold"), body, line, Text("Ctrl-C ends", style="dim"))
+        above, below = Text(self._title, style="bold"), Group(line, Text("Ctrl-C ends", style="dim"))
+        shown = [(face, self._last[face.track]) for face in self._faces if self._last[face.track].answer is not None]
+        room = console.height - 1 - len(console.render_lines(below, options))
+        body: RenderableType = (
+            Columns([_panel(*face) for face in shown]) if shown else Text("no face in the picture", style="dim")
+        )
+        if len(console.render_lines(body, options)) > room:
+            # A line for each face. What is higher than the terminal hides the speed, and is left there in the end.
+            most = len(shown) if len(shown) <= room else max(0, room - 1)
+            more = [Text(f"and {len(shown) - most} more")] if most < len(shown) else []
+            body = Group(*[_row(*face) for face in shown[:most]], *more)
+        yield Group(above, body, below)
 
 
 def _panel(face: FaceAnswer, last: FaceAnswer) -> Panel:
@@ -67,6 +77,19 @@ def _panel(face: FaceAnswer, last: FaceAnswer) -> Panel:
         bar = Bar(1.0, 0.0, probability, width=_BAR_WIDTH, color="cyan")
         marker = "▶" if best else " "
         grid.add_row(Text(f"{marker} {name}", style=style), bar, Text(f"{probability:.2f}", style=style))
+    return Panel(grid, title=Text(_told(face, answer)), subtitle=Text(_state(face, answer)))
+
+
+def _row(face: FaceAnswer, last: FaceAnswer) -> Text:
+    answer = last.answer
+    assert answer is not None  # noqa: S101 - as above
+    return Text(f"{_told(face, answer)}, {_state(face, answer)}")
+
+
+def _told(face: FaceAnswer, answer: StreamAnswer) -> str:
     who = "whole picture" if face.track == WHOLE else f"face {face.track}"
-    state = f"{answer.frames} frames" if face.answer is not None else "not found at the moment"
-    return Panel(grid, title=Text(f"{who}: {answer.expression} {answer.confidence:.2f}"), subtitle=Text(state))
+    return f"{who}: {answer.expression} {answer.confidence:.2f}"
+
+
+def _state(face: FaceAnswer, answer: StreamAnswer) -> str:
+    return f"{answer.frames} frames" if face.answer is not None else "not found at the moment"

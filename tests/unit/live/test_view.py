@@ -37,8 +37,8 @@ def face(
     return FaceAnswer(track, 1.5, 0.0, latency_s, answer, Box(10, 10, 40, 40))
 
 
-def shown(view: LiveView) -> str:
-    console = Console(file=io.StringIO(), width=110)
+def shown(view: LiveView, width: int = 110, height: int = 25) -> str:
+    console = Console(file=io.StringIO(), width=width, height=height)
     console.print(view)
     return console.file.getvalue()
 
@@ -61,6 +61,30 @@ def test_the_view_tells_all_of_it_without_colour() -> None:
     assert "waiting" not in text
     clock.now = 105.0
     assert "waiting for an answer for 4 s" in shown(view)
+
+
+@pytest.mark.parametrize(("faces", "width", "height"), [(1, 40, 8), (6, 80, 24), (32, 80, 24), (32, 40, 10)])
+def test_the_view_fits_the_terminal(faces: int, width: int, height: int) -> None:
+    clock = Clock()
+    tally = Tally(clock)
+    view = LiveView("cam", tally, lambda: 0, clock)
+    answers = [face(track, resumed=True) for track in range(1, faces + 1)]
+    tally.add(answers)
+    view.update(1.5, answers)
+    clock.now = 110.0
+    lines = shown(view, width, height).splitlines()
+    assert len(lines) <= height
+    # What is no panel is folded.
+    told = "".join(lines)
+    for part in (
+        "face 1: happiness 0.75",
+        "frames/s",
+        f"resumed {faces} ×",
+        "waiting for an answer for 10 s",
+        "Ctrl-C",
+    ):
+        assert part.replace(" ", "") in told.replace(" ", "")
+    assert ("more" in told) == (faces == 32)
 
 
 def test_a_face_that_is_not_found_keeps_its_last_answer() -> None:
