@@ -67,7 +67,8 @@ def clip_from_path(path: Path, image_size: int, sampler: Sampler = sample_indice
             return clip_from_video(path, image_size, sampler)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
         raise DferDeployError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
-    raise DferDeployError(f"{path} does not exist; expected a video file or a folder of frames")
+    state = "is neither a file nor a folder" if path.exists() else "does not exist"
+    raise DferDeployError(f"{path} {state}; expected a video file or a folder of frames")
 
 
 def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:

@@ -110,6 +110,8 @@ def test_other_image_formats_are_not_opened_whatever_their_name(tmp_path: Path) 
 def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DferDeployError, match="cannot be read"):
         clip_from_path(tmp_path / ("x" * 300), 32)
+    with pytest.raises(DferDeployError, match="/dev/null is neither a file nor a folder"):
+        clip_from_path(Path("/dev/null"), 32)
 
 
 @pytest.mark.parametrize(
