@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dfer_deploy.bench import BenchResult
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits
+from dfer_deploy.runtimes.available import Runtime
 from dfer_deploy.specs import require, spec_from_dict
 
 if sys.version_info >= (3, 11):
@@ -31,7 +33,7 @@ _MAX_BYTES = 1 << 20
 def _require_limits(policy: VerifyPolicy | BenchPolicy, where: str) -> None:
     for name, value in vars(policy).items():
         require(
-            value is None or (math.isfinite(value) and value >= 0),
+            value is None or isinstance(value, tuple) or (math.isfinite(value) and value >= 0),
             f"{where}.{name} is {value}, expected a number of at least 0",
         )
 
@@ -46,6 +48,7 @@ class VerifyPolicy:
         max_flip_rate: largest share of clips whose answer changes, in (0, 1].
         max_recall_drop: by how many points the recall of a class may fall.
         max_calibration_rise: by how many points the expected calibration error may rise.
+        require: ways of serving that must be compared, as ``--runtime`` names them.
     """
 
     margin: float | None = None
@@ -53,6 +56,7 @@ class VerifyPolicy:
     max_flip_rate: float | None = None
     max_recall_drop: float | None = None
     max_calibration_rise: float | None = None
+    require: tuple[Literal[Runtime, "triton"], ...] = ()
 
     def __post_init__(self) -> None:
         _require_limits(self, "verify")
@@ -68,6 +72,24 @@ class VerifyPolicy:
             "is about 3 / n; give at least that, for example 0.003 for 1000 clips",
         )
         require((self.max_flip_rate or 0) <= 1, f"verify.max_flip_rate is {self.max_flip_rate}, expected at most 1")
+
+    def check_compared(self, compared: Collection[str], left_out: Collection[str]) -> None:
+        """Before anything is compared: what the policy requires must not be left out.
+
+        Args:
+            compared: what will be, as ``--runtime`` names it.
+            left_out: why something will not be.
+
+        Raises:
+            DferDeployError: a way that is required is not among them.
+        """
+        for name in self.require:
+            reasons = "".join(f" ({reason})" for reason in left_out)
+            require(
+                name in compared,
+                f"the policy requires {name}, but only {', '.join(compared)} would be compared{reasons}; leave "
+                "--in-process and --runtime away, run it where that can be, or take it out of the policy",
+            )
 
     def limits(self, default: Limits) -> Limits:
         """The default's limits, with those of the policy instead where it has some."""

@@ -19,7 +19,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.commands.localisation import bisected, blamed, localisation_as_json, localised, print_localisation
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
-from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
+from dfer_deploy.commands.runtimes import TRITON, choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
 from dfer_deploy.console import stdout, step, warn
@@ -158,6 +158,8 @@ def verify(
     spec = opened.spec
     default = LIMITS[opened.manifest.precision]
     policy = policy_from_toml(policy_file) if policy_file else Policy()
+    compared = (*contestants.runtimes, *((TRITON,) if contestants.served else ()))
+    policy.verify.check_compared(compared, contestants.left_out.values())
     for option, given, written in (
         ("--margin", margin, policy.verify.margin),
         ("--max-logit-error", max_logit_error, policy.verify.max_logit_error),

@@ -492,6 +492,10 @@ def test_the_limits_of_a_policy_decide(
     both = cli(*arguments, "--checkpoint", own_checkpoint, "--margin", 0.5)
     assert both.exit_code == ExitCode.WRONG_INPUT
     assert f"--margin 0.5, but {policy} says 30; give one of them" in " ".join(both.output.split())
+    policy.write_text('[verify]\nrequire = ["triton"]\n')
+    without = cli(*arguments, "--checkpoint", own_checkpoint)
+    assert without.exit_code == ExitCode.WRONG_INPUT
+    assert "the policy requires triton, but only onnxruntime-cpu would be compared" in " ".join(without.output.split())
 
     policy.write_text(
         "[verify]\nmargin = 100\nmax_logit_error = 1e6\nmax_flip_rate = 0.05\nmax_recall_drop = 1\n"

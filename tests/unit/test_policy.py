@@ -53,6 +53,16 @@ def test_each_limit_of_a_policy_replaces_its_own() -> None:
     )
 
 
+def test_what_a_policy_requires_must_not_be_left_out(tmp_path: Path) -> None:
+    required = policy(tmp_path, '[verify]\nrequire = ["tensorrt", "triton"]\n').verify
+    required.check_compared(("onnxruntime-cuda", "tensorrt", "triton"), ())
+    message = r"requires tensorrt, but only onnxruntime-cpu would be compared \(the engines are not built\); leave"
+    with pytest.raises(DferDeployError, match=message):
+        required.check_compared(("onnxruntime-cpu",), ("the engines are not built",))
+    with pytest.raises(DferDeployError, match="expected one of onnxruntime-cpu, onnxruntime-cuda, tensorrt, triton"):
+        policy(tmp_path, '[verify]\nrequire = ["triton grpc"]\n')
+
+
 def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_path: Path) -> None:
     limits = policy_from_toml(EXAMPLE).verify.limits(LIMITS["fp32"])
     assert limits.recall_drop == 2
