@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.specs import require
+from dfer_deploy.limits import Limits
+from dfer_deploy.specs import require, spec_from_dict
 
 Int64 = npt.NDArray[np.int64]
 
@@ -76,12 +77,41 @@ class EarlierVerification:
     """A verification whose clips count again.
 
     Attributes:
+        path: of its file.
         answers: by clip.
+        limits: what it accepted.
+        target: of the bundle that it verified.
         failure: which file failed and what was first, in one sentence; None where it did not fail.
     """
 
+    path: Path
     answers: ComparedAnswers
+    limits: Limits
+    target: str
     failure: str | None = None
+
+    def check_alike(self, limits: Limits, target: str) -> None:
+        """Refuses what proves nothing for a verification with these limits of a bundle for this target.
+
+        Raises:
+            DferDeployError: it has another precision or target, or it accepted more.
+        """
+        for what, its, ours in (
+            ("precision", self.limits.precision, limits.precision),
+            ("target", self.target, target),
+        ):
+            require(
+                its == ours,
+                f"the pooled verification {self.path} is of the {what} {its}, this one of {ours}; pool folds that are "
+                "served alike",
+            )
+        for name, most in vars(limits).items():
+            accepted = getattr(self.limits, name)
+            require(
+                name == "precision" or accepted <= most,
+                f"the pooled verification {self.path} accepted {name} up to {accepted}, this one up to {most}; verify "
+                "that fold again with the same limits",
+            )
 
 
 def earlier_from_json(path: Path) -> EarlierVerification:
@@ -112,6 +142,7 @@ def earlier_from_json(path: Path) -> EarlierVerification:
         named = None if groups is None else tuple(map(str, groups))
         if not clips or len(named if named is not None else clips) != len(clips):
             raise ValueError("it has no clips, or not one group for each")
+        accepted, target = dict(content["limits"]), str(content["provenance"]["target"])
         failures = list(map(str, content["failures"]))
         if content["passed"] is not True or content["exit_code"] not in (ExitCode.DONE, ExitCode.UNDECIDED):
             failures.append("it does not say why")
@@ -120,10 +151,20 @@ def earlier_from_json(path: Path) -> EarlierVerification:
         raise DferDeployError(
             f"{path} is no result of verify ({reason}); make one with: verify … --json FILE"
         ) from error
+    accepted.pop("roundings", None)  # as the precision says
+    try:
+        limits = spec_from_dict(Limits, accepted, "limits")
+    except DferDeployError as error:
+        raise DferDeployError(
+            f"{path} is no result of this version's verify ({error}); verify that fold again"
+        ) from error
     candidates = dict(zip(answers["candidates"], given, strict=True))
     return EarlierVerification(
-        ComparedAnswers(class_names, clips, hashes, named, labels, reference, candidates),
-        f"the pooled verification {path} failed: {failures[0]}" if failures else None,
+        path=path,
+        answers=ComparedAnswers(class_names, clips, hashes, named, labels, reference, candidates),
+        limits=limits,
+        target=target,
+        failure=f"the pooled verification {path} failed: {failures[0]}" if failures else None,
     )
 
 

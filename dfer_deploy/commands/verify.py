@@ -173,6 +173,8 @@ def verify(
         logits=limits.logits if max_logit_error is None else max_logit_error,
     )
     pool = [earlier_from_json(path) for path in pool_files]
+    for earlier in pool:
+        earlier.check_alike(limits, opened.manifest.target)
     clips = _labelled(lists, spec, data_root)
     groups = _groups(group_by, clips.annotations) if group_by else None
     outputs = {"--json": json_file, "--report": report_file, "--save-baseline": save_baseline}

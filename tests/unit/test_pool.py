@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.limits import LIMITS
 from dfer_deploy.pool import FORMAT, ComparedAnswers, earlier_from_json, pooled
 
 
@@ -23,7 +25,9 @@ def fold(first: int, **changes: Any) -> ComparedAnswers:
 
 
 def written(path: Path, answers: ComparedAnswers, outcome: dict[str, Any] | None = None, **changes: Any) -> Path:
-    content = {"format": FORMAT, "passed": True, "exit_code": 0, "failures": []} | (outcome or {})
+    content = {"format": FORMAT, "passed": True, "exit_code": 0, "failures": []}
+    content |= {"limits": vars(LIMITS["fp16"]) | {"roundings": 4}, "provenance": {"target": "embedded"}}
+    content |= outcome or {}
     content |= {"class_names": list(answers.class_names), "answers": answers.to_dict() | changes}
     path.write_text(json.dumps(content))
     return path
@@ -38,6 +42,24 @@ def test_what_was_written_is_read_and_pooled(tmp_path: Path) -> None:
     assert both.labels.tolist() == [0, 1, 1, 1, 1, 0]
     assert both.reference.tolist() == [0, 1, 0] * 2
     assert both.candidates["onnxruntime fp32"].tolist() == [0] * 6
+
+
+def test_only_folds_that_were_held_alike_are_pooled(tmp_path: Path) -> None:
+    limits = replace(LIMITS["fp16"], flips=0.01)
+    earlier = earlier_from_json(written(tmp_path / "v.json", fold(0)))
+    earlier.check_alike(LIMITS["fp16"], "embedded")
+    for other, target, message in (
+        (limits, "embedded", "accepted flips up to 1.0, this one up to 0.01; verify that fold again with the same"),
+        (LIMITS["fp32"], "embedded", "is of the precision fp16, this one of fp32"),
+        (LIMITS["fp16"], "tensorrt", "is of the target embedded, this one of tensorrt"),
+    ):
+        with pytest.raises(DferDeployError, match=message):
+            earlier.check_alike(other, target)
+    stricter = written(tmp_path / "v.json", fold(0), {"limits": vars(limits)})
+    earlier_from_json(stricter).check_alike(LIMITS["fp16"], "embedded")
+    for damage in ({"limits": {}}, {"limits": vars(limits) | {"flips": "all"}}, {"limits": 3}, {"provenance": None}):
+        with pytest.raises(DferDeployError, match=r"v\.json is no result of"):
+            earlier_from_json(written(tmp_path / "v.json", fold(0), damage))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +85,7 @@ def test_what_does_not_belong_together_is_not_pooled(other: ComparedAnswers, mes
     [
         {"labels": [0, 1, 2]},
         {"labels": [0, 1]},
+        {"labels": [0, 1, -1]},
         {"reference": [0, 1, 0.5]},
         {"groups": ["x"]},
         {"clips": 3},
@@ -74,6 +97,21 @@ def test_what_does_not_belong_together_is_not_pooled(other: ComparedAnswers, mes
 def test_damaged_answers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(DferDeployError, match="is no result of verify"):
         earlier_from_json(written(tmp_path / "v.json", fold(0), **changes))
+
+
+def test_a_file_that_is_far_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfer_deploy.pool._MAX_FILE_BYTES", 1 << 20)
+    path = written(tmp_path / "v.json", fold(0))
+    path.write_text(path.read_text() + " " * (1 << 20))
+    with pytest.raises(DferDeployError, match="it is larger than 1 MiB"):
+        earlier_from_json(path)
+
+
+def test_of_clips_with_the_same_frames_the_first_counts() -> None:
+    same = tuple(f"{index:064x}" for index in (1, 0, 1))
+    once = fold(0, clip_hashes=same, groups=("x", "y", "z")).once
+    assert (once.clips, once.groups) == (("clip 0", "clip 1"), ("x", "y"))
+    assert (once.labels.tolist(), once.reference.tolist()) == ([0, 1], [0, 1])
 
 
 def test_a_file_that_does_not_tell_the_frames_of_its_clips_is_refused(tmp_path: Path) -> None:

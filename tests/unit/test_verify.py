@@ -150,7 +150,9 @@ def earlier(clips: int, failure: str | None = None, **changes: tuple[str, ...]) 
     labels, names = np.arange(clips) % 3, tuple(map(str, range(clips)))
     hashes = tuple(f"{index:064x}" for index in range(clips))
     answers = ComparedAnswers(NAMES, names, hashes, None, labels, labels, {"same": labels})
-    return EarlierVerification(dataclasses.replace(answers, **changes), failure)
+    return EarlierVerification(
+        Path("fold.json"), dataclasses.replace(answers, **changes), NO_LIMITS, "embedded", failure
+    )
 
 
 def test_pooled_clips_count_towards_the_equivalence_only(folder: Path, truth: PredictorTruth) -> None:
@@ -178,9 +180,10 @@ def test_a_clip_counts_once_in_the_decision_whatever_its_name(
     (tmp_path / "1").symlink_to(folder / "2")
     clips = listed(folder, "1231")
     clips.annotations += [Annotation(f"copy/{name}", tmp_path / name, 1, 0) for name in "01"]
-    found = verify(SPEC, truth, [named("same")], clips, NO_LIMITS, batch_size=2)
+    pool = [earlier(3, clip_hashes=("a" * 64, "b" * 64, "a" * 64))]
+    found = verify(SPEC, truth, [named("same")], clips, NO_LIMITS, batch_size=2, pool=pool)
     assert len(found.labels) == 6
-    assert found.comparisons[0].equivalence.clips == 4
+    assert found.comparisons[0].equivalence.clips == 4 + 2
     assert "2 of the 6 clips have the frames of another one of them" in " ".join(capsys.readouterr().err.split())
 
 
