@@ -53,7 +53,7 @@ class Comparison:
         calibration: confidence against accuracy.
         answers: class indices, int64 [N].
         flips: clips whose answer changed.
-        flip_rate: how often that happened.
+        flip_rate: how often that happened; clips with the same frames count once.
         equivalence: of UAR and WAR with the truth's, on these clips and the pooled ones.
         failures: sentences, one for each limit that was left.
         undecided: sentences, one for each question that so few clips leave open.
@@ -122,7 +122,8 @@ def comparison(
     probabilities, true_probabilities = finite_softmax(logits), finite_softmax(expected)
     found_calibration, true_calibration = (calibration(labels, of) for of in (probabilities, true_probabilities))
     changed = np.flatnonzero(answers != compared.reference)
-    flip_rate = rate(len(changed), len(labels))
+    distinct = compared.once
+    flip_rate = rate(int((distinct.candidates[name] != distinct.reference).sum()), len(distinct.clips))
     equal = equivalence(
         decided_on.labels,
         decided_on.reference,
@@ -172,7 +173,7 @@ def comparison(
     elif equal.verdict == "undecided":
         undecided.append(f"{name}: {equal}")
     most = f"at most {100 * limits.flips:g} % is accepted"
-    if len(changed) / len(labels) > limits.flips:
+    if flip_rate.count / flip_rate.n > limits.flips:
         failures.append(f"{name}: {flip_rate} answers changed, {most}")
     elif flip_rate.high > limits.flips:
         undecided.append(f"{name}: {flip_rate} answers changed, {most}: too few clips to tell")

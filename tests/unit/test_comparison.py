@@ -31,7 +31,7 @@ def compared(
     answers = ComparedAnswers(
         class_names=("a", "b", "c")[: expected.shape[1]],
         clips=tuple(f"clip {index}" for index in range(len(expected))),
-        clip_hashes=(),
+        clip_hashes=tuple(map(str, range(len(expected)))),
         groups=None,
         labels=np.arange(len(expected)) % 2 if labels is None else labels,
         reference=expected.argmax(axis=1),

@@ -184,6 +184,7 @@ def test_a_clip_counts_once_in_the_decision_whatever_its_name(
     found = verify(SPEC, truth, [named("same")], clips, NO_LIMITS, batch_size=2, pool=pool)
     assert len(found.labels) == 6
     assert found.comparisons[0].equivalence.clips == 4 + 2
+    assert found.comparisons[0].flip_rate.n == 4
     assert "2 of the 6 clips have the frames of another one of them" in " ".join(capsys.readouterr().err.split())
 
 
