@@ -62,8 +62,7 @@ class Rate:
     def __str__(self) -> str:
         if self.count == 0:
             return f"0 of {self.n} (at most {100 * self.high:.2g} %, about 3 / {self.n})"
-        low, high = f"{100 * self.low:.2g}", f"{100 * self.high:.3g}"
-        return f"{self.count} of {self.n} ({low}–{high} %)"
+        return f"{self.count} of {self.n} ({100 * self.low:.3g}–{100 * self.high:.3g} %)"
 
 
 @dataclass(frozen=True)

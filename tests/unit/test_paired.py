@@ -93,6 +93,7 @@ def test_mcnemar_and_rates_are_the_exact_ones() -> None:
     assert rate(0, 300).high == pytest.approx(1 - 0.05 ** (1 / 300))
     assert rate(0, 300).high < 3 / 300
     assert (rate(5, 5).low, rate(5, 5).high) == (pytest.approx(0.05 ** (1 / 5)), 1)
+    assert str(rate(630, 630)) == "630 of 630 (99.5–100 %)"
 
 
 def test_groups_count_instead_of_clips() -> None:

@@ -337,7 +337,7 @@ def test_every_number_of_a_candidate_stands_in_its_own_column(tmp_path: Path) ->
         "interval_war": {"low": -4.0, "high": -2.5, "method": "exact and bootstrap"},
     }
     text = page_of(tmp_path, content).text
-    flips = "9 of 630 (0.66–2.69 %)"
+    flips = "9 of 630 (0.655–2.69 %)"
     assert f"candidate 0 ✗ failed 81.50 82.25 {flips} 7 / 2 0.12 0.75 " in text
     assert "−1.00 −2.00 to +0.50 −3.00 −4.00 to −2.50 exact and bootstrap" in text
     assert "candidate 0 0.5 0.25 0.75 3.5" in text
