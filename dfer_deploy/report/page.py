@@ -192,9 +192,10 @@ def _accepted(content: Content) -> list[str]:
 def _decided_on(content: Content) -> str:
     """Which clips decided, where it is not simply those of this verification."""
     found = content.comparisons[0].equivalence
-    pooled = "" if found.clips == content.clips else ", those of earlier verifications included"
+    which = ", those of earlier verifications included" if found.clips > content.clips else ""
+    which = f" of {content.clips:,}: those with the same frames count once" if found.clips < content.clips else which
     sources = "" if found.groups is None else f" of {found.groups:,} sources, which count as independent"
-    return f"Decided on {found.clips:,} clips{sources}{pooled}." if pooled or sources else ""
+    return f"Decided on {found.clips:,} clips{sources}{which}." if which or sources else ""
 
 
 def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:

@@ -305,6 +305,15 @@ def test_what_is_accepted_is_said_and_how_near_the_graphs_are_to_it(tmp_path: Pa
         assert sentence in page_of(tmp_path, content).text
 
 
+def test_clips_that_count_once_are_not_taken_for_pooled_ones(tmp_path: Path) -> None:
+    content = planted(2000)
+    content["comparisons"][0]["equivalence"]["clips"] = 1990
+    text = page_of(tmp_path, content).text
+    assert "Decided on 1,990 clips of 2,000: those with the same frames count once." in text
+    content["comparisons"][0]["equivalence"]["clips"] = 2010
+    assert "Decided on 2,010 clips, those of earlier verifications included." in page_of(tmp_path, content).text
+
+
 def test_drawn_data_is_named_where_the_verdict_stands(pages: dict[str, Page]) -> None:
     text = pages["equivalent"].text
     assert text.index(NOTE) < text.index("Each way of serving")
