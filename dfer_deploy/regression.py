@@ -95,16 +95,12 @@ def compare(old: BenchResult, new: BenchResult) -> Comparison:
     """Holds a new run against an old one, contestant by contestant.
 
     Raises:
-        DferDeployError: the runs cannot be compared; see ``check_comparable``.
+        DferDeployError: the runs cannot be compared; see ``check_comparable`` and ``check_first``.
     """
     rounds, older = _throughputs(new), _throughputs(old)
     first = next(iter(rounds))
     check_comparable(old, machine=new.machine, rounds=len(rounds[first]))
-    if first not in older:
-        raise DferDeployError(
-            f"the older run did not measure {first!r}, which is the measure of everything else; it has "
-            f"{', '.join(older)}: measure the same runtimes, or keep a new run with --json"
-        )
+    check_first(old, first)
     changes = []
     for name in rounds:
         if name in older:
@@ -139,6 +135,20 @@ def check_comparable(old: BenchResult, *, machine: str, rounds: int) -> None:
                 f"{what} has {count} round(s), expected at least {MIN_ROUNDS}: the rounds are what tells the noise; "
                 f"measure with --rounds {MIN_ROUNDS} or more"
             )
+
+
+def check_first(old: BenchResult, first: str) -> None:
+    """Refuses an older run without the new run's first contestant, before minutes are spent on measuring.
+
+    Raises:
+        DferDeployError: it did not measure this one.
+    """
+    older = _throughputs(old)
+    if first not in older:
+        raise DferDeployError(
+            f"the older run did not measure {first!r}, which is the measure of everything else; it has "
+            f"{', '.join(older)}: measure the same runtimes, or keep a new run with --json"
+        )
 
 
 def read_bench(path: Path) -> BenchResult:

@@ -22,7 +22,7 @@ from dfer_deploy.console import stdout, step, table
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import check_outputs, write_json
 from dfer_deploy.policy import BenchPolicy, policy_from_toml
-from dfer_deploy.regression import Comparison, check_comparable, compare, read_bench
+from dfer_deploy.regression import Comparison, check_comparable, check_first, compare, read_bench
 from dfer_deploy.resources import measured_resources, memory_is_measured
 from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import triton_environment
@@ -149,6 +149,8 @@ def bench(
             with step(f"read {checkpoint}"):
                 model = load_checkpoint(checkpoint).build_model()
                 predictors.append(stack.enter_context(TorchPredictor(model)))
+        if older:
+            check_first(older, predictors[0].name)
         server, own_port, address = None, None, url
         if contestants.served:
             if address is None:

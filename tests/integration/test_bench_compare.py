@@ -38,6 +38,13 @@ def test_a_run_is_held_against_an_older_one(
     assert contestant["throughput"]["ratio"] < 1e-6
     result = cli(*common, "--compare", old, "--rounds", 2)
     assert (result.exit_code, "expected at least 3" in result.output) == (2, True), result.output
+    other = content["in_process"][0] | {"name": "another runtime"}
+    old.write_text(json.dumps(content | {"in_process": [other]}))
+    monkeypatch.setattr(
+        "dfer_deploy.commands.bench.run_bench", lambda *_, **__: pytest.fail("measured what cannot be compared")
+    )
+    result = cli(*common, "--compare", old)
+    assert (result.exit_code, "did not measure 'onnxruntime fp32'" in result.output) == (2, True), result.output
     claim(1.0, machine="another one")
     result = cli(*common, "--compare", old)
     assert (result.exit_code, "compare runs of one machine" in result.output) == (2, True), result.output
