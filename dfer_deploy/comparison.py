@@ -53,8 +53,8 @@ class Comparison:
         calibration: confidence against accuracy.
         answers: class indices, int64 [N].
         flips: clips whose answer changed.
-        flip_rate: how often that happened; clips with the same frames count once.
-        equivalence: of UAR and WAR with the truth's, on these clips and the pooled ones.
+        flip_rate: how often that happened, on these clips and the pooled ones; clips with the same frames count once.
+        equivalence: of UAR and WAR with the truth's, on the same clips.
         failures: sentences, one for each limit that was left.
         undecided: sentences, one for each question that so few clips leave open.
     """
@@ -122,8 +122,8 @@ def comparison(
     probabilities, true_probabilities = finite_softmax(logits), finite_softmax(expected)
     found_calibration, true_calibration = (calibration(labels, of) for of in (probabilities, true_probabilities))
     changed = np.flatnonzero(answers != compared.reference)
-    distinct = compared.once
-    flip_rate = rate(int((distinct.candidates[name] != distinct.reference).sum()), len(distinct.clips))
+    here = compared.once.flipped(name).mean()
+    flip_rate = rate(decided_on.flipped(name), decided_on.groups)
     equal = equivalence(
         decided_on.labels,
         decided_on.reference,
@@ -173,8 +173,8 @@ def comparison(
     elif equal.verdict == "undecided":
         undecided.append(f"{name}: {equal}")
     most = f"at most {100 * limits.flips:g} % is accepted"
-    if flip_rate.count / flip_rate.n > limits.flips:
-        failures.append(f"{name}: {flip_rate} answers changed, {most}")
+    if here > limits.flips:
+        failures.append(f"{name}: {100 * here:.3g} % of the answers changed, {most}")
     elif flip_rate.high > limits.flips:
         undecided.append(f"{name}: {flip_rate} answers changed, {most}: too few clips to tell")
     return Comparison(

@@ -8,7 +8,7 @@ the number of changes; where there are many, the bootstrap may widen them, never
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,9 @@ MOST_CLIPS = 10_000_000
 _DRAWN_AT_ONCE = 1_000_000
 """Counts in memory."""
 
+_RULE_OF_THREE = 10
+"""From so many on 3 / n is near the bound of zero events."""
+
 Verdict = Literal["equivalent", "different", "undecided"]
 
 
@@ -48,21 +51,31 @@ class Interval:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened: ``count`` of ``n``, and the exact (Clopper-Pearson) interval of its probability.
+    """How often something happened: ``count`` of ``n``, and the exact interval of its probability.
 
     The interval is two-sided at 95 %. Where nothing, or everything, happened, it is one-sided at 95 %: with zero events
-    the upper bound is 1 - 0.05^(1/n), a little less than 3 / n. Events count as independent.
+    the upper bound is 1 - 0.05^(1/n), a little less than 3 / n. Events of one source do not count as independent.
+
+    Attributes:
+        count: of events.
+        n: how often there could have been one.
+        low: lower end, in [0, 1].
+        high: upper end, in [0, 1].
+        sources: how many sources they come from; None where every event counts as independent.
     """
 
     count: int
     n: int
     low: float
     high: float
+    sources: int | None = None
 
     def __str__(self) -> str:
+        of = f"{self.count} of {self.n}" + ("" if self.sources is None else f" from {self.sources} sources")
         if self.count == 0:
-            return f"0 of {self.n} (at most {100 * self.high:.2g} %, about 3 / {self.n})"
-        return f"{self.count} of {self.n} ({100 * self.low:.3g}–{100 * self.high:.3g} %)"
+            about = f", about 3 / {self.n}" if self.sources is None and self.n >= _RULE_OF_THREE else ""
+            return f"{of} (at most {100 * self.high:.2g} %{about})"
+        return f"{of} ({100 * self.low:.3g}–{100 * self.high:.3g} %)"
 
 
 @dataclass(frozen=True)
@@ -104,19 +117,26 @@ class Equivalence:
         if self.verdict == "different":
             return f"different: UAR or WAR differ by more than {self.margin:g} points"
         if self.needed is None:
-            return (
-                f"undecided: the difference is about the margin of {self.margin:g} points, so no number of clips tells"
-            )
+            return f"undecided: at these rates not even {MOST_CLIPS:,} clips tell for ±{self.margin:g} points"
         return f"too few clips to tell: n ≥ {self.needed} needed for ±{self.margin:g} points"
 
 
-def rate(count: int, n: int) -> Rate:
-    """The exact interval of the probability of an event that happened ``count`` times in ``n`` ≥ 1 trials."""
-    if count == 0:
-        return Rate(0, n, 0.0, _upper_share(0, n, ALPHA))
-    if count == n:
-        return Rate(n, n, _lower_share(n, n, ALPHA), 1.0)
-    return Rate(count, n, _lower_share(count, n, ALPHA / 2), _upper_share(count, n, ALPHA / 2))
+def rate(happened: npt.NDArray[np.bool_], groups: Sequence[str] | None = None) -> Rate:
+    """The interval of the probability of an event.
+
+    Clopper and Pearson's where events are independent; of sources, as ``equivalence`` has it for the WAR.
+
+    Args:
+        happened: bool [N], N ≥ 1.
+        groups: the source of each; None where all are independent.
+    """
+    count, n = int(happened.sum()), len(happened)
+    weight = np.full(n, 1 / n)
+    changes = _changes(weight * happened, weight, _units(n, groups))
+    low, high = changes.limits(ALPHA if count in (0, n) else ALPHA / 2)
+    return Rate(
+        count, n, low if count else 0.0, high if count < n else 1.0, None if groups is None else len(set(groups))
+    )
 
 
 def equivalence(
@@ -155,7 +175,7 @@ def equivalence(
     """
     require(margin > 0, f"the margin is {margin} points, expected more than 0")
     lost, gained = (reference == labels) & (candidate != labels), (reference != labels) & (candidate == labels)
-    unit: Int64 = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    unit = _units(len(labels), groups)
     sizes = np.bincount(labels, minlength=classes)
     # By clip: how much of the WAR and of the UAR it decides.
     weights = [np.full(len(labels), 1 / len(labels)), 1 / (sizes[labels] * (sizes > 0).sum())]
@@ -180,8 +200,13 @@ def equivalence(
         delta_war=delta_war,
         interval_uar=uar,
         interval_war=war,
-        needed=_needed(changes, len(labels), margin) if verdict == "undecided" else None,
+        needed=_needed(changes, (war, uar), len(labels), margin) if verdict == "undecided" else None,
     )
+
+
+def _units(clips: int, groups: Sequence[str] | None) -> Int64:
+    """What counts as independent, by its number, [N]: every clip, or every source."""
+    return np.arange(clips) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -200,13 +225,13 @@ class _Changes:
     heaviest: float
     units: float | None
 
-    def limits(self) -> tuple[float, float]:
-        """Lower and upper limit of the expected share, one-sided at 95 % each."""
+    def limits(self, alpha: float) -> tuple[float, float]:
+        """Lower and upper limit of the expected share, each wrong with a probability of ``alpha``."""
         if self.units is not None:
             count = self.share * self.units
-            return _lower_share(count, self.units, ALPHA), _upper_share(count, self.units, ALPHA)
-        low = _poisson_quantile(ALPHA, self.share, self.squares)
-        high = _poisson_quantile(1 - ALPHA, self.share + self.heaviest, self.squares + self.heaviest**2)
+            return _lower_share(count, self.units, alpha), _upper_share(count, self.units, alpha)
+        low = _poisson_quantile(alpha, self.share, self.squares)
+        high = _poisson_quantile(1 - alpha, self.share + self.heaviest, self.squares + self.heaviest**2)
         return low, min(1.0, high)
 
     def with_more(self, factor: float) -> _Changes:
@@ -240,7 +265,7 @@ def _poisson_quantile(probability: float, mean: float, variance: float) -> float
 
 def _exact_interval(lost: _Changes, gained: _Changes) -> Interval:
     delta = gained.share - lost.share
-    (least_lost, most_lost), (least_gained, most_gained) = lost.limits(), gained.limits()
+    (least_lost, most_lost), (least_gained, most_gained) = lost.limits(ALPHA), gained.limits(ALPHA)
     low = delta - np.hypot(most_lost - lost.share, gained.share - least_gained)
     high = delta + np.hypot(most_gained - gained.share, lost.share - least_lost)
     return Interval(100 * float(low), 100 * float(high), "exact")
@@ -284,13 +309,25 @@ def _verdict(intervals: Sequence[Interval], margin: float) -> Verdict:
     return "different" if beyond else "undecided"
 
 
-def _needed(changes: Sequence[tuple[_Changes, _Changes]], clips: int, margin: float) -> int | None:
+def _needed(
+    changes: Sequence[tuple[_Changes, _Changes]], intervals: Sequence[Interval], clips: int, margin: float
+) -> int | None:
     """The smallest number of clips, more than these, that decides at the same rates; None if even the most do not."""
+    now = [_exact_interval(lost, gained) for lost, gained in changes]
 
     def decides(number: int) -> bool:
         factor = number / clips
         more = [_exact_interval(lost.with_more(factor), gained.with_more(factor)) for lost, gained in changes]
-        return _verdict(more, margin) != "undecided"
+        # By what the bootstrap adds, which shrinks as all spread does.
+        wider = [
+            replace(
+                exact,
+                low=exact.low - (before.low - found.low) / factor**0.5,
+                high=exact.high + (found.high - before.high) / factor**0.5,
+            )
+            for exact, before, found in zip(more, now, intervals, strict=True)
+        ]
+        return _verdict(wider, margin) != "undecided"
 
     too_few, enough = clips, MOST_CLIPS
     if not decides(enough):

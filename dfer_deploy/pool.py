@@ -60,6 +60,10 @@ class ComparedAnswers:
             candidates={name: answers[rows] for name, answers in self.candidates.items()},
         )
 
+    def flipped(self, candidate: str) -> npt.NDArray[np.bool_]:
+        """Whether a candidate answers another class than the reference, [N]."""
+        return np.not_equal(self.candidates[candidate], self.reference)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; ``earlier_from_json`` reads it back."""
         return {

@@ -57,7 +57,7 @@ EXPECTED = np.tile(np.array([[9, 0], [0, 9]], dtype=np.float32), (10, 1))
 
 def test_errors_are_told_by_quantiles_over_clips_and_classes() -> None:
     answered = EXPECTED.copy()
-    answered[3] += np.float32(0.004)
+    answered[3] -= np.float32(0.004)
     found = compared(EXPECTED, answered)
     assert found.failures == ()
     assert found.logit_errors[0.5] == found.logit_errors[0.9] == 0
@@ -131,9 +131,11 @@ def test_an_answer_may_change_only_where_it_was_a_close_call() -> None:
     expected[[2, 4]] = [[5.01, 5], [5.03, 5]]
     answered[[2, 4]] = [[5, 5.01], [5, 5.03]]
     limits = dataclasses.replace(NO_LIMITS, flip_margin=0.02)
-    assert compared(expected, answered, limits=limits).failures == (
-        "served: clip 4 is answered b, PyTorch says a by 0.03 logits",
-    )
+    found = compared(expected, answered, np.ones(20, np.int64), limits=limits)
+    assert found.failures == ("served: clip 4 is answered b, PyTorch says a by 0.03 logits",)
+    flip = found.flips[1]
+    assert (flip.clip, flip.label, flip.expected, flip.answered) == ("clip 4", "b", "a", "b")
+    assert flip.probabilities[0] > 0.5 > flip.answered_probabilities[0]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_answers_that_change_at_the_limit_leave_the_question_open_and_one_more_f
     assert f"{changed} of {clips}" in sentence
     assert sentence.endswith(f"answers changed, at most {100 * limit:g} % is accepted: too few clips to tell")
     (failure,) = with_hits([clips, 0], [clips, 0], [clips - changed - 1, 0], flips=limit).failures
-    assert failure.endswith(f"answers changed, at most {100 * limit:g} % is accepted")
+    assert failure.endswith(f"% of the answers changed, at most {100 * limit:g} % is accepted")
 
 
 def test_without_a_change_the_upper_bound_of_the_rate_decides() -> None:
@@ -219,7 +221,12 @@ def test_equivalence_is_decided_on_the_pooled_clips_and_their_groups() -> None:
     by_film = dataclasses.replace(pool, groups=tuple(f"film {index // 20}" for index in range(1400)))
     found = compared(EXPECTED, EXPECTED, decided_on=by_film)
     assert (found.equivalence.verdict, found.equivalence.groups) == ("undecided", 70)
+    assert (found.flip_rate.n, found.flip_rate.sources) == (1400, 70)
     assert len(found.undecided) == 1
+    few = dataclasses.replace(NO_LIMITS, flips=0.01)
+    assert compared(EXPECTED, EXPECTED, limits=few, decided_on=pool).undecided == ()
+    (open_question,) = compared(EXPECTED, EXPECTED, limits=few, decided_on=by_film).undecided
+    assert open_question.startswith("served: 0 of 1400 from 70 sources (at most 4.2 %) answers changed, at most 1 %")
 
 
 class Colours:

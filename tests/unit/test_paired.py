@@ -10,7 +10,7 @@ from scipy import stats
 
 from dfer_deploy import paired
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.paired import Equivalence, equivalence, rate
+from dfer_deploy.paired import Equivalence, Rate, equivalence, rate
 
 
 def answers(
@@ -23,6 +23,10 @@ def answers(
     is_lost = place < np.array(lost)[labels]
     is_gained = place >= (np.array(sizes) - gained)[labels]
     return labels, np.where(is_gained, wrong, labels), np.where(is_lost, wrong, labels), len(sizes)
+
+
+def events(count: int, n: int) -> Rate:
+    return rate(np.arange(n) < count)
 
 
 NONE = [0] * 7
@@ -57,7 +61,7 @@ def test_twelve_clips_without_a_flip_prove_nothing() -> None:
     assert found.verdict == "undecided"
     assert str(found) == "too few clips to tell: n ≥ 598 needed for ±0.5 points"
     assert found.interval_war.high == pytest.approx(22.1, abs=0.1)
-    assert str(rate(0, 12)) == "0 of 12 (at most 22 %, about 3 / 12)"
+    assert str(events(0, 12)) == "0 of 12 (at most 22 %, about 3 / 12)"
 
 
 def test_a_lost_class_is_different_with_few_clips_and_with_many() -> None:
@@ -80,7 +84,7 @@ def test_the_uar_alone_can_be_different() -> None:
 def test_a_difference_at_the_margin_is_decided_by_no_number() -> None:
     found = equivalence(*answers([100, 100], [1, 0], [0, 0]))
     assert (found.verdict, found.needed) == ("undecided", None)
-    assert "no number of clips tells" in str(found)
+    assert str(found) == "undecided: at these rates not even 10,000,000 clips tell for ±0.5 points"
 
 
 def test_mcnemar_and_rates_are_the_exact_ones() -> None:
@@ -89,11 +93,26 @@ def test_mcnemar_and_rates_are_the_exact_ones() -> None:
     assert found.mcnemar_p == pytest.approx(stats.binomtest(8, 9).pvalue)
     assert found.mcnemar_p == pytest.approx(2 * 10 / 512)
     exact = stats.binomtest(9, 300).proportion_ci(0.95, "exact")
-    assert (rate(9, 300).low, rate(9, 300).high) == pytest.approx((exact.low, exact.high))
-    assert rate(0, 300).high == pytest.approx(1 - 0.05 ** (1 / 300))
-    assert rate(0, 300).high < 3 / 300
-    assert (rate(5, 5).low, rate(5, 5).high) == (pytest.approx(0.05 ** (1 / 5)), 1)
-    assert str(rate(630, 630)) == "630 of 630 (99.5–100 %)"
+    assert (events(9, 300).low, events(9, 300).high) == pytest.approx((exact.low, exact.high))
+    assert events(0, 300).high == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert events(0, 300).high < 3 / 300
+    assert (events(5, 5).low, events(5, 5).high) == (pytest.approx(0.05 ** (1 / 5)), 1)
+    assert str(events(630, 630)) == "630 of 630 (99.5–100 %)"
+    assert str(events(0, 1)) == "0 of 1 (at most 95 %)"
+
+
+def test_the_rate_of_events_from_few_sources_is_known_as_badly_as_of_so_few_events() -> None:
+    films = [f"film {index // 30}" for index in range(2100)]
+    none = rate(np.zeros(2100, dtype=bool), films)
+    assert none.high == pytest.approx(1 - 0.05 ** (1 / 70))
+    assert str(none) == "0 of 2100 from 70 sources (at most 4.2 %)"
+    two = rate(np.arange(2100) < 60, films)
+    exact = stats.binomtest(2, 70).proportion_ci(0.95, "exact")
+    assert (two.count, two.sources) == (60, 70)
+    assert (two.low, two.high) == pytest.approx((exact.low, exact.high))
+    of_one_film_a_part = rate(np.arange(2100) < 15, films)
+    assert of_one_film_a_part.low < 15 / 2100 < 2 * exact.high
+    assert of_one_film_a_part.high > events(15, 2100).high
 
 
 def test_groups_count_instead_of_clips() -> None:
@@ -107,6 +126,14 @@ def test_groups_count_instead_of_clips() -> None:
     one_each = equivalence(*answers([300] * 7, [1, 2] + [0] * 5, NONE), groups=[str(index) for index in range(2100)])
     clips = equivalence(*answers([300] * 7, [1, 2] + [0] * 5, NONE))
     assert one_each.interval_uar == clips.interval_uar
+
+
+def test_many_changed_sources_are_bootstrapped_and_many_clips_of_few_sources_are_not() -> None:
+    films = [str(index // 10) for index in range(4000)]
+    labels = np.tile(np.arange(4), 1000)
+    for changed, method in ((19, "exact"), (20, "exact and bootstrap")):
+        candidate = np.where(np.arange(4000) // 10 < changed, (labels + 1) % 4, labels)
+        assert equivalence(labels, labels, candidate, 4, groups=films).interval_war.method == method
 
 
 def test_many_changes_are_bootstrapped_reproducibly_and_only_widen() -> None:
@@ -140,6 +167,24 @@ def test_films_with_clips_of_several_classes_are_drawn_among_all() -> None:
     change = -(unit % 2).astype(np.float64)
     ((low, high),) = paired._bootstrap(change, [np.full(200, 1 / 200)], labels, unit, 0)
     assert high - low == pytest.approx(2 * 1.645 * 100 * np.sqrt(0.25 / 100), rel=0.1)
+
+
+def test_what_a_class_loses_as_a_whole_is_lost_in_every_draw() -> None:
+    """Also where one film has clips of both classes, so that films are drawn among all."""
+    labels = np.repeat([0, 1], 100)
+    unit = np.arange(200)
+    unit[100] = 99
+    change = -(labels == 0).astype(np.float64)
+    ((low, high),) = paired._bootstrap(change, [np.full(200, 1 / 200)], labels, unit, 0)
+    assert (low, high) == pytest.approx((-50, -50))
+
+
+def test_samples_that_are_drawn_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros(50, dtype=np.int64)
+    arguments = (-(np.arange(50) < 20).astype(np.float64), [np.full(50, 1 / 50)], labels, np.arange(50), 0)
+    whole = paired._bootstrap(*arguments)
+    monkeypatch.setattr(paired, "_DRAWN_AT_ONCE", 2000)
+    assert paired._bootstrap(*arguments) == whole
 
 
 def test_losses_and_gains_are_joined_by_squares() -> None:
@@ -208,6 +253,16 @@ def test_the_bootstrap_is_the_binomial_around_what_was_lost() -> None:
     labels = np.repeat([0, 1], [60, 440])
     ((low, high),) = paired._bootstrap(change, [np.full(500, 1 / 500)], labels, np.arange(500), 0)
     assert (low, high) == pytest.approx((-12, -12)), "a class that is lost as a whole is lost in every draw"
+
+
+def test_what_the_bootstrap_adds_shrinks_with_the_clips_that_are_needed() -> None:
+    """Of half a thousand clips that change either way, the bootstrap is the wider one."""
+    found = equivalence(*answers([500, 500], [75, 75], [75, 75]), margin=2.75)
+    assert found.interval_war.method == "exact and bootstrap"
+    assert found.needed is not None
+    farthest = max(abs(end) for of in (found.interval_uar, found.interval_war) for end in (of.low, of.high))
+    assert found.needed == pytest.approx(1000 * (farthest / 2.75) ** 2, rel=0.02)
+    assert found.needed > 1010
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ VERIFICATION: dict[str, Any] = {
             "logit_errors": {"0.5": 1e-6, "1": 1e-5},
             "equivalence": vars(EQUAL)
             | {"interval_uar": vars(EQUAL.interval_uar), "interval_war": vars(EQUAL.interval_war)},
-            "flip_rate": vars(rate(0, 30)),
+            "flip_rate": vars(rate(np.zeros(30, dtype=bool))),
             "flips": [],
             "failures": [],
             "undecided": [],

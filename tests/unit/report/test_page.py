@@ -117,7 +117,7 @@ def comparison(
         "roundings": 4.75,
         "logit_errors": {f"{q:g}": float(np.quantile(errors, q)) for q in (0.5, 0.9, 0.99, 0.999, 1)},
         "equivalence": dataclasses.asdict(equal),
-        "flip_rate": dataclasses.asdict(rate(len(rows), len(labels))),
+        "flip_rate": dataclasses.asdict(rate(np.arange(len(labels)) < len(rows))),
         "flips": [
             {
                 "clip": f"clips/{row:05d}",
