@@ -49,8 +49,10 @@ class Verification:
         logits: the truth's, float32 [N, C].
         limits: what was accepted.
         rounding: what rounding to each precision costs the model on the first clips.
-        errors: of every way of serving on the same clips, by its name.
+        errors: of every way of serving on the first clips of the list, by its name; a baseline's ``rounding`` is that of
+            the list with which it was saved.
         pool_failures: one sentence for each pooled verification that failed.
+        lost_classes: names of the classes of which the list has clips and none could be read.
         blocks: what leaves its tolerance where the blocks of the graphs were held against PyTorch's, in one sentence.
     """
 
@@ -69,6 +71,7 @@ class Verification:
     rounding: dict[Precision, Rounding]
     errors: dict[str, Rounding]
     pool_failures: tuple[str, ...]
+    lost_classes: tuple[str, ...]
     blocks: str | None = None
 
     @property
@@ -83,6 +86,9 @@ class Verification:
                 f"{len(self.unreadable)} of {listed} clips could not be read, at most "
                 f"{self.limits.unreadable:.0%} is accepted"
             )
+        failures += [
+            f"no clip of {name} could be read, so nothing is known of its recall" for name in self.lost_classes
+        ]
         return tuple(failures)
 
     @property
@@ -213,6 +219,10 @@ def verify(
         rounding=rounding,
         errors=errors,
         pool_failures=tuple(earlier.failure for earlier in pool if earlier.failure is not None),
+        lost_classes=tuple(
+            class_names[k]
+            for k in sorted({annotation.label for annotation in clips.annotations} - set(labels.tolist()))
+        ),
     )
 
 
