@@ -49,8 +49,8 @@ class Verification:
         logits: the truth's, float32 [N, C].
         limits: what was accepted.
         rounding: what rounding to each precision costs the model on the first clips.
-        errors: of every way of serving on the first clips of the list, by its name; a baseline's ``rounding`` is that of
-            the list with which it was saved.
+        errors: of every way of serving on the first clips of the list, by its name; a baseline has ``rounding`` from
+            the first clips of the list with which it was saved.
         pool_failures: one sentence for each pooled verification that failed.
         lost_classes: names of the classes of which the list has clips and none could be read.
         blocks: what leaves its tolerance where the blocks of the graphs were held against PyTorch's, in one sentence.
