@@ -9,6 +9,7 @@ The names and the image size come from Triton's model configuration, and from th
     max_frames         the largest T of a clip
     max_image_bytes    of one encoded image
     max_pixels         width times height of one image, as its header says; checked before anything is decoded
+    max_request_pixels of all images of a request together, for everybody else waits until it is answered
     decode_threads     that decode at the same time; 0 is one for every core, at most 8
 
 Memory: every thread holds one image. One of more than a quarter of max_pixels or max_image_bytes is decoded while no
@@ -18,6 +19,7 @@ other of that size is, so that few threads and many need about the same.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -48,7 +50,13 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_THREADS = 8
 
 MAX_SCANS = 100
-"""Of a progressive JPEG file; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
+"""Of a progressive JPEG file."""
+
+USUAL_SCANS = 12
+"""Encoders write about ten. A scan of a few bytes costs a pass over all pixels, so then pixels count more often."""
+
+READ_PIXELS = 100
+"""A read of an image's file costs about as much as so many pixels."""
 
 MAX_READS = 100_000
 """Of an image's file; one of 16 MiB takes about ten thousand. Pillow goes through its pieces (segments, chunks) in
@@ -60,20 +68,44 @@ _NO_PILLOW = (
 )
 
 
+class RequestError(ValueError):
+    """A mistake of the client's, told in one sentence."""
+
+
+class Work:
+    """What the images of one request cost, in pixels; shared by the threads that decode them."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._pixels, self._lock = most, 0, threading.Lock()
+
+    def add(self, pixels: int) -> None:
+        """Counts what is about to be done.
+
+        Raises:
+            ImageError: it is more than a request may cost.
+        """
+        with self._lock:
+            self._pixels += pixels
+            if self._pixels > self._most:
+                raise ImageError(
+                    f"is beyond what one request may hold, {self._most} pixels in all its images (those of a JPEG with "
+                    f"more than {USUAL_SCANS} scans count more than once); send fewer or smaller images at a time"
+                )
+
+
 class CountedBytes(io.BytesIO):
     """An image's bytes that can be read so often only."""
 
-    _reads = 0
+    def __init__(self, image: bytes, work: Work) -> None:
+        super().__init__(image)
+        self._work, self._reads = work, 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
         if self._reads > MAX_READS:
             raise ImageError("is made of far too many pieces; encode it anew")
+        self._work.add(READ_PIXELS)
         return super().read(size)
-
-
-class RequestError(ValueError):
-    """A mistake of the client's, told in one sentence."""
 
 
 class TritonPythonModel:
@@ -90,6 +122,7 @@ class TritonPythonModel:
         self._max_frames = limits["max_frames"]
         self._max_image_bytes = limits["max_image_bytes"]
         self._max_pixels = limits["max_pixels"]
+        self._max_request_pixels = limits["max_request_pixels"]
         threads = limits["decode_threads"] or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._one_large_image = threading.RLock()
@@ -119,7 +152,8 @@ class TritonPythonModel:
         """The shape [b, T] and the decoded frames to come, in order; or an error's response."""
         try:
             images = self._checked_input(request)
-            return images.shape, self._threads.map(self._frame, np.ndindex(images.shape), images.reshape(-1).tolist())
+            frame = functools.partial(self._frame, Work(self._max_request_pixels))
+            return images.shape, self._threads.map(frame, np.ndindex(images.shape), images.reshape(-1).tolist())
         except Exception as error:
             return _refusal(error)
 
@@ -152,26 +186,29 @@ class TritonPythonModel:
         except Exception as error:
             return _refusal(error)
 
-    def _frame(self, index: tuple[int, int], image: bytes) -> Frame:
+    def _frame(self, work: Work, index: tuple[int, int], image: bytes) -> Frame:
         try:
-            return self._decoded(image)
+            return self._decoded(image, work)
         except ImageError as error:
             clip, frame = index
             raise RequestError(f"{self._input_name}[{clip}, {frame}] {error}") from error
 
-    def _decoded(self, image: bytes) -> Frame:
+    def _decoded(self, image: bytes, work: Work) -> Frame:
         if not image:
             raise ImageError(f"is empty, expected the bytes of a file ({', '.join(FORMATS)})")
         if len(image) > self._max_image_bytes:
             raise ImageError(f"has {len(image)} bytes, expected at most {self._max_image_bytes}; make it smaller")
         # A marker: inside a scan's data the byte FF is followed by 00.
-        if image.startswith(b"\xff\xd8") and (scans := image.count(b"\xff\xda")) > MAX_SCANS:
+        scans = image.count(b"\xff\xda") if image.startswith(b"\xff\xd8") else 1
+        if scans > MAX_SCANS:
             raise ImageError(f"has {scans} scans, expected at most {MAX_SCANS}; encode it anew")
         with contextlib.ExitStack() as turn:  # left when nothing of the image is held any more
             if 4 * len(image) > self._max_image_bytes:
                 turn.enter_context(self._one_large_image)
-            with opened_image(CountedBytes(image), formats=FORMATS, max_pixels=self._max_pixels) as opened:
-                if 4 * opened.width * opened.height > self._max_pixels:
+            with opened_image(CountedBytes(image, work), formats=FORMATS, max_pixels=self._max_pixels) as opened:
+                pixels = opened.width * opened.height
+                work.add(pixels * max(scans, USUAL_SCANS) // USUAL_SCANS)
+                if 4 * pixels > self._max_pixels:
                     turn.enter_context(self._one_large_image)
                 frame: Frame = resized(upright_rgb(opened), self._image_size)
             del opened

@@ -144,6 +144,28 @@ def test_scans_that_cost_time_without_being_long(model) -> None:
     assert "scans, expected at most 100" in str(response.error)
 
 
+def test_all_images_of_a_request_have_a_limit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(written(tmp_path), monkeypatch, max_request_pixels=190_000)
+    image = encoded(picture(200, 200), "JPEG", progressive=True)
+    scan = image[image.rindex(b"\xff\xda") : -2]
+    costly = image[:-2] + (48 - image.count(b"\xff\xda")) * scan + image[-2:]  # four times the usual number of scans
+    pieces = GOOD[:2] + b"\xff\xfe\0\2" * 2000 + GOOD[2:]  # which hold no pixels, but are read
+    clips = [[image] * 4, [image] * 5, [costly], [costly, image], [pieces]]
+    for clip, response in zip(clips, model.execute([request_of(clip) for clip in clips]), strict=True):
+        if clip in ([image] * 4, [costly]):
+            check(response, clip, folder=tmp_path)
+        else:
+            assert "is beyond what one request may hold, 190000 pixels in all its images" in str(response.error)
+            assert response.error.code == TritonError.INVALID_ARG
+
+
+def test_a_clip_of_large_photos_is_within_the_limits(model) -> None:
+    """16 of 4000 × 3000 pixels, from a telephone."""
+    assert model._max_request_pixels >= 16 * 4000 * 3000
+    (response,) = model.execute([request_of([encoded(picture(1, 1).resize((4000, 3000)), "JPEG")] * 2)])
+    assert response.value("frames").shape == (1, 2, SIZE, SIZE, 3)
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -164,13 +186,13 @@ def test_images_are_decoded_by_a_bounded_number_of_threads(tmp_path: Path, monke
     decoded, lock, busy, most = model._decoded, threading.Lock(), 0, 0
     three = threading.Barrier(3)
 
-    def counting(image: bytes) -> np.ndarray:
+    def counting(image: bytes, work: object) -> np.ndarray:
         nonlocal busy, most
         with lock:
             busy += 1
             most = max(most, busy)
         three.wait(10)  # two threads would wait for ever
-        frame = decoded(image)
+        frame = decoded(image, work)
         with lock:
             busy -= 1
         return frame
@@ -186,9 +208,9 @@ def test_the_images_of_several_requests_are_decoded_at_the_same_time(
     model = loaded(written(tmp_path), monkeypatch, decode_threads=3)
     decoded, three = model._decoded, threading.Barrier(3)
 
-    def waiting(image: bytes) -> np.ndarray:
+    def waiting(image: bytes, work: object) -> np.ndarray:
         three.wait(10)
-        return decoded(image)
+        return decoded(image, work)
 
     model._decoded = waiting
     for response in model.execute([request_of([GOOD]) for _ in range(3)]):
@@ -225,10 +247,10 @@ def test_the_first_refused_image_ends_the_work_on_its_request(tmp_path: Path, mo
     decoded, seen = model._decoded, []
     began = threading.Event()
 
-    def slow(image: bytes) -> np.ndarray:
+    def slow(image: bytes, work: object) -> np.ndarray:
         began.wait(10)
         seen.append(image)
-        return decoded(image)
+        return decoded(image, work)
 
     model._decoded = slow
     begun = model._begun(request_of([b"x"], *([[GOOD]] * 400)))
