@@ -42,7 +42,7 @@ class ServingOptions:
         max_queue_size: requests that may wait for each model, the next one is refused; 0: without limit.
         cuda_graph_batches: batches of 16 frames whose launches the target ``tensorrt`` records once and replays.
         execution_provider: of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines inside onnxruntime.
-        max_streams: live streams that are served at the same time; the next one waits until one of them ends.
+        max_streams: live streams at the same time, on every GPU or on the CPU; the next one waits for an end.
         stream_idle_s: after so many seconds without a frame a stream is forgotten.
     """
 
