@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfer_deploy.answers import StreamAnswer, stream_answer_from
-from dfer_deploy.client.calls import Flow, Infer, Position
+from dfer_deploy.client.calls import Flow, Infer, Pause, Position
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import Patience, Question
 from dfer_deploy.clips.reading import Clip
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from dfer_deploy.client.flows import Flows
 
 END_TIMEOUT_S = 5.0
-"""For telling the server that a stream has ended; it finds out by itself when the stream has idled out."""
+"""For telling the server that a stream has ended; it finds out by itself when the stream has idled out. So long a push
+that is in flight is waited for before."""
+
+_LOOK_AGAIN_S = 0.01
 
 
 class StreamFlows:
@@ -54,8 +57,6 @@ class StreamFlows:
             DferDeployError: there is no answer; the frame is none of the model's; the stream is closed, or a push is
                 still waiting for its answer.
         """
-        if self._is_closed:
-            raise DferDeployError("the stream is closed; open another one with client.stream()")
         if self._is_pushing:
             raise DferDeployError("a push waits for its answer; a stream takes one frame after the other, so await it")
         self._is_pushing = True
@@ -80,8 +81,12 @@ class StreamFlows:
     def end(self) -> Flow[None]:
         """Tells the server that no frame will follow; what goes wrong with that does not matter."""
         self._is_closed = True
-        patience = self._flows.patience
-        question = Patience(min(END_TIMEOUT_S, patience.deadline_s), 0, patience.clock).question()
+        clock, patience_s = self._flows.patience.clock, min(END_TIMEOUT_S, self._flows.patience.deadline_s)
+        last_look = clock() + patience_s
+        # An END that overtakes a frame ends nothing that the frame begins.
+        while self._is_pushing and clock() < last_look:
+            yield Pause(_LOOK_AGAIN_S)
+        question = Patience(patience_s, 0, clock).question()
         with contextlib.suppress(DferDeployError):
             yield from self._ended(question)
 
@@ -111,10 +116,10 @@ class StreamFlows:
         """Sends the whole window as a new sequence."""
         # What is left of the last one would keep its place among the server's streams until it has idled out.
         yield from self._ended(question)
-        self._correlation_id = secrets.randbits(62) + 1
+        name = secrets.randbits(62) + 1
         answer: list[Float32] = []
         for index, frame in enumerate(window):
-            answer = yield from self._sent(question, frame, Position(self._correlation_id, start=index == 0))
+            answer = yield from self._sent(question, frame, Position(name, start=index == 0))
         return answer
 
     def _ended(self, question: Question) -> Flow[None]:
@@ -139,9 +144,13 @@ class StreamFlows:
             position=position,
         )
         while True:
+            if self._is_closed and not position.end:
+                raise DferDeployError("the stream is closed; open another one with client.stream()")
+            if position.start:
+                self._correlation_id = position.correlation_id
             try:
                 return (yield from self._flows.reply(question, call))
-            except CallError as error:  # noqa: PERF203 - a network is slower
+            except CallError as error:
                 if error.kind != "full":
                     raise
                 yield from question.pause_after(error)

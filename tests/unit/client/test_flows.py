@@ -464,6 +464,34 @@ def test_a_closed_stream_takes_no_frame() -> None:
     assert len(script.infers) == 2
 
 
+@pytest.mark.parametrize("kind", ["refused", "unreachable", "full"])
+def test_closing_waits_for_the_push_in_flight_which_then_opens_no_sequence(kind: Any) -> None:
+    script = Script()
+    stream = StreamFlows(connected(script))
+    script(stream.push(frame(0)))
+    pushing, ending = stream.push(frame(1)), stream.end()
+    next(pushing)
+    assert isinstance(next(ending), Pause)  # an END on its way could overtake the frame
+    with pytest.raises(DferDeployError, match="the stream is closed"):
+        step = pushing.throw(CallError("it failed", kind))
+        while True:
+            step = pushing.send(None if isinstance(step, Pause) else script._answer(step.call))
+    script(ending)
+    assert sent(script) == [(0, True, False), (0, False, True)]
+
+
+def test_closing_does_not_wait_for_a_push_for_ever() -> None:
+    time_s = iter(range(1000))
+    script = Script()
+    flows = connected(script)
+    stream = StreamFlows(flows)
+    script(stream.push(frame(0)))
+    flows._patience = Patience(60, 0, clock=lambda: float(next(time_s)))
+    next(stream.push(frame(1)))
+    script(stream.end())
+    assert sent(script)[-1] == (0, False, True)
+
+
 @pytest.mark.parametrize("given", [None, [[1]], "a.jpg"])
 def test_what_is_no_frame_is_refused(given: Any) -> None:
     script = Script()
