@@ -9,15 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from dfer_deploy.answers import Answer
+from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip, SharedMemory
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows, not_connected
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
-from dfer_deploy.client.streams import AsyncStream, StreamFlows
+from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
+from dfer_deploy.clips.reading import Clip
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.windows import DEFAULT_STRIDE, Window
 
@@ -141,6 +142,29 @@ class AsyncClient(ConnectedModel):
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncStream:
+    """As ``Stream``, with coroutines. One push at a time: frames have an order."""
+
+    def __init__(self, client: AsyncClient, flows: StreamFlows) -> None:
+        self._client, self._flows = client, flows
+
+    async def push(self, frame: Clip) -> StreamAnswer:
+        """As ``Stream.push``."""
+        return await self._client.run(self._flows.push(frame))
+
+    async def close(self) -> None:
+        """As ``Stream.close``."""
+        await self._client.run(self._flows.end())
+
+    async def __aenter__(self) -> AsyncStream:
         return self
 
     async def __aexit__(

@@ -9,14 +9,15 @@ from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from dfer_deploy.answers import Answer
+from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.client.address import Address, parse_url
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
-from dfer_deploy.client.streams import Stream, StreamFlows
+from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
@@ -176,6 +177,40 @@ class Client(ConnectedModel):
         self._connection.close()
 
     def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stream:
+    """A live stream; leaving the context ends it. Not for use by several threads at the same time."""
+
+    def __init__(self, client: Client, flows: StreamFlows) -> None:
+        self._client, self._flows = client, flows
+
+    def push(self, frame: Clip) -> StreamAnswer:
+        """Sends the next frame.
+
+        Args:
+            frame: uint8 [S, S, 3], RGB in [0, 255], S = the client's ``image_size``; one frame interval after the last.
+
+        Returns:
+            The answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
+
+        Raises:
+            DferDeployError: there was no answer within the deadline and the retries, the frame is none of the model's,
+                or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
+        """
+        return self._client.run(self._flows.push(frame))
+
+    def close(self) -> None:
+        """Ends the stream. Can be repeated."""
+        self._client.run(self._flows.end())
+
+    def __enter__(self) -> Stream:
         return self
 
     def __exit__(

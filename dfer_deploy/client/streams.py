@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfer_deploy.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.client.calls import Flow, Infer, Pause, Position
 from dfer_deploy.client.failures import CallError
+from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import Patience, Question
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.specs import MAX_FRAMES
-
-if TYPE_CHECKING:
-    from dfer_deploy.client.asynchronous import AsyncClient
-    from dfer_deploy.client.blocking import Client
-    from dfer_deploy.client.flows import Flows
 
 END_TIMEOUT_S = 5.0
 """For telling the server that a stream has ended; it finds out by itself when the stream has idled out. So long a push
@@ -165,60 +159,3 @@ class StreamFlows:
                 f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, {expected}"
             )
         return frame
-
-
-class Stream:
-    """A live stream; leaving the context ends it. Not for use by several threads at the same time."""
-
-    def __init__(self, client: Client, flows: StreamFlows) -> None:
-        self._client, self._flows = client, flows
-
-    def push(self, frame: Clip) -> StreamAnswer:
-        """Sends the next frame.
-
-        Args:
-            frame: uint8 [S, S, 3], RGB in [0, 255], S = the client's ``image_size``; one frame interval after the last.
-
-        Returns:
-            The answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
-
-        Raises:
-            DferDeployError: there was no answer within the deadline and the retries, the frame is none of the model's,
-                or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
-        """
-        return self._client.run(self._flows.push(frame))
-
-    def close(self) -> None:
-        """Ends the stream. Can be repeated."""
-        self._client.run(self._flows.end())
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncStream:
-    """As ``Stream``, with coroutines. One push at a time: frames have an order."""
-
-    def __init__(self, client: AsyncClient, flows: StreamFlows) -> None:
-        self._client, self._flows = client, flows
-
-    async def push(self, frame: Clip) -> StreamAnswer:
-        """As ``Stream.push``."""
-        return await self._client.run(self._flows.push(frame))
-
-    async def close(self) -> None:
-        """As ``Stream.close``."""
-        await self._client.run(self._flows.end())
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
