@@ -21,8 +21,13 @@ T = TypeVar("T")
 _LONGEST_S = 86_400.0
 """For the libraries' own timeouts over HTTP; every attempt has its limit from outside."""
 
-_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
-"""By default gRPC waits up to two minutes before it looks whether a restarted server is there."""
+_RECONNECT = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+"""By default gRPC waits up to two minutes before it looks whether a restarted server is there, and a new channel takes
+over the connection of an old one."""
 
 
 class Connection:
@@ -40,7 +45,10 @@ class Connection:
             from tritonclient import grpc as library
 
             self._library: Any = library
-            self._channel = library.InferenceServerClient(address.netloc, channel_args=_channel_options(address))
+            self._opened = functools.partial(
+                library.InferenceServerClient, address.netloc, channel_args=_channel_options(address)
+            )
+            self._channel = self._opened()
         else:
             self._http = _on_loop(_opened(address))
             self._abandoned = weakref.finalize(self, _close_later, self._http)
@@ -83,10 +91,18 @@ class Connection:
             raise CallError("the client is closed; open another one", "refused")
         if not self._is_grpc:
             return _on_loop(self._http.perform(attempt))
-        call, timeout_s = attempt.call, attempt.timeout_s
+        call, timeout_s, channel = attempt.call, attempt.timeout_s, self._channel
         method, arguments = call.request(self._library, "grpc", timeout_s)
-        with self._failures.translated(call.model, timeout_s):  # gRPC keeps the deadline itself
-            return call.reply(getattr(self._channel, method)(**arguments))
+        try:
+            with self._failures.translated(call.model, timeout_s):  # gRPC keeps the deadline itself
+                return call.reply(getattr(channel, method)(**arguments))
+        except CallError as error:
+            # Where nothing comes back, gRPC would keep the connection for many minutes. (Pings to find that out would
+            # have to be rare: Triton ends connections that ping more often than every five minutes.) Whoever still
+            # waits on the old channel holds it; the last one closes it.
+            if error.kind == "late" and channel is self._channel and not self._is_closed:
+                self._channel = self._opened()
+            raise
 
 
 class AsyncConnection:
@@ -99,12 +115,14 @@ class AsyncConnection:
         if address.scheme == "grpc":
             from tritonclient.grpc import aio as library
 
-            self._client: Any = library.InferenceServerClient(address.netloc, channel_args=_channel_options(address))
+            options: dict[str, Any] = {"channel_args": _channel_options(address)}
         else:
             from tritonclient.http import aio as library
 
-            self._client = library.InferenceServerClient(address.netloc, conn_timeout=_LONGEST_S)
+            options = {"conn_timeout": _LONGEST_S}
         self._library = library
+        self._opened = functools.partial(library.InferenceServerClient, address.netloc, **options)
+        self._client: Any = self._opened()
 
     async def run(self, flow: Flow[T]) -> T:
         """Performs every step of ``flow`` and returns its result.
@@ -141,11 +159,17 @@ class AsyncConnection:
         Raises:
             CallError: there is none.
         """
-        call, timeout_s = attempt.call, attempt.timeout_s
+        call, timeout_s, client = attempt.call, attempt.timeout_s, self._client
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
-        with self._failures.translated(call.model, timeout_s):
-            raw = await asyncio.wait_for(getattr(self._client, method)(**arguments), timeout_s)
-            return call.reply(raw)
+        try:
+            with self._failures.translated(call.model, timeout_s):
+                raw = await asyncio.wait_for(getattr(client, method)(**arguments), timeout_s)
+                return call.reply(raw)
+        except CallError as error:
+            # As in Connection. The library for HTTP leaves a connection itself.
+            if error.kind == "late" and client is self._client and self._address.scheme == "grpc":
+                self._client = self._opened()
+            raise
 
 
 @functools.cache

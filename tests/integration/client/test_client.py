@@ -256,6 +256,7 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._refusals = 0
         self.refused = 0
+        self._silent: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def break_for(self, connections: int) -> None:
@@ -263,6 +264,10 @@ class Proxy:
         for connection in self._open:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def silence(self) -> None:
+        """Nothing comes back any more from the connections that there are."""
+        self._silent.update(self._open)
 
     def close(self) -> None:
         self.break_for(10**9)
@@ -285,7 +290,8 @@ class Proxy:
     def _copy(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(1 << 16):
-                sink.sendall(piece)
+                if sink not in self._silent:
+                    sink.sendall(piece)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -321,6 +327,31 @@ def test_a_broken_network_is_survived(broken: tuple[Proxy, str], offline, frames
 
     assert np.abs(logits(asyncio.run(asked())) - expected).max() < EXACT
     assert proxy.refused == 6
+
+
+def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tuple[Proxy, str], offline) -> None:
+    proxy, url = broken
+    clip, expected = clips_of(1)[0], offline.predict(clips_of(1)).logits[0]
+    with Client(url, retries=0, shared_memory="never") as client:
+        patience = client._flows._patience
+        client.predict(clip)
+        proxy.silence()
+        client._flows._patience = Patience(0.3, 0)
+        with pytest.raises(DferDeployError, match="did not answer within"):
+            client.predict(clip)
+        client._flows._patience = replace(patience, deadline_s=20)
+        assert np.abs(logits(client.predict(clip)) - expected).max() < EXACT
+
+    async def asked() -> Answer:
+        async with AsyncClient(url, retries=0, shared_memory="never") as client:
+            proxy.silence()
+            client._flows._patience = Patience(0.3, 0)
+            with pytest.raises(DferDeployError, match="did not answer within"):
+                await client.predict(clip)
+            client._flows._patience = replace(patience, deadline_s=20)
+            return await client.predict(clip)
+
+    assert np.abs(logits(asyncio.run(asked())) - expected).max() < EXACT
 
 
 def test_without_retries_a_broken_network_is_an_error(broken: tuple[Proxy, str]) -> None:
