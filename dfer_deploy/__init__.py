@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from dfer_deploy.client import AsyncClient, Client
+from dfer_deploy.errors import DferDeployError
 
-__all__ = ["AsyncClient", "Client", "__version__"]
+if TYPE_CHECKING:
+    from dfer_deploy.client import AsyncClient, CallError, Client
+
+__all__ = ["AsyncClient", "CallError", "Client", "DferDeployError", "__version__"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """The clients, imported when they are asked for, so that the command line starts at once."""
-    if name in ("AsyncClient", "Client"):
+    if name in ("AsyncClient", "CallError", "Client"):
         from dfer_deploy import client
 
         return getattr(client, name)

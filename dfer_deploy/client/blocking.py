@@ -42,7 +42,8 @@ class Client(ConnectedModel):
     """Asks a served model. For use by several threads.
 
     Attempts that failed because the server is away, full or was restarted are repeated, with pauses that grow, until
-    the retries or the deadline are used up; what the server refused is not.
+    the retries or the deadline are used up; what the server refused is not. Where there is no answer, the error is a
+    ``CallError``, whose ``kind`` tells why.
 
     Example:
         >>> with Client("grpc://127.0.0.1:8001") as client:

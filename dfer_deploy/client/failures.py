@@ -20,7 +20,11 @@ _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 
 
 class CallError(DferDeployError):
-    """A request that got no answer."""
+    """A request that got no answer.
+
+    Attributes:
+        kind: ``unreachable``, ``full``, ``late``, ``absent`` or ``refused``, see ``Kind``.
+    """
 
     def __init__(self, message: str, kind: Kind) -> None:
         super().__init__(message)

@@ -23,7 +23,7 @@ from PIL import Image
 from tiny import clips_of
 from tritonclient import grpc as grpc_client
 
-from dfer_deploy import AsyncClient, Client
+from dfer_deploy import AsyncClient, CallError, Client, DferDeployError
 from dfer_deploy.answers import Answer
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.client.address import parse_url
@@ -31,7 +31,6 @@ from dfer_deploy.client.patience import Patience
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
@@ -239,10 +238,11 @@ def test_an_async_client_must_be_connected() -> None:
 
 def test_what_the_server_refuses_is_told_at_once(url: str) -> None:
     start = time.monotonic()
-    with pytest.raises(DferDeployError, match="has no model 'other'"):
+    with pytest.raises(CallError, match="has no model 'other'") as absent:
         Client(url, "other", retries=100)
-    with Client(url, retries=100) as client, pytest.raises(DferDeployError, match="17 frames a clip, expected 1 to 16"):
+    with Client(url, retries=100) as client, pytest.raises(CallError, match="17 frames a clip, expected 1 to 1") as no:
         client.predict_frames(clips_of(1, frames=17))
+    assert (absent.value.kind, no.value.kind) == ("absent", "refused")
     assert time.monotonic() - start < 10
 
 
@@ -366,7 +366,7 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"{parse_url(url).scheme}://127.0.0.1:{silent.getsockname()[1]}"
         start = time.monotonic()
-        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
+        with pytest.raises(CallError, match=r"did not answer within 0\.5 s") as late:
             Client(address, deadline_s=0.5, retries=100)
 
         async def asked() -> None:
@@ -375,6 +375,7 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
 
         with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
             asyncio.run(asked())
+        assert late.value.kind == "late"
         assert time.monotonic() - start < 10
 
 

@@ -13,7 +13,7 @@ EXTRAS = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "onnxscrip
 @pytest.mark.parametrize(
     "code",
     [
-        "import dfer_deploy; dfer_deploy.Client, dfer_deploy.AsyncClient",
+        "import dfer_deploy; [getattr(dfer_deploy, name) for name in dfer_deploy.__all__]",
         "import dfer_deploy.client.asynchronous, dfer_deploy.client.streams",
         "import dfer_deploy.commands.stream",
     ],
