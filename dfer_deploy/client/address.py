@@ -30,6 +30,8 @@ def parse_url(url: str) -> Address:
     Raises:
         DferDeployError: it is none of these.
     """
+    if not isinstance(url, str):
+        raise DferDeployError(f"the address is a {type(url).__name__}, expected a text such as grpc://127.0.0.1:8001")
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "grpc", url

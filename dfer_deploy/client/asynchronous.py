@@ -11,11 +11,12 @@ from typing import Any, TypeVar, overload
 
 from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip, SharedMemory
+from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows, not_connected
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
+from dfer_deploy.client.shared_memory import SharedMemory, is_wanted
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
@@ -48,7 +49,9 @@ class AsyncClient(ConnectedModel):
             DferDeployError: an argument is out of range.
         """
         self._url = url
-        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries), shared_memory=shared_memory == "auto")
+        self._flows = Flows(
+            parse_url(url), model, Patience(deadline_s, retries), shared_memory=is_wanted(shared_memory)
+        )
         self._shared_memory: SharedMemory = shared_memory
         self._connection: AsyncConnection | None = None
 

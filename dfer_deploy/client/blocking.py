@@ -15,6 +15,7 @@ from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
+from dfer_deploy.client.shared_memory import SharedMemory, is_wanted
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.reading import Clip
@@ -24,9 +25,6 @@ from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window
 
 T = TypeVar("T")
 P = TypeVar("P", bound="ServedPredictor")
-
-SharedMemory = Literal["auto", "never"]
-"""``auto``: where the server is this machine's and allows it."""
 
 Faces = FaceDetector | Literal["centerface", "none"]
 """What finds the faces of a video; ``none`` where the picture is a cropped face."""
@@ -72,9 +70,11 @@ class Client(ConnectedModel):
             shared_memory: whether frames may go through the machine's memory where the server is on it and allows that.
 
         Raises:
-            DferDeployError: no server answers there, or it has no such model.
+            DferDeployError: an argument is out of range, no server answers there, or it has no such model.
         """
-        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries), shared_memory=shared_memory == "auto")
+        self._flows = Flows(
+            parse_url(url), model, Patience(deadline_s, retries), shared_memory=is_wanted(shared_memory)
+        )
         self._connection = Connection(self._flows.address)
         try:
             self.run(self._flows.connect())

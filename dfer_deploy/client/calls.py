@@ -43,10 +43,11 @@ class Call(Protocol):
 
 @dataclass(frozen=True)
 class Attempt:
-    """Perform the call now, within ``timeout_s``."""
+    """Perform the call now, within ``timeout_s``: what is left of its question's ``deadline_s``."""
 
     call: Call
     timeout_s: float
+    deadline_s: float
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ class ReadConfig:
         json_form = {"as_json": True} if scheme == "grpc" else {}
         return "get_model_config", {"model_name": self.model, **json_form, **_limit(scheme, timeout_s)}
 
-    def reply(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(raw.get("config", raw))
+    def reply(self, raw: Any) -> Any:
+        return raw.get("config", raw) if isinstance(raw, Mapping) else raw
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class Connection:
         call, timeout_s, channel = attempt.call, attempt.timeout_s, self._channel
         method, arguments = call.request(self._library, "grpc", timeout_s)
         try:
-            with self._failures.translated(call.model, timeout_s):  # gRPC keeps the deadline itself
+            with self._failures.translated(call.model, attempt.deadline_s):  # gRPC keeps the deadline itself
                 return call.reply(getattr(channel, method)(**arguments))
         except CallError as error:
             # Where nothing comes back, gRPC would keep the connection for many minutes. (Pings to find that out would
@@ -162,7 +162,7 @@ class AsyncConnection:
         call, timeout_s, client = attempt.call, attempt.timeout_s, self._client
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
         try:
-            with self._failures.translated(call.model, timeout_s):
+            with self._failures.translated(call.model, attempt.deadline_s):
                 raw = await asyncio.wait_for(getattr(client, method)(**arguments), timeout_s)
                 return call.reply(raw)
         except CallError as error:

@@ -48,40 +48,40 @@ class Failures:
         self._answered = False
 
     @contextlib.contextmanager
-    def translated(self, what: str, timeout_s: float) -> Iterator[None]:
-        """Around one request to the model ``what``, which may take ``timeout_s``."""
+    def translated(self, what: str, deadline_s: float) -> Iterator[None]:
+        """Around one request to the model ``what``, whose question may take ``deadline_s``."""
         try:
             yield
         except InferenceServerException as error:
-            raise self._refusal(what, str(error.status() or ""), str(error.message() or ""), timeout_s) from error
+            raise self._refusal(what, str(error.status() or ""), str(error.message() or ""), deadline_s) from error
         except TimeoutError as error:
-            raise self._too_slow(timeout_s) from error
+            raise self._too_slow(deadline_s) from error
         except OSError as error:
             raise self._unreachable(error.strerror or str(error)) from error
         except Exception as error:
             module = type(error).__module__
             if module.startswith("asyncio"):  # its TimeoutError is a class of its own before Python 3.11
-                raise self._too_slow(timeout_s) from error
+                raise self._too_slow(deadline_s) from error
             if not module.startswith(_CONNECTION_LIBRARIES):
                 raise
             raise self._unreachable(str(error)) from error
         else:
             self._answered = True
 
-    def _refusal(self, model: str, status: str, message: str, timeout_s: float) -> CallError:
+    def _refusal(self, model: str, status: str, message: str, deadline_s: float) -> CallError:
         text = message.splitlines()[0].removeprefix("[request id: <id_unknown>] ") if message else status
         # Triton explains its batch dimension at length where a shape is wrong.
         text = text.split(" NOTE: ")[0].rstrip(".")
         if "in the client while decoding the response" in message or "client received an empty response" in message:
             text = f"HTTP status {status}, not in Triton's words; is there something in between?"
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
-            return self._too_slow(timeout_s)
+            return self._too_slow(deadline_s)
         if "unknown model" in text or (("NOT_FOUND" in status or status == "404") and "shared memory" not in text):
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
         if "timeout of the corresponding sequence" in message:
             return CallError(
                 f"the server at {self._address} follows as many streams as it may, and none ended within "
-                f"{timeout_s:.3g} s; close one, or allow more with: dfer-deploy configure BUNDLE --max-streams N",
+                f"{deadline_s:.3g} s; close one, or allow more with: dfer-deploy configure BUNDLE --max-streams N",
                 "late",
             )
         if "maximum queue size" in message:
@@ -107,9 +107,9 @@ class Failures:
             "unreachable",
         )
 
-    def _too_slow(self, timeout_s: float) -> CallError:
+    def _too_slow(self, deadline_s: float) -> CallError:
         return CallError(
-            f"the server at {self._address} did not answer within {timeout_s:.3g} s; "
+            f"the server at {self._address} did not answer within {deadline_s:.3g} s; "
             "send fewer clips at a time or wait longer",
             "late",
         )

@@ -45,10 +45,13 @@ class Patience:
 
     def __post_init__(self) -> None:
         require(
-            0 < self.deadline_s <= 86_400,
+            isinstance(self.deadline_s, int | float) and 0 < self.deadline_s <= 86_400,
             f"the deadline is {self.deadline_s} s, expected more than 0 and at most 86400",
         )
-        require(0 <= self.retries <= 1000, f"the number of retries is {self.retries}, expected 0 to 1000")
+        require(
+            isinstance(self.retries, int) and 0 <= self.retries <= 1000,
+            f"the number of retries is {self.retries}, expected a whole number from 0 to 1000",
+        )
 
     def question(self) -> Question:
         """Starts the clock."""
@@ -64,7 +67,7 @@ class Question:
     def attempt(self, call: Call) -> Flow[Any]:
         """One attempt, with the time that is left."""
         left = self._end - self._patience.clock()
-        return (yield Attempt(call, max(left, _LEAST_S)))
+        return (yield Attempt(call, max(left, _LEAST_S), self._patience.deadline_s))
 
     def pause_after(self, error: CallError) -> Flow[None]:
         """The pause before the next attempt: exponential, with full jitter, so that many clients do not come at once.

@@ -12,13 +12,28 @@ import os
 import secrets
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.specs import require
+
+SharedMemory = Literal["auto", "never"]
+"""``auto``: where the server is this machine's and allows it."""
+
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 _PREFIX = "dfer_deploy_client_"
+
+
+def is_wanted(shared_memory: SharedMemory) -> bool:
+    """Whether shared memory is to be tried.
+
+    Raises:
+        DferDeployError: it is neither ``"auto"`` nor ``"never"``.
+    """
+    require(shared_memory in ("auto", "never"), f"shared_memory is {shared_memory!r}, expected 'auto' or 'never'")
+    return shared_memory == "auto"
 
 
 class Region:

@@ -47,6 +47,11 @@ def test_what_is_no_address(url: str) -> None:
         parse_url(url)
 
 
+def test_what_is_no_text() -> None:
+    with pytest.raises(DferDeployError, match="the address is a NoneType, expected a text such as grpc://"):
+        parse_url(None)  # type: ignore[arg-type]
+
+
 def test_only_the_loopback_avoids_the_proxy() -> None:
     assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:8001")
     assert ("grpc.enable_http_proxy", 0) not in channel_options("server.example:8001")

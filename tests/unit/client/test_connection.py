@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.calls import Call, Flow, ReadConfig
+from dfer_deploy.client.calls import Attempt, Call, Flow, ReadConfig
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import Patience
@@ -105,6 +105,20 @@ def test_a_server_that_drips_is_late(server: SlowServer) -> None:
     # What is left of the late answer is not taken for the next one.
     assert connection.run(asked(ReadConfig("m"), 10)) == {}
     assert server.accepted == 2
+    connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_what_is_late_is_told_by_the_deadline_of_the_question(scheme: str, server: SlowServer) -> None:
+    """Not by what earlier attempts have left of it."""
+    server.delay_s = 1.0
+    connection = Connection(parse_url(server.url.replace("http", scheme)))
+
+    def last_attempt() -> Flow[Any]:
+        return (yield Attempt(ReadConfig("m"), 0.1, 7.0))
+
+    with pytest.raises(CallError, match="did not answer within 7 s"):
+        connection.run(last_attempt())
     connection.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ class Network:
                     step = flow.send(None)
                     continue
                 assert isinstance(step, Attempt)
+                assert step.deadline_s == deadline_s
                 self.timeouts.append(step.timeout_s)
                 self.now += self._attempt_s
                 if self._failures:
@@ -80,7 +82,9 @@ def test_attempts_and_pauses_share_one_deadline() -> None:
     assert all(timeout_s > 0 for timeout_s in network.timeouts)
 
 
-@pytest.mark.parametrize(("deadline_s", "retries"), [(0, 1), (float("nan"), 1), (1e9, 1), (1, -1)])
-def test_numbers_out_of_range(deadline_s: float, retries: int) -> None:
+@pytest.mark.parametrize(
+    ("deadline_s", "retries"), [(0, 1), (float("nan"), 1), (1e9, 1), (None, 1), ("a", 1), (1, -1), (1, 1.5)]
+)
+def test_numbers_out_of_range(deadline_s: Any, retries: Any) -> None:
     with pytest.raises(DferDeployError, match="expected"):
         Patience(deadline_s, retries)
