@@ -20,6 +20,9 @@ from dfer_deploy.errors import DferDeployError
 MAX_FRAMES = 16
 """Frames of a clip, and the number of temporal positions that the model learns (paper, section 4.1)."""
 
+MAX_IMAGE_BYTES = 16 << 20
+"""Of one encoded image: more the server does not take, and the client does not send."""
+
 Precision = Literal["fp32", "fp16"]
 PromptPosition = Literal["front", "middle", "end"]
 PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")

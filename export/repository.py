@@ -13,7 +13,15 @@ from dfer_deploy import triton_models
 from dfer_deploy.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, link_or_copy
-from dfer_deploy.specs import MAX_FRAMES, Contract, GraphSpec, ModelSpec, TensorSpec, stream_state_graph
+from dfer_deploy.specs import (
+    MAX_FRAMES,
+    MAX_IMAGE_BYTES,
+    Contract,
+    GraphSpec,
+    ModelSpec,
+    TensorSpec,
+    stream_state_graph,
+)
 
 _DATA_TYPES = {
     "uint8": model_config_pb2.TYPE_UINT8,
@@ -218,6 +226,7 @@ def _preprocess(graph: GraphSpec, serving: ServingOptions) -> ModelConfig:
     config = _filled(_template("preprocess.pbtxt"), graph, serving.max_batch_size)
     _limit_queue(config, serving)
     config.parameters["max_frames"].string_value = str(MAX_FRAMES)
+    config.parameters["max_image_bytes"].string_value = str(MAX_IMAGE_BYTES)
     return config
 
 

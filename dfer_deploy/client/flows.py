@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +17,18 @@ from dfer_deploy.client.address import Address
 from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, Register, Unregister, bytes_array
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
+from dfer_deploy.client.served_model import ServedModel, served_model
 from dfer_deploy.client.shared_memory import Region, Regions
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
+from dfer_deploy.specs import MAX_IMAGE_BYTES
 
 MAX_HTTP_REQUEST_BYTES = 48 << 20
 """Newer servers refuse an HTTP body over 64 MiB unless told otherwise; gRPC messages may have 2 GB."""
 
-LARGEST_IMAGE_BYTES = 64 << 20
-"""Of one encoded image file that a client reads."""
-
 EncodedImages = Sequence[bytes | str | Path]
 """JPEG, PNG or WebP images of one clip in the order of time: their bytes, or paths of files."""
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What a client must know of a model, from the server's configuration of the ensemble.
-
-    Attributes:
-        name: of the ensemble.
-        image_encoder: Triton's name of its first step.
-        temporal_head: of its second.
-        image_size: S, height and width of the frames in pixels.
-        num_classes: C.
-        max_batch_size: the largest number of clips in one request.
-        frame_interval_s: seconds between the frames of a training clip; None where the server does not tell.
-    """
-
-    name: str
-    image_encoder: str
-    temporal_head: str
-    image_size: int
-    num_classes: int
-    max_batch_size: int
-    frame_interval_s: float | None
 
 
 class Flows:
@@ -93,7 +69,7 @@ class Flows:
             config = yield from question.answered(ReadConfig(self._name))
         except CallError as error:
             raise (yield from self._with_known_models(question, error)) from error
-        self._model = _served_model(self._name, self._address, config)
+        self._model = served_model(self._name, self._address, config)
 
     def labels(self) -> Flow[tuple[str, ...]]:
         """The class names, in the order of the logits, as the server's classification extension tells them.
@@ -181,6 +157,8 @@ class Flows:
     def _infer(self, model: str, name: str, array: npt.NDArray[Any], outputs: tuple[str, ...]) -> Flow[list[Any]]:
         """One array for each of ``outputs``; the batch is split where it is larger than the server allows."""
         expected = {"frames": "uint8", "frame_features": "float32", "images": "object"}[name]
+        if not isinstance(array, np.ndarray):
+            raise DferDeployError(f"{name} is a {type(array).__name__}, expected a NumPy array")
         if array.dtype.name not in ("uint8", "float32", expected) or array.ndim < 2:
             raise DferDeployError(
                 f"{name} has the dtype {array.dtype} and the shape {list(array.shape)}; "
@@ -333,39 +311,19 @@ def _sixteen_images(images: EncodedImages) -> list[bytes]:
 
 def _image_bytes(image: bytes | str | Path) -> bytes:
     if isinstance(image, bytes):
-        return image
-    if not isinstance(image, str | Path):
+        name, content = "an image of the clip", image
+    elif isinstance(image, str | Path):
+        name = str(image)
+        try:
+            with Path(image).open("rb") as file:
+                content = file.read(MAX_IMAGE_BYTES + 1)
+        except OSError as error:
+            raise DferDeployError(f"{image} cannot be read ({error.strerror or error}); check the path") from error
+    else:
         raise DferDeployError(
             f"an image of the clip is a {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
             "file; frames are given as one array, numpy.stack(frames)"
         )
-    try:
-        with Path(image).open("rb") as file:
-            content = file.read(LARGEST_IMAGE_BYTES + 1)
-    except OSError as error:
-        raise DferDeployError(f"{image} cannot be read ({error.strerror or error}); check the path") from error
-    if len(content) > LARGEST_IMAGE_BYTES:
-        raise DferDeployError(f"{image} is larger than {LARGEST_IMAGE_BYTES >> 20} MiB; make it smaller")
+    if len(content) > MAX_IMAGE_BYTES:
+        raise DferDeployError(f"{name} is larger than {MAX_IMAGE_BYTES >> 20} MiB; make it smaller")
     return content
-
-
-def _served_model(name: str, address: Address, config: dict[str, Any]) -> ServedModel:
-    steps = config.get("ensemble_scheduling", {}).get("step", [])
-    if len(steps) != 2:
-        raise DferDeployError(f"the model {name!r} at {address} is no ensemble; give the ensemble's name")
-    (frames,) = config["input"]
-    time, *shape = (int(size) for size in frames["dims"])
-    classes = {int(output["dims"][-1]) for output in config["output"]}
-    if time != -1 or len(shape) != 3 or len(classes) != 1:
-        raise DferDeployError(f"the model {name!r} at {address} is no video classifier; give the name of one")
-    interval = config.get("parameters", {}).get("frame_interval_s", {}).get("string_value")
-    image_encoder, temporal_head = (str(step["model_name"]) for step in steps)
-    return ServedModel(
-        name=name,
-        image_encoder=image_encoder,
-        temporal_head=temporal_head,
-        image_size=shape[0],
-        num_classes=classes.pop(),
-        max_batch_size=max(1, int(config["max_batch_size"])),
-        frame_interval_s=float(interval) if interval else None,
-    )

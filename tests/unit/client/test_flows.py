@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dfer_deploy import AsyncClient, Client
 from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, Position, ReadConfig, Register, Unregister
 from dfer_deploy.client.failures import CallError
@@ -18,6 +19,7 @@ from dfer_deploy.client.shared_memory import Region
 from dfer_deploy.client.streams import END_TIMEOUT_S, StreamFlows
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import MAX_IMAGE_BYTES
 
 SIZE, LABELS = 8, ("calm", "anger: loud")
 CONFIG = {
@@ -92,6 +94,41 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
     assert (model.image_size, model.num_classes, model.max_batch_size, model.frame_interval_s) == (SIZE, 2, 4, 0.175)
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("dfer", [], "the configuration of the model 'dfer' at grpc://h:1 cannot be read (AttributeError"),
+        ("dfer", {"ensemble_scheduling": CONFIG["ensemble_scheduling"]}, "cannot be read (KeyError: 'input')"),
+        (
+            "dfer",
+            CONFIG | {"parameters": {"frame_interval_s": {"string_value": "often"}}},
+            "cannot be read (ValueError: could not convert string to float: 'often')",
+        ),
+        ("dfer_image_encoder", {}, "the model 'dfer_image_encoder' at grpc://h:1 is no ensemble; give the ensemble's"),
+        (
+            "dfer_encoded",
+            CONFIG | {"input": [{"name": "images", "dims": ["-1"]}], "ensemble_scheduling": {"step": [{}] * 3}},
+            "the model 'dfer_encoded' at grpc://h:1 is no ensemble from the frames of a clip; give 'dfer', which",
+        ),
+        (
+            "dfer_stream",
+            CONFIG | {"input": [{"name": "frames", "dims": ["1", "8", "8", "3"]}]},
+            "is no ensemble from the frames of a clip; give 'dfer', which",
+        ),
+        ("other", CONFIG | {"ensemble_scheduling": {"step": [{}] * 3}}, "of a clip; give the name of one"),
+    ],
+)
+def test_another_configuration_is_refused(name: str, config: Any, said: str) -> None:
+    class Other(Script):
+        def _answer(self, call: Call) -> Any:
+            assert isinstance(call, ReadConfig)
+            return call.reply(config)
+
+    with pytest.raises(DferDeployError) as refused:
+        Other()(Flows(parse_url("h:1"), name, Patience(60, 0), shared_memory=False).connect())
+    assert said in str(refused.value)
+
+
 @pytest.mark.parametrize("frames", [1, 9, 16, 17, 70])
 def test_always_16_frames_are_sent(frames: int) -> None:
     script = Script()
@@ -152,6 +189,7 @@ def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
         (["/no/such.jpg"], "/no/such.jpg cannot be read"),
         (None, "the clip is a NoneType, expected an array or a list of encoded images"),
         (list(clip(16)), "an image of the clip is a ndarray, expected the bytes or the path"),
+        ([bytes(MAX_IMAGE_BYTES + 1)], "an image of the clip is larger than 16 MiB"),
     ],
 )
 def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
@@ -160,6 +198,18 @@ def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
         script(connected(script).answer(given))
     assert said in str(refused.value)
     assert script.infers == []
+
+
+def test_a_list_is_no_array() -> None:
+    script = Script()
+    with pytest.raises(DferDeployError, match="frames is a list, expected a NumPy array"):
+        script(connected(script).predict([1]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_shared_memory_is_auto_or_never(client: Any) -> None:
+    with pytest.raises(DferDeployError, match="shared_memory is True, expected 'auto' or 'never'"):
+        client("h:1", shared_memory=True)
 
 
 def test_shared_memory_that_is_refused_is_tried_once() -> None:

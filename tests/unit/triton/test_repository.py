@@ -14,6 +14,7 @@ from dfer_deploy.bundle import TARGETS, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.specs import (
+    MAX_IMAGE_BYTES,
     ClipSpec,
     Contract,
     ModelSpec,
@@ -122,6 +123,7 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
         (model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)
     ]
     assert preprocess.parameters["max_frames"].string_value == "16"
+    assert preprocess.parameters["max_image_bytes"].string_value == str(MAX_IMAGE_BYTES)
     assert not preprocess.model_warmup  # Triton's warm-up has no image to send
     sources = {path.name: path.read_text(encoding="utf-8") for path in (folder / "mine_preprocess" / "1").iterdir()}
     assert sources == triton_models.preprocess_sources()

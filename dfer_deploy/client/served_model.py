@@ -1,0 +1,72 @@
+"""What a client learns of a model from the server's configuration of its ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dfer_deploy.client.address import Address
+from dfer_deploy.errors import DferDeployError
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a client must know of a model, from the server's configuration of the ensemble.
+
+    Attributes:
+        name: of the ensemble.
+        image_encoder: Triton's name of its first step.
+        temporal_head: of its second.
+        image_size: S, height and width of the frames in pixels.
+        num_classes: C.
+        max_batch_size: the largest number of clips in one request.
+        frame_interval_s: seconds between the frames of a training clip; None where the server does not tell.
+    """
+
+    name: str
+    image_encoder: str
+    temporal_head: str
+    image_size: int
+    num_classes: int
+    max_batch_size: int
+    frame_interval_s: float | None
+
+
+def served_model(name: str, address: Address, config: Any) -> ServedModel:
+    """Reads the configuration of the model ``name``, as JSON knows it.
+
+    Raises:
+        DferDeployError: it is none of an ensemble from frames to classes.
+    """
+    try:
+        return _read(name, address, config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DferDeployError(
+            f"the configuration of the model {name!r} at {address} cannot be read ({type(error).__name__}: {error}); "
+            "serve a bundle of this version of dfer-deploy"
+        ) from error
+
+
+def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel:
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    if not steps:
+        raise DferDeployError(f"the model {name!r} at {address} is no ensemble; give the ensemble's name")
+    (frames,) = config["input"]
+    time, *shape = (int(size) for size in frames["dims"])
+    classes = {int(output["dims"][-1]) for output in config["output"]}
+    if len(steps) != 2 or time != -1 or len(shape) != 3 or len(classes) != 1:
+        whole = name.removesuffix("_encoded").removesuffix("_stream")
+        advice = f"give {whole!r}, which takes images and streams too" if whole != name else "give the name of one"
+        raise DferDeployError(f"the model {name!r} at {address} is no ensemble from the frames of a clip; {advice}")
+    interval = config.get("parameters", {}).get("frame_interval_s", {}).get("string_value")
+    image_encoder, temporal_head = (str(step["model_name"]) for step in steps)
+    return ServedModel(
+        name=name,
+        image_encoder=image_encoder,
+        temporal_head=temporal_head,
+        image_size=shape[0],
+        num_classes=classes.pop(),
+        max_batch_size=max(1, int(config["max_batch_size"])),
+        frame_interval_s=float(interval) if interval else None,
+    )
