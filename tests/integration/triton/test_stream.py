@@ -225,7 +225,7 @@ def test_perf_analyzer_follows_sequences(environment: TritonEnvironment, server:
     command = [
         str(environment.perf_analyzer),
         *("-m", "dfer_stream", "-u", parse_url(server.endpoints.grpc_url).netloc, "-i", "grpc", "-f", str(report)),
-        *("--sequence-length=20", "--num-of-sequences=2", "--concurrency-range=2", "--input-data=random"),
+        *("--sequence-length=20", "--sequence-id-range=1000:2000", "--concurrency-range=2", "--input-data=random"),
         *("--measurement-mode=count_windows", "--measurement-request-count=40", "--stability-percentage=1000000"),
     ]
     done = subprocess.run(
