@@ -7,7 +7,9 @@ Consecutive windows share 15 of their 16 frames. The contestants take turns in e
 - ``1 stream``, ``4 streams``, …: that many clients of the streaming ensemble at the same time, each of which sends its
   next frame when the last one is answered. What counts is all that they are answered, and how long each waits.
 - ``windows, graphs``: a sliding window over one stream whose 16 frames go through the same graphs, in this process.
-- ``windows, reference``: the same the way the reference implementation runs a clip (``against_reference.py``).
+- ``windows, PyTorch``: the same in eager PyTorch, the class texts encoded once.
+- ``windows, reference``: the same the way the reference implementation runs a clip (``against_reference.py``), which
+  encodes the class texts every time.
 
 Windows are as fast however many streams share them, since one fills the machine. All must agree in the logits before
 anything is timed. A speed-up is that of the same round.
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from against_reference import reference
+from against_reference import logit_errors, reference
 from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, write
 
 from dfer_deploy.client import Client, Stream
@@ -38,7 +40,8 @@ from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.specs import MAX_FRAMES
 
 STREAMS = (1, 4, 16, 64)
-GRAPHS, REFERENCE = "windows, graphs", "windows, reference"
+GRAPHS, PYTORCH, REFERENCE = "windows, graphs", "windows, PyTorch", "windows, reference"
+AGAINST = {"against_graphs": GRAPHS, "against_pytorch": PYTORCH, "against_reference": REFERENCE}
 
 FRAMES_A_TURN = 32
 """Of all streams together, at least; every stream sends two."""
@@ -59,12 +62,9 @@ def main() -> None:
     contestants = result["contestants"]
     table(
         "live streams: median (range) over the rounds",
-        ("", "predictions/s", "median wait, ms", "95 % wait, ms", f"× {GRAPHS}", f"× {REFERENCE}"),
+        ("", "predictions/s", "median wait, ms", "95 % wait, ms", *(f"× {name}" for name in AGAINST.values())),
         [
-            (
-                name,
-                *(in_words(row[what]) for what in ("rate", "p50_ms", "p95_ms", "against_graphs", "against_reference")),
-            )
+            (name, *(in_words(row[what]) for what in ("rate", "p50_ms", "p95_ms", *AGAINST)))
             for name, row in contestants.items()
         ],
     )
@@ -78,6 +78,7 @@ def main() -> None:
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Prepares the contestants, holds their answers against each other, and lets them take turns."""
     from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.runtimes.torch import TorchPredictor
 
     checkpoint = random_checkpoint(folder, quick=quick)
     bundle = exported(checkpoint)
@@ -85,12 +86,19 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     frames = drawn_clips(2, size).reshape(-1, size, size, 3)
     with ExitStack() as stack:
         graphs = stack.enter_context(OnnxRuntimePredictor.from_bundle(bundle))
+        eager = stack.enter_context(TorchPredictor(load_checkpoint(checkpoint).build_model()))
         answer_as_reference = reference(load_checkpoint(checkpoint).build_model())
         url = stack.enter_context(served_bundle(bundle)).grpc_url
         clients = [stack.enter_context(Client(url)) for _ in range(max(STREAMS))]
         error = largest_error(clients[0], graphs, frames)
-        windows = {GRAPHS: lambda clip: graphs.predict(clip).logits, REFERENCE: answer_as_reference}
+        windows = {
+            GRAPHS: lambda clip: graphs.predict(clip).logits,
+            PYTORCH: lambda clip: eager.predict(clip).logits,
+            REFERENCE: answer_as_reference,
+        }
         clip = frames[np.newaxis, :MAX_FRAMES]
+        answers = {name: answer(clip) for name, answer in windows.items()}
+        logit_errors({"reference": answers.pop(REFERENCE), **answers}, LIMITS["fp32"].logits)
         contestants = {
             **{streams_named(count): lambda c=count: streamed(clients[:c], frames) for count in STREAMS},
             **{name: lambda a=answer: encoded_anew(a, clip) for name, answer in windows.items()},
@@ -103,8 +111,7 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
                 "rate": figures(rates[name]),
                 "p50_ms": figures([1000 * statistics.median(turn.waits) for turn in of_one]),
                 "p95_ms": figures([1000 * float(np.percentile(turn.waits, 95)) for turn in of_one]),
-                "against_graphs": figures(ratios(rates[name], rates[GRAPHS])),
-                "against_reference": figures(ratios(rates[name], rates[REFERENCE])),
+                **{key: figures(ratios(rates[name], rates[other])) for key, other in AGAINST.items()},
             }
             for name, of_one in turns.items()
         },
