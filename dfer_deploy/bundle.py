@@ -138,7 +138,7 @@ class Manifest:
         precision: of the weights and matrix products in the graphs.
         serving: how the server runs the models.
         checkpoint: the source of the weights.
-        frame_interval_s: seconds between the frames of a training clip, None where unknown.
+        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, None where unknown.
         preprocessing: how a client turns an image into frames, in words and numbers.
         parity: bounds measured at export, PyTorch against onnxruntime, rounded up to 1, 2 or 5 × 10ⁿ.
         tools: versions of what wrote the bundle.

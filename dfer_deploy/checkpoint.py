@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def frame_interval_s(self) -> float | None:
-        """Seconds between the frames of a training clip, where the trainer knew."""
+        """Seconds between the 16 frames that the model saw of the median training clip, where that was known."""
         interval = self.provenance.get("frame_interval_s")
         return float(interval) if isinstance(interval, int | float) and math.isfinite(interval) else None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import MOST_UNREADABLE, is_present
-from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path
+from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path, frame_paths
 from dfer_deploy.clips.sampling import Indices, sample_indices, training_indices
 from dfer_deploy.console import progress, warn
 from dfer_deploy.errors import DferDeployError
@@ -260,3 +261,22 @@ class TrainingClips:
             return clip_from_path(annotation.path, self.decode_size, np.arange)
         except DferDeployError as error:
             return error
+
+
+def frame_interval_s(annotations: Sequence[Annotation], frames_per_s: float) -> float:
+    """Seconds between two of the 16 frames that the model sees of a clip of median length.
+
+    Longer clips are thinned to 16 frames; shorter ones are taken frame by frame.
+
+    Args:
+        annotations: the clips, at least one. Folders are counted; of a video or an absent folder the list is believed.
+        frames_per_s: of the clips.
+    """
+    return max(1.0, statistics.median(map(_frames_of, annotations)) / MAX_FRAMES) / frames_per_s
+
+
+def _frames_of(annotation: Annotation) -> int:
+    try:
+        return len(frame_paths(annotation.path)) or annotation.listed_frames
+    except OSError:
+        return annotation.listed_frames

@@ -24,7 +24,7 @@ from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.pictures import write_confusion_picture
 from dfer_deploy.specs import ModelSpec
 from dfer_deploy.train.curves import Scalars, write_curves
-from dfer_deploy.train.data import TrainingClips
+from dfer_deploy.train.data import TrainingClips, frame_interval_s
 from dfer_deploy.train.distributed import Processes, training_processes
 from dfer_deploy.train.evaluation import evaluate
 from dfer_deploy.train.initialisation import model_spec, starting_model, trainable_parts
@@ -145,6 +145,8 @@ class _Run:
         if self.select == "validation":
             training, validation = split_validation(training, data.validation_share, seed)
             self.compared = LabelledClips(validation, image_size)
+        rate = data.frames_per_s
+        self.frame_interval_s = None if rate is None else frame_interval_s(training, rate)
         clips: TrainingClips | None = None
         if learns or recipe.model.fast_start:
             cache = data.cache and learns
@@ -313,7 +315,7 @@ class _Run:
             "optimistic": self.select == "test",
             **{name: entry.get(name) for name in ("validation_uar", "validation_war", "test_uar", "test_war")},
             "train_loss": entry.get("loss"),
-            "frame_interval_s": recipe.data.frame_interval_s,
+            "frame_interval_s": self.frame_interval_s,
             "recipe": recipe.to_dict(),
             "dataset": _dataset_description(Path(recipe.data.root or ".")),
         }

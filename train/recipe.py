@@ -50,7 +50,8 @@ class DataRecipe:
         decode_size: side in pixels at which decoded frames are kept, so that a random crop is not enlarged; None takes
             the model's image size.
         cache: keep decoded frames in memory (3 bytes a pixel of every frame of every training clip).
-        frame_interval_s: seconds between two frames of a clip's folder, where known; it goes into the checkpoint.
+        frames_per_s: frames of a clip's folder in a second of time, where known; with the clips' lengths it gives the
+            frame interval that the checkpoint states.
     """
 
     layout: Literal["lists", "dfew", "ferv39k", "mafw"] = "lists"
@@ -64,7 +65,7 @@ class DataRecipe:
     validation_share: float = 0.1
     decode_size: int | None = None
     cache: bool = False
-    frame_interval_s: float | None = None
+    frames_per_s: float | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -83,6 +84,10 @@ class DataRecipe:
         require(
             0 < self.validation_share < 1,
             f"data.validation_share is {self.validation_share}, expected a share between 0 and 1",
+        )
+        require(
+            self.frames_per_s is None or self.frames_per_s > 0,
+            f"data.frames_per_s is {self.frames_per_s}, expected more than 0, such as 25",
         )
         for label, name in self.label_names.items():
             require(

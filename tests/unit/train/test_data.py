@@ -15,7 +15,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip, Sampler
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.train import data
-from dfer_deploy.train.data import TrainingClips
+from dfer_deploy.train.data import TrainingClips, frame_interval_s
 from dfer_deploy.train.recipe import AugmentRecipe
 
 LABELS = [0] * 14 + [1] * 6 + [2] * 2
@@ -204,3 +204,15 @@ def test_frames_of_mixed_sizes_become_one_clip(tmp_path: Path) -> None:
         (tmp_path / f"part{index}").rmdir()
     clips = TrainingClips([Annotation("mixed", tmp_path, 3, 0)], 16, AugmentRecipe(), 0)
     assert clips.clip(0, 1).shape == (16, 16, 16, 3)
+
+
+def test_the_frame_interval_is_that_of_the_frames_which_the_model_sees(tmp_path: Path) -> None:
+    annotations = []
+    for name, frames in (("short", 4), ("median", 70), ("long", 90)):
+        (tmp_path / name).mkdir()
+        for frame in range(frames):
+            (tmp_path / name / f"{frame}.jpg").touch()
+        annotations.append(Annotation(name, tmp_path / name, 1, 0))  # whose number of frames the list does not know
+    assert frame_interval_s(annotations, 25) == 70 / 16 / 25
+    assert frame_interval_s(annotations[:1], 25) == 1 / 25
+    assert frame_interval_s([Annotation("a.mp4", tmp_path / "a.mp4", 32, 0)], 25) == 2 / 25

@@ -37,7 +37,7 @@ def clips_of(recipe: Recipe, **changes: object) -> TrainingClips:
 
 
 def test_the_training_clips_are_learned_and_the_checkpoint_is_the_scored_model(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(recipe, data=replace(recipe.data, test_list="train.txt"))
+    recipe = replace(recipe, data=replace(recipe.data, test_list="train.txt", frames_per_s=5.0))
     result = train(recipe, tmp_path)
     assert result.checkpoint == tmp_path / "last.pt"
     assert len(result.losses) == OPTIM.epochs
@@ -52,6 +52,10 @@ def test_the_training_clips_are_learned_and_the_checkpoint_is_the_scored_model(r
     assert checkpoint.provenance["recipe"] == recipe.to_dict()
     assert checkpoint.provenance["test_war"] == score.war
     assert checkpoint.provenance["selected_on"] == "last"
+    # The drawn clips have 10 to 24 frames, of which the model sees 16.
+    lengths = [annotation.listed_frames for annotation in tests.annotations]
+    assert np.median(lengths) > 16
+    assert checkpoint.frame_interval_s == np.median(lengths) / 16 / 5
     assert checkpoint.provenance["dataset"]["description"]["spec"]["seed"] == 0
 
 
