@@ -27,6 +27,7 @@ from dfer_deploy.bundle import (
     open_bundle,
 )
 from dfer_deploy.checkpoint import Checkpoint, load_checkpoint
+from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
@@ -63,6 +64,8 @@ class ExportOptions:
         prompt_position: where the contexts stand, for reference checkpoints; None for the released default.
         class_names: for reference checkpoints; None for the released names.
         keep_fp32: blocks whose matrix products stay fp32 in an fp16 export; see ``dfer_deploy.blocks``.
+        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, 0.01 to 60, which
+            reference checkpoints do not say; None for the checkpoint's.
     """
 
     target: Target
@@ -72,9 +75,12 @@ class ExportOptions:
     prompt_position: PromptPosition | None = None
     class_names: tuple[str, ...] | None = None
     keep_fp32: tuple[str, ...] = ()
+    frame_interval_s: float | None = None
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
+        if self.frame_interval_s is not None:
+            check_interval(self.frame_interval_s)
         require(
             not self.keep_fp32 or self.precision != "fp32",
             f"{', '.join(self.keep_fp32)} shall stay fp32, but in the precision fp32 all blocks do; leave one away",
@@ -215,7 +221,7 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
         keep_fp32=checked_blocks(options.keep_fp32, checkpoint.spec),
         serving=options.serving,
         checkpoint=CheckpointRecord(sha256_of_file(checkpoint.path), checkpoint.format, checkpoint.best_acc),
-        frame_interval_s=checkpoint.frame_interval_s,
+        frame_interval_s=options.frame_interval_s or checkpoint.frame_interval_s,
         preprocessing=_preprocessing(checkpoint.spec),
         parity={},
         tools={"dfer-deploy": __version__} | _tool_versions(),

@@ -46,6 +46,14 @@ class ShownFrame:
     frame: DecodedFrame
 
 
+def check_interval(interval_s: float) -> None:
+    """Raises a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
+    require(
+        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
+        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
+    )
+
+
 def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
     """The frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
 
@@ -60,10 +68,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
         DferDeployError: as ``clips.reading.clip_from_path`` for a video; it is truncated (known before the first
             frame); or its times have gaps of more than an hour.
     """
-    require(
-        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
-        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
-    )
+    check_interval(interval_s)
     packets_in_video(video)
     step = 0
     for shown in shown_frames(video):

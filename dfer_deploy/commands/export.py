@@ -13,6 +13,7 @@ import click
 
 from dfer_deploy.blocks import encoder_blocks, head_blocks
 from dfer_deploy.bundle import TARGETS, Manifest, ServingOptions, Target, is_bundle, open_bundle
+from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
@@ -44,6 +45,12 @@ from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 )
 @prompt_position_option
 @class_names_option
+@click.option(
+    "--frame-interval-s",
+    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
+    help="Seconds between the 16 frames that the model saw of a training clip, which a reference checkpoint does not "
+    "say; predict and stream keep to it.  [default: CHECKPOINT's, where it knows]",
+)
 @click.option("--name", default="dfer", show_default=True, help="Prefix of the Triton model names.")
 @serving_options(max_batch_size="64 for the target tensorrt, else 16")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -57,6 +64,7 @@ def export(
     keep_fp32: tuple[str, ...] | None,
     prompt_position: PromptPosition | None,
     class_names: tuple[str, ...] | None,
+    frame_interval_s: float | None,
     name: str,
     serving: dict[str, Any],
     force: bool,
@@ -78,7 +86,14 @@ def export(
     else:
         usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
     options = ExportOptions(
-        target, replace(usual, **serving), precision, name, prompt_position, class_names, keep_fp32 or ()
+        target,
+        replace(usual, **serving),
+        precision,
+        name,
+        prompt_position,
+        class_names,
+        keep_fp32 or (),
+        frame_interval_s,
     )
     bundle, written = export_bundle(checkpoint, output, options, force=force, add_version=add_version)
     if not written:

@@ -74,6 +74,8 @@ def inspect(
     stated = "not stated" if found.best_acc is None else f"{found.best_acc:.2f} % WAR on its own test list"
     rows.append(("best_acc", stated))
     rows += [(name, str(value)) for name, value in found.provenance.items() if isinstance(value, int | float | str)]
+    if found.frame_interval_s is None:
+        rows.append(("frame interval", "unknown (not in the file; export --frame-interval-s)"))
     table(str(checkpoint), ("what", "value"), rows)
     names = "class (names assumed from the texts)" if assumed and class_names is None else "class"
     if spec.classifier == "linear":

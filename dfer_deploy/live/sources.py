@@ -17,11 +17,10 @@ import numpy as np
 
 from dfer_deploy.clips.faces import Image
 from dfer_deploy.clips.reading import DecodedFrame
-from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S, timed_frames
+from dfer_deploy.clips.timed import check_interval, timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.newest import newest
 from dfer_deploy.prefetch import Buffer, prefetched
-from dfer_deploy.specs import require
 
 _AHEAD = 4
 """Frames that are decoded before they are asked for, where every frame counts."""
@@ -73,10 +72,7 @@ def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterat
     Raises:
         DferDeployError: there is no such source, or it cannot be read.
     """
-    require(
-        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
-        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
-    )
+    check_interval(interval_s)
     camera = camera_of(source, sys.platform)
     if camera is None and fast:
         with prefetched(timed_frames(Path(source), interval_s), _AHEAD) as played:

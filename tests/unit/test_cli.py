@@ -68,6 +68,7 @@ def test_inspect_prints_all_of_it(cli: Any, tmp_path: Path) -> None:
         "5, one set per class",
         "end (assumed, not in the file; --prompt-position)",
         "66.67 % WAR",
+        "unknown (not in the file; export --frame-interval-s)",
         "[5] a smiling mouth, raised cheeks, wrinkled eyes, and arched eyebrows.",
         "sadness",
     ):

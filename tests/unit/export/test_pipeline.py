@@ -41,6 +41,12 @@ def test_an_unchanged_export_is_skipped_and_another_needs_force(
     assert "--force" in refused.output
     assert cli("export", own_checkpoint, "-o", out, "--name", "face", "--force").exit_code == 0
     assert open_bundle(out).manifest.name == "face"
+    faster = ("export", own_checkpoint, "-o", out, "--name", "face", "--frame-interval-s", 0.07)
+    assert "holds another export" in cli(*faster).output
+    assert cli(*faster, "--force").exit_code == 0
+    assert "is up to date" in cli(*faster).output
+    assert open_bundle(out).manifest.frame_interval_s == 0.07
+    assert '"0.07"' in (out / "model_repository" / "face" / "config.pbtxt").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
 
 
@@ -147,6 +153,12 @@ def test_a_reference_file_exports_with_its_best_acc(tmp_path: Path) -> None:
     assert bundle.manifest.checkpoint.best_acc == 50.0
     assert bundle.spec.prompts.position == "front"
     assert not (bundle.model_repository / "dfer_image_encoder" / "1" / "model.py").exists()
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, 61.0, float("nan")])
+def test_intervals_that_no_video_is_cut_into_are_refused(interval_s: float) -> None:
+    with pytest.raises(DferDeployError, match=r"frame interval is .* expected 0\.01 to 60"):
+        ExportOptions("embedded", frame_interval_s=interval_s)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 65, "näme"])
