@@ -7,6 +7,7 @@ that memory does not grow with the length of the video.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN, Box, FaceDetector, face_crop
-from dfer_deploy.clips.reading import Clip, clip_from_path, resized
+from dfer_deploy.clips.reading import Clip, DecodedFrame, clip_from_path, resized
 from dfer_deploy.clips.sampling import Indices, sample_indices
-from dfer_deploy.clips.timed import TimedFrame, duration_s, timed_frames
+from dfer_deploy.clips.timed import TimedFrame, shown_frames, timed_frames
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
 from dfer_deploy.prefetch import prefetched
 from dfer_deploy.runtimes.predictor import Float32, Predictor
@@ -46,7 +47,7 @@ class Window:
     Attributes:
         track: the person, 1, 2, … in the order of appearance; 0 where no faces were looked for.
         start_s: time of the first frame, in seconds from the video's first.
-        end_s: time of the last frame; of a whole video, its duration.
+        end_s: time of the last frame; of a whole video, when that is over; NaN with ``start_s`` for a folder of frames.
         logits: float32 [C].
         probabilities: float32 [C].
         frames: how many frames there were; fewer than 16 were padded by repeating the last.
@@ -180,27 +181,35 @@ def windows_of_video(
 def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequence[str]) -> Window:
     """One answer for a video or a folder of frames: 16 frames spread over the whole, as at test time.
 
-    ``end_s`` is the duration that a video states; NaN for a folder, which has no times.
+    ``end_s`` is the time until which a video's last frame is shown; NaN for a folder, which has no times.
 
     Raises:
         DferDeployError: the input cannot be read, or the predictor's errors.
     """
-    counts: list[int] = []
+    start_s = end_s = math.nan
+    count = 0
 
-    def sampler(count: int) -> Indices:
-        counts.append(count)
-        return sample_indices(count)
+    def sampler(frames: int) -> Indices:
+        nonlocal count
+        count = frames
+        return sample_indices(frames)
 
-    clip = clip_from_path(path, image_size, sampler)
-    end_s = None if path.is_dir() else duration_s(path)
+    def decoded(video: Path) -> Iterator[DecodedFrame]:
+        nonlocal start_s, end_s
+        for shown in shown_frames(video):
+            start_s, end_s = 0.0, shown.end_s
+            yield shown.frame
+
+    # The header's duration may be missing, estimated, or that of the sound.
+    clip = clip_from_path(path, image_size, sampler, decoded)
     answer = predictor.predict(clip[np.newaxis])
     return Window(
         track=WHOLE,
-        start_s=0.0 if end_s is not None else float("nan"),
-        end_s=end_s if end_s is not None else float("nan"),
+        start_s=start_s,
+        end_s=end_s,
         logits=answer.logits[0],
         probabilities=answer.probabilities[0],
-        frames=min(counts[-1], WINDOW),
+        frames=min(count, WINDOW),
         detection=1.0,
         labels=tuple(labels),
     )

@@ -31,6 +31,9 @@ Clip = npt.NDArray[np.uint8]
 Sampler = Callable[[int], Indices]
 """From a number of frames to the indices of the wanted ones, non-decreasing."""
 
+Decoder = Callable[[Path], "Iterator[DecodedFrame]"]
+"""From a video to all of its frames, in the order in which they are shown."""
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
@@ -46,13 +49,16 @@ MAX_PIXELS = 64_000_000
 """Pixels that one frame may have (8K video has 33 million)."""
 
 
-def clip_from_path(path: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
+def clip_from_path(
+    path: Path, image_size: int, sampler: Sampler = sample_indices, decoded: Decoder | None = None
+) -> Clip:
     """A clip from a frame folder or a video file, whichever ``path`` is.
 
     Args:
         path: a folder of images, one per frame, or a video file.
         image_size: S, the side of the model's square input in pixels.
         sampler: chooses the frames, by default the 16 of the test-time clip.
+        decoded: gives all frames of a video, by default ``decoded_frames``; for who wants to see them pass by.
 
     Returns:
         uint8 [16, S, S, 3] (with another sampler: as many frames as it chooses).
@@ -64,7 +70,7 @@ def clip_from_path(path: Path, image_size: int, sampler: Sampler = sample_indice
         if path.is_dir():
             return clip_from_folder(path, image_size, sampler)
         if path.is_file():
-            return clip_from_video(path, image_size, sampler)
+            return clip_from_video(path, image_size, sampler, decoded)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
         raise DferDeployError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
     state = "is neither a file nor a folder" if path.exists() else "does not exist"
@@ -83,17 +89,20 @@ def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_in
     return np.stack([frames[index] for index in wanted])
 
 
-def clip_from_video(video: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
+def clip_from_video(
+    video: Path, image_size: int, sampler: Sampler = sample_indices, decoded: Decoder | None = None
+) -> Clip:
     """A clip from a video file; arguments, result and errors as in ``clip_from_path``.
 
     Only the wanted frames are converted and kept, so that memory does not grow with the length.
     """
+    decoded = decoded or decoded_frames
     claimed = packets_in_video(video)
     wanted = sampler(claimed)
-    count, frames = _frames_at(video, image_size, wanted)
+    count, frames = _frames_at(decoded(video), image_size, wanted)
     if count != claimed:  # damaged or unusual streams: fewer or more frames come out than packets went in
         wanted = sampler(count)
-        _, frames = _frames_at(video, image_size, wanted)
+        _, frames = _frames_at(decoded(video), image_size, wanted)
     return np.stack([frames[index] for index in wanted.tolist()])
 
 
@@ -230,12 +239,12 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
     return mirrored, float(round(-math.degrees(math.atan2(b, a)), 3))
 
 
-def _frames_at(video: Path, image_size: int, indices: Indices) -> tuple[int, dict[int, Clip]]:
+def _frames_at(decoded: Iterator[DecodedFrame], image_size: int, indices: Indices) -> tuple[int, dict[int, Clip]]:
     """The number of frames that can be decoded, and those at ``indices``, resized."""
     wanted = set(indices.tolist())
     frames: dict[int, Clip] = {}
     count = 0
-    for index, frame in enumerate(decoded_frames(video)):
+    for index, frame in enumerate(decoded):
         count = index + 1
         if index in wanted:
             frames[index] = resized(frame.upright(), image_size)

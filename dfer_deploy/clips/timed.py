@@ -72,6 +72,11 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
     packets_in_video(video)
     step = 0
     for shown in shown_frames(video):
+        if shown.end_s - shown.start_s > _LONGEST_FRAME_S:
+            raise DferDeployError(
+                f"{video} has no frame between {shown.start_s:.1f} s and {shown.end_s:.1f} s, expected one at least "
+                "every hour; its times are damaged, so write it anew"
+            )
         image = None
         while step * interval_s < shown.end_s - ROUNDING_S or step == 0:
             if image is None:
@@ -81,7 +86,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
 
 
 def shown_frames(video: Path) -> Iterator[ShownFrame]:
-    """All frames of a video that can be decoded, with their times; errors as ``timed_frames``.
+    """All frames of a video that can be decoded, with their times; errors as ``clips.reading.decoded_frames``.
 
     A frame without a time, or with one before its predecessor's, follows its predecessor at the usual distance.
     """
@@ -94,11 +99,6 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
             first_s = stated_s or 0.0
         else:
             end_s = start_s + usual_s if stated_s is None or stated_s - first_s < start_s else stated_s - first_s
-            if end_s - start_s > _LONGEST_FRAME_S:
-                raise DferDeployError(
-                    f"{video} has no frame between {start_s:.1f} s and {end_s:.1f} s, expected one at least every "
-                    "hour; its times are damaged, so write it anew"
-                )
             yield ShownFrame(start_s, end_s, held)
             start_s = end_s
         held = frame

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,10 +13,10 @@ from videos import SquareDetector, numbered, turn, two_squares, write_timed_vide
 from dfer_deploy.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection, face_crop, open_detector
 from dfer_deploy.clips.reading import clip_from_video, resized
-from dfer_deploy.clips.timed import timed_frames
+from dfer_deploy.clips.timed import duration_s, timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import open_predictor
-from dfer_deploy.windows import ConfirmedFaces, Face, SeenFrame, Window, WindowMaker, windows_of_video
+from dfer_deploy.windows import ConfirmedFaces, Face, SeenFrame, Window, WindowMaker, whole_window, windows_of_video
 
 STEP = 0.1
 LABELS = ("happiness", "sadness", "anger")
@@ -103,7 +104,29 @@ def test_a_short_video_without_faces_is_answered_as_at_test_time(
     expected = predictor.predict(clip_from_video(video, 32)[np.newaxis])
     assert np.array_equal(window.logits, expected.logits[0])
     assert (window.start_s, window.frames) == (0.0, min(16, 3 * count))
-    assert window.end_s == pytest.approx(0.099 * count, abs=0.05)
+    assert window.end_s == pytest.approx(0.099 * count, abs=0.01)
+
+
+def test_the_time_of_a_short_video_is_that_of_its_frames_whatever_the_header_states(
+    tmp_path: Path, predictor: Counting
+) -> None:
+    times = range(0, 1200, 40)
+    live = write_timed_video(tmp_path / "live.mkv", numbered(30), times, live="1")
+    sound = tmp_path / "sound.mkv"
+    with av.open(str(live)) as source, av.open(str(sound), "w") as container:
+        video = container.add_stream_from_template(source.streams.video[0])
+        audio = container.add_stream("pcm_s16le", rate=8000)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                container.mux(packet)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000 * 30), np.int16), "s16", "mono")
+        silence.sample_rate = 8000
+        container.mux(audio.encode(silence))
+    assert (duration_s(live), duration_s(sound)) == (None, pytest.approx(30.0, abs=0.1))
+    for path in (live, sound):
+        for window in (*windows(path, predictor), whole_window(path, predictor, 32, LABELS)):
+            assert (window.start_s, window.end_s) == (0.0, pytest.approx(1.2, abs=0.05)), path
 
 
 def test_every_face_has_windows_of_its_own(tmp_path: Path, predictor: Counting) -> None:
