@@ -114,9 +114,9 @@ class AsyncClient(ConnectedModel):
             thread.submit(found.close)
             thread.shutdown(wait=False)
 
-    def stream(self) -> AsyncStream:
-        """Opens a live stream: ``async with client.stream() as stream: await stream.push(frame)``."""
-        return AsyncStream(self, StreamFlows(self._flows))
+    def stream(self, *, place_timeout_s: float | None = None) -> AsyncStream:
+        """As ``Client.stream``: ``async with client.stream() as stream: await stream.push(frame)``."""
+        return AsyncStream(self, StreamFlows(self._flows, place_timeout_s))
 
     async def encode(self, frames: Frames) -> Float32:
         """As ``Client.encode``."""

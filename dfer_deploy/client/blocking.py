@@ -152,9 +152,14 @@ class Client(ConnectedModel):
             margin=margin,
         )
 
-    def stream(self) -> Stream:
-        """Opens a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``."""
-        return Stream(self, StreamFlows(self._flows))
+    def stream(self, *, place_timeout_s: float | None = None) -> Stream:
+        """Opens a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``.
+
+        Args:
+            place_timeout_s: how long a push may wait for a place where the server follows as many streams as it may;
+                None for nearly the deadline.
+        """
+        return Stream(self, StreamFlows(self._flows, place_timeout_s))
 
     def encode(self, frames: Frames) -> Float32:
         """The image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
@@ -202,6 +207,7 @@ class Stream:
             The answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
 
         Raises:
+            NoPlaceError: the server follows as many streams as it may, and none of them ended in time.
             DferDeployError: there was no answer within the deadline and the retries, the frame is none of the model's,
                 or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
         """

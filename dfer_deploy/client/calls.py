@@ -80,6 +80,7 @@ class Infer:
         outputs: the outputs to answer with.
         class_count: how many classes the classification extension ranks; 0 for plain numbers.
         position: of a request that belongs to a sequence.
+        place_timeout_s: how long the server lets it wait for a place among the streams; None for as long as there is.
         region: shared memory that holds the values already.
     """
 
@@ -89,6 +90,7 @@ class Infer:
     outputs: tuple[str, ...]
     class_count: int = 0
     position: Position | None = None
+    place_timeout_s: float | None = None
     region: Region | None = None
 
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
@@ -97,13 +99,16 @@ class Infer:
             tensor.set_data_from_numpy(self.array)
         else:
             tensor.set_shared_memory(self.region.name, self.array.nbytes)
+        waiting_s = timeout_s - min(_TO_SAY_SO_S, timeout_s / 10)
+        if self.place_timeout_s is not None:
+            waiting_s = min(waiting_s, self.place_timeout_s)
         arguments: dict[str, Any] = {
             "model_name": self.model,
             "inputs": [tensor],
             "outputs": [library.InferRequestedOutput(name, class_count=self.class_count) for name in self.outputs],
             # For a place among the streams, and where a model's queue policy honours it. The server gives up before
             # the client does, so that it can say what was missing.
-            "timeout": max(1, int(1e6 * (timeout_s - min(_TO_SAY_SO_S, timeout_s / 10)))),
+            "timeout": max(1, int(1e6 * waiting_s)),
         }
         if self.position is not None:
             arguments |= {

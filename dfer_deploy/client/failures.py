@@ -11,9 +11,10 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.client.address import Address
 from dfer_deploy.errors import DferDeployError
 
-Kind = Literal["unreachable", "full", "late", "absent", "refused"]
-"""``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the
-deadline passed. ``absent``: the server has no such model. ``refused``: it would refuse the same request again."""
+Kind = Literal["unreachable", "full", "crowded", "late", "absent", "refused"]
+"""``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``crowded``: there is
+no place for one more stream. ``late``: the deadline passed. ``absent``: the server has no such model. ``refused``: it
+would refuse the same request again."""
 
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
@@ -80,9 +81,9 @@ class Failures:
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
         if "timeout of the corresponding sequence" in message:
             return CallError(
-                f"the server at {self._address} follows as many streams as it may, and none ended within "
-                f"{deadline_s:.3g} s; close one, or allow more with: dfer-deploy configure BUNDLE --max-streams N",
-                "late",
+                f"the server at {self._address} follows as many streams as it may, and none ended in time; "
+                "close one, or allow more with: dfer-deploy configure BUNDLE --max-streams N",
+                "crowded",
             )
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")

@@ -19,7 +19,7 @@ from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import Patience, Question
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, NoPlaceError
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.specs import MAX_FRAMES
 
@@ -33,8 +33,8 @@ _LOOK_AGAIN_S = 0.01
 class StreamFlows:
     """One stream's steps, for the blocking and the asynchronous client alike."""
 
-    def __init__(self, flows: Flows) -> None:
-        self._flows = flows
+    def __init__(self, flows: Flows, place_timeout_s: float | None = None) -> None:
+        self._flows, self._place_timeout_s = flows, place_timeout_s
         self._window: list[Clip] = []
         self._correlation_id = 0
         """Of the sequence that the server may hold; 0 before the first."""
@@ -48,6 +48,7 @@ class StreamFlows:
         A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
 
         Raises:
+            NoPlaceError: the server follows as many streams as it may.
             DferDeployError: there is no answer; the frame is none of the model's; the stream is closed, or a push is
                 still waiting for its answer.
         """
@@ -69,6 +70,10 @@ class StreamFlows:
             )
             self._window, self._is_current = window, True
             return answer
+        except CallError as error:
+            if error.kind == "crowded":
+                raise NoPlaceError(str(error)) from error
+            raise
         finally:
             self._is_pushing = False
 
@@ -136,6 +141,7 @@ class StreamFlows:
             frame[np.newaxis, np.newaxis],
             ("logits", "probabilities"),
             position=position,
+            place_timeout_s=self._place_timeout_s if position.start else None,
         )
         while True:
             if self._is_closed and not position.end:

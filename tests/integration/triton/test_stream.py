@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
 from dfer_deploy.client import Client
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, NoPlaceError
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
@@ -183,8 +183,11 @@ def test_a_client_is_told_that_there_are_too_many_streams(client: Any, server: T
         for name in range(61, 61 + STREAMS):
             push(client, name, frame, start=True)
         stream = impatient.stream()
-        with pytest.raises(DferDeployError, match=r"follows as many streams as it may, and none ended within 0\.5 s"):
+        with pytest.raises(NoPlaceError, match="follows as many streams as it may, and none ended in time"):
             stream.push(frame)
+        # The deadline is a minute, but not for a place.
+        with patient.stream(place_timeout_s=0.1) as hasty, pytest.raises(NoPlaceError):
+            hasty.push(frame)
         with patient.stream() as waiting:  # until one of the others is forgotten
             assert waiting.push(frame).frames == 1
         # The same stream goes on, now that there is room.

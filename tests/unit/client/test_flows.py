@@ -18,7 +18,7 @@ from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
 from dfer_deploy.client.shared_memory import Region
 from dfer_deploy.client.streams import END_TIMEOUT_S, StreamFlows
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, NoPlaceError
 from dfer_deploy.specs import MAX_IMAGE_BYTES
 
 SIZE, LABELS = 8, ("calm", "anger: loud")
@@ -420,14 +420,14 @@ def test_a_full_queue_changes_nothing_of_the_stream() -> None:
     assert not any(answer.resumed for answer in answers)
 
 
-@pytest.mark.parametrize("kind", ["late", "refused", "unreachable", "full"])
+@pytest.mark.parametrize("kind", ["late", "refused", "unreachable", "full", "crowded"])
 @pytest.mark.parametrize("following", [2, 7])
 def test_a_failed_push_leaves_the_stream_as_it_was(kind: Any, following: int) -> None:
     script = failing(set(range(3, 100)), kind)
     stream = StreamFlows(connected(script))
     for number in range(2):
         script(stream.push(frame(number)))
-    with pytest.raises(CallError):
+    with pytest.raises(NoPlaceError if kind == "crowded" else CallError):
         script(stream.push(frame(2)))
     script._fail = None
     start = len(script.infers)
@@ -582,3 +582,14 @@ def test_the_server_gives_up_before_the_client_does(timeout_s: float, server_us:
     arguments = call.request(grpc, "grpc", timeout_s)[1]
     assert arguments["timeout"] == server_us
     assert arguments["client_timeout"] == timeout_s
+
+
+def test_only_a_streams_first_frame_waits_for_a_place() -> None:
+    from tritonclient import grpc
+
+    script = Script()
+    stream = StreamFlows(connected(script), place_timeout_s=0.25)
+    for number in range(2):
+        script(stream.push(frame(number)))
+    waits = [call.request(grpc, "grpc", 60.0)[1]["timeout"] for call in script.infers]
+    assert waits == [250_000, 59_000_000]
