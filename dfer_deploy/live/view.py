@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.bar import Bar
 from rich.columns import Columns
@@ -22,39 +23,61 @@ _WAITING_S = 2.0
 """An answer that takes longer is said to be waited for."""
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """All that is drawn of one frame, so that a drawing thread never sees half of an update.
+
+    Attributes:
+        time_s: of the frame.
+        asked_s: when the answers were there.
+        faces: with the last answer of each.
+        speed: frames a second and latency, in words.
+        resumed: how often streams went on after an interruption.
+    """
+
+    time_s: float
+    asked_s: float
+    faces: tuple[tuple[FaceAnswer, FaceAnswer], ...]
+    speed: str
+    resumed: int
+
+
 class LiveView:
-    """What ``rich.live.Live`` draws again and again: a panel for every face, and a line with speed and latency."""
+    """What ``rich.live.Live`` draws again and again: a panel for every face, and a line with speed and latency.
+
+    Another thread may draw it meanwhile.
+    """
 
     def __init__(
         self, title: str, tally: Tally, dropped: Callable[[], int], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._title, self._tally, self._dropped, self._clock = title, tally, dropped, clock
-        self._faces: Sequence[FaceAnswer] = ()
-        self._last: dict[int, FaceAnswer] = {}
-        self._time_s = 0.0
-        self._asked_s = clock()
+        self._shown = _Shown(0.0, clock(), (), "", 0)
+        self.update(0.0, ())
 
     def update(self, time_s: float, faces: Sequence[FaceAnswer]) -> None:
         """Shows the answers for a frame. A face that is not found at the moment keeps its last answer."""
-        last = {face.track: face if face.answer else self._last.get(face.track, face) for face in faces}
-        self._time_s, self._faces, self._last = time_s, faces, last
-        self._asked_s = self._clock()
+        tally, last = self._tally, {face.track: last for face, last in self._shown.faces}
+        shown = tuple((face, face if face.answer else last.get(face.track, face)) for face in faces)
+        latency = f"{tally.latency_ms(50):.0f} ms" if tally.answers else "–"
+        speed = f"{tally.frames_per_s:.1f} frames/s   latency {latency} (median)"
+        self._shown = _Shown(time_s, self._clock(), shown, speed, tally.resumed)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        tally, waiting_s = self._tally, self._clock() - self._asked_s
-        latency = f"{tally.latency_ms(50):.0f} ms" if tally.answers else "–"
+        now = self._shown
+        waiting_s = self._clock() - now.asked_s
         line = Text.assemble(
-            (f"{self._time_s:7.1f} s", "bold"),
-            f"   {tally.frames_per_s:.1f} frames/s   latency {latency} (median)   {self._dropped()} dropped",
+            (f"{now.time_s:7.1f} s", "bold"),
+            f"   {now.speed}   {self._dropped()} dropped",
             no_wrap=False,
             overflow="fold",
         )
-        if tally.resumed:
-            line.append(f"   resumed {tally.resumed} ×")
+        if now.resumed:
+            line.append(f"   resumed {now.resumed} ×")
         if waiting_s > _WAITING_S:
             line.append(f"   waiting for an answer for {waiting_s:.0f} s", style="yellow")
         above, below = Text(self._title, style="bold"), Group(line, Text("Ctrl-C ends", style="dim"))
-        shown = [(face, self._last[face.track]) for face in self._faces if self._last[face.track].answer is not None]
+        shown = [(face, last) for face, last in now.faces if last.answer is not None]
         room = console.height - 1 - len(console.render_lines(below, options))
         body: RenderableType = (
             Columns([_panel(*face) for face in shown]) if shown else Text("no face in the picture", style="dim")

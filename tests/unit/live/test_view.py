@@ -97,6 +97,24 @@ def test_a_face_that_is_not_found_keeps_its_last_answer() -> None:
     assert "no face in the picture" in shown(view)
 
 
+def test_a_frame_that_is_drawn_meanwhile_is_whole() -> None:
+    tally = Tally()
+    views: list[LiveView] = []
+
+    def dropped() -> int:
+        # The loop goes on while the other thread draws.
+        if views:
+            tally.add([face(2, "fear")])
+            views[0].update(9.0, [face(2, "fear")])
+        return 0
+
+    views.append(LiveView("cam", tally, dropped))
+    tally.add([face(1)])
+    views[0].update(1.0, [face(1)])
+    assert "face 1: happiness" in shown(views[0])
+    assert "face 2: fear" in shown(views[0])
+
+
 def test_the_tally_is_bounded_and_adds_up() -> None:
     clock = Clock()
     tally = Tally(clock)
