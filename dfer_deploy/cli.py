@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 from typing import Any
 
@@ -54,6 +55,14 @@ BROKEN_PIPE = 141
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called (click's documentation, "Lazily Loading")."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            # For Python, an empty path is the current folder.
+            if not word or re.fullmatch(r"--[a-z0-9-]+=", word):
+                what = word.rstrip("=") or f"the argument after {before or 'dfer-deploy'}"
+                raise click.UsageError(f"{what} is empty, as an unset shell variable is; give a value or leave it away")
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -112,6 +112,21 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(cli: Any, tmp_path: Pat
         assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("predict", "--bundle", "b", ""), "the argument after b"),
+        (("predict", "--bundle", "", "a.mp4"), "the argument after --bundle"),
+        (("export", "a.pt", "--output="), "--output"),
+        (("stream", "", "--bundle", "b"), "the argument after stream"),
+    ],
+)
+def test_an_empty_argument_is_no_path(cli: Any, arguments: tuple[str, ...], what: str) -> None:
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert f"Error: {what} is empty, as an unset shell variable is" in result.output
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.delitem(sys.modules, "dfer_deploy.commands.inspect", raising=False)
