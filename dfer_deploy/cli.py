@@ -81,6 +81,15 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            return self._invoked(ctx)
+        except click.ClickException as error:
+            from dfer_deploy.console import printable
+
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
+
+    def _invoked(self, ctx: click.Context) -> Any:
+        try:
             return super().invoke(ctx)
         except OutputError as error:
             _discard_stdout()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +24,19 @@ _WIDTH_OF_A_PIPE = 200
 """Columns where there is no terminal that would say, so that tables in files and logs are not folded."""
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey, such as an escape sequence in a file's name: it is spelled out."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 class _Console(Console):
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
     def print(self, *objects: Any, **options: Any) -> None:
         try:
             super().print(*objects, **options)
@@ -98,7 +112,8 @@ def warn(message: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table; numbers are formatted by the caller, and columns of numbers are set to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    # Spelled out before the columns are measured.
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     grid = Table(title=Text(title, style="bold"), title_justify="left")
     for index, column in enumerate(columns):
         numbers = all(not row[index] or row[index][0] in "0123456789-+≤" for row in cells)

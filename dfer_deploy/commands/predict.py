@@ -19,7 +19,7 @@ from dfer_deploy.clips.timed import duration_s
 from dfer_deploy.commands.answering import Asked, answering_options, open_face_detector
 from dfer_deploy.commands.answers import OutputFiles, one_of, print_answers, write_answers
 from dfer_deploy.commands.options import frame_interval_option, json_option, margin_option
-from dfer_deploy.console import progress_bar, stderr, warn
+from dfer_deploy.console import printable, progress_bar, stderr, warn
 from dfer_deploy.crop_sample import CropSample
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.recording import Recording, shown
@@ -163,7 +163,7 @@ def predict(
             print_answers(model.predictor.name, recording, inputs)
         finally:
             for failure in failures:
-                click.echo(f"Error: {failure}", err=True)
+                click.echo(f"Error: {printable(failure)}", err=True)
             for file in (csv_file, json_file):
                 if file and not answered:
                     warn(f"{shown(file)} was not written, since there is no answer to any INPUT")

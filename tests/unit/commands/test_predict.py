@@ -359,6 +359,17 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_words(
     assert max(map(len, result.output.splitlines())) <= columns
 
 
+def test_names_do_not_reach_the_terminal_as_escape_sequences(cli: Any, bundle: Bundle, video: Path) -> None:
+    named = video.rename(video.with_name("a\x1b[31m\x9bb.mkv"))
+    missing = video.with_name("no\x1b]0;x\x07.mkv")
+    crops = ("--crops", video.with_name("\x1b[1m") / "c.png")
+    result = cli("predict", "--bundle", bundle.path, named, missing, "--faces", "none", "--stride", 32)
+    assert r"a\x1b[31m\x9bb.mkv" in result.output
+    assert r"no\x1b]0;x\x07.mkv does not exist" in result.output
+    for more in ("", cli("inspect", missing).output, cli("predict", "--bundle", bundle.path, named, *crops).output):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", result.output + more)
+
+
 @pytest.mark.usefixtures("squares")
 def test_many_windows_fit_a_narrow_terminal(
     cli: Any, bundle: Bundle, video: Path, monkeypatch: pytest.MonkeyPatch
