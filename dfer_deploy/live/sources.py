@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -131,11 +132,13 @@ def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFra
     """
     try:
         with av.open(name, format=device) as container:
-            start_s = next_s = time.monotonic()
+            start_s = next_s = -math.inf
             for frame in _decoded(container):
                 now = time.monotonic()
                 if now < next_s:
                     continue
+                if start_s == -math.inf:  # a camera needs a while for its first frame
+                    start_s = next_s = now
                 # A slow camera misses points of the grid; it does not catch up.
                 next_s += interval_s * (1 + (now - next_s) // interval_s)
                 yield LiveFrame(now - start_s, now, np.asarray(DecodedFrame(frame).upright()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -51,6 +53,28 @@ def test_a_camera_is_thinned_to_the_interval() -> None:
     steps = np.diff([frame.time_s for frame in frames])
     assert (steps > 0.05).all()
     assert abs(float(np.mean(steps)) - 0.1) < 0.05
+
+
+def test_time_begins_with_a_cameras_first_frame_and_a_slow_one_does_not_catch_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(sources.time, "monotonic", lambda: clock[0])
+    decoded = sources._decoded
+
+    def arriving(container: Any) -> Iterator[Any]:
+        times = [103.0, 103.125, 103.25, 103.375, 105.0, 105.125, 105.25]
+        for clock[0], frame in zip(times, decoded(container), strict=False):
+            yield frame
+
+    monkeypatch.setattr(sources, "_decoded", arriving)
+    frames = camera_frames("testsrc=size=64x48:rate=50", "lavfi", 0.25)
+    assert [(frame.time_s, frame.arrived_s) for frame in frames] == [
+        (0.0, 103.0),
+        (0.25, 103.25),
+        (2.0, 105.0),
+        (2.25, 105.25),
+    ]
 
 
 def test_a_camera_that_cannot_be_opened(tmp_path: Path) -> None:
