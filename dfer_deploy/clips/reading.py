@@ -6,6 +6,7 @@ The resize is Pillow's bilinear filter straight to the square, aspect ratio not 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -73,8 +74,15 @@ def clip_from_path(
             return clip_from_video(path, image_size, sampler, decoded)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
         raise DferDeployError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
+    if is_address(path):
+        raise DferDeployError(f"{path} looks like an address; download it first, and give the file")
     state = "is neither a file nor a folder" if path.exists() else "does not exist"
     raise DferDeployError(f"{path} {state}; expected a video file or a folder of frames")
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path that does not exist was meant as an address; as a path, it has lost a slash."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
 
 
 def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
@@ -219,7 +227,13 @@ def decoded_frames(video: Path) -> Iterator[DecodedFrame]:
     if count == 0:
         raise DferDeployError(f"{video} has no frame that can be decoded; is it damaged?")
     if damaged:
-        warn(f"{video} is damaged: {damaged} of its frames could not be decoded or are wrong")
+        _warn_once(f"{video} is damaged: {damaged} of its frames could not be decoded or are wrong")
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """A video is decoded again for another purpose, or where its number of frames is not what it states."""
+    warn(message)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
@@ -272,6 +286,10 @@ def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         reason = error.strerror or type(error).__name__
         if video.is_file() and not video.stat().st_size:
             raise DferDeployError(f"{video} is empty (0 bytes); expected a video file") from error
+        if video.suffix.lower() in IMAGE_SUFFIXES:
+            raise DferDeployError(
+                f"{video} is a picture, expected a video or a folder; put a clip's pictures into a folder and give that"
+            ) from error
         raise DferDeployError(
             f"{video} cannot be read as a video ({reason}); it is none, or it is damaged or truncated"
         ) from error

@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from dfer_deploy.clips.faces import Image
-from dfer_deploy.clips.reading import DecodedFrame
+from dfer_deploy.clips.reading import DecodedFrame, is_address
 from dfer_deploy.clips.timed import check_interval, timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.newest import newest
@@ -116,6 +116,8 @@ def camera_of(source: str, platform: str) -> tuple[str, str] | None:
         return source, device
     if device == "dshow":
         return f"video={source}", device
+    if is_address(source):
+        raise DferDeployError(f"{source} is an address, expected a camera or a video file; download it first")
     raise DferDeployError(f"{source} does not exist; expected a camera's number, its device, or a video file")
 
 

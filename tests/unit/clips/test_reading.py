@@ -1,4 +1,5 @@
 import gc
+import re
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -66,23 +67,32 @@ def test_unpadded_names_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert sorted(["img2_10", "img2_9", "img10_1", "img1"], key=natural_key) == ["img1", "img2_9", "img2_10", "img10_1"]
 
 
-def test_a_damaged_video_gives_the_frames_that_are_left(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "a.mkv", clips_of(1, size=64, frames=60)[0])
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "ffv1"), ("a.mp4", "mpeg4")])
+def test_a_damaged_video_gives_the_frames_that_are_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, codec: str
+) -> None:
+    video = write_video(tmp_path / name, clips_of(1, size=64, frames=60)[0], codec)
     data = bytearray(video.read_bytes())
     rng = np.random.default_rng(0)
     for place in rng.integers(len(data) // 3, len(data) // 2, 40):
         data[place] ^= 0xFF
     video.write_bytes(data)
     assert clip_from_video(video, 32).shape == (16, 32, 32, 3)
+    wrong = sum(frame.frame.is_corrupt for frame in decoded_frames(video))
+    assert (wrong > 0) == (codec == "mpeg4")
+    # Said once, however often it is decoded.
+    (told,) = re.findall(r"is damaged: (\d+) of its frames", capsys.readouterr().err.replace("\n", " "))
+    assert int(told) >= max(1, wrong)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.8])
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
-def test_a_truncated_video_is_refused_rather_than_answered(tmp_path: Path, name: str) -> None:
+def test_a_truncated_video_is_refused_rather_than_answered(tmp_path: Path, name: str, share: float) -> None:
     options = {"movflags": "faststart"} if name.endswith(".mp4") else {}
     video = write_video(tmp_path / name, clips_of(1, size=64, frames=60)[0], "mpeg4", **options)
     assert clip_from_video(video, 32).shape == (16, 32, 32, 3)
     data = video.read_bytes()
-    video.write_bytes(data[: len(data) // 2])
+    video.write_bytes(data[: int(share * len(data))])
     with pytest.raises(DferDeployError, match=r"is truncated: it ends after \d\.\d s of the 2\.4 s"):
         clip_from_video(video, 32)
 
@@ -110,6 +120,8 @@ def test_other_image_formats_are_not_opened_whatever_their_name(tmp_path: Path) 
 def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DferDeployError, match="cannot be read"):
         clip_from_path(tmp_path / ("x" * 300), 32)
+    with pytest.raises(DferDeployError, match="looks like an address; download it first"):
+        clip_from_path(Path("https://host/a.mp4"), 32)
     with pytest.raises(DferDeployError, match="/dev/null is neither a file nor a folder"):
         clip_from_path(Path("/dev/null"), 32)
 
@@ -119,6 +131,11 @@ def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
     [
         ("empty.mp4", b"", r"is empty \(0 bytes\)"),
         ("text.mp4", b"hello world" * 100, "cannot be read as a video"),
+        (
+            "still.JPG",
+            b"\xff\xd8\xff",
+            "is a picture, expected a video or a folder; put a clip's pictures into a folder",
+        ),
         ("header.mp4", b"\x00\x00\x00\x20ftypisom" + b"\0" * 500, "cannot be read as a video|no video stream"),
     ],
 )

@@ -37,6 +37,8 @@ def test_cameras_of_each_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         camera_of("0", "linux")
     with pytest.raises(DferDeployError, match="FaceTime HD does not exist; expected a camera's number"):
         camera_of("FaceTime HD", "linux")
+    with pytest.raises(DferDeployError, match="rtsp://host/1 is an address, expected a camera or a video file"):
+        camera_of("rtsp://host/1", "linux")
     assert camera_of("FaceTime HD", "darwin") == ("FaceTime HD", "avfoundation")
     assert camera_of("0", "darwin") == ("0", "avfoundation")
     assert camera_of("USB Camera", "win32") == ("video=USB Camera", "dshow")
