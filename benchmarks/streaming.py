@@ -32,6 +32,7 @@ from common import draw_bars, exported, figure, figures, in_words, parsed, parse
 
 from dfer_deploy.client import Client, Stream
 from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.clips.sampling import padded
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import progress_bar, table
 from dfer_deploy.limits import LIMITS
@@ -185,16 +186,12 @@ def largest_error(client: Client, graphs: OnnxRuntimePredictor, frames: Frames) 
     with client.stream() as stream:
         for end in range(1, len(frames) + 1):
             answer = np.array(list(stream.push(frames[end - 1]).logits.values()), np.float32)
-            error = max(error, float(np.abs(answer - graphs.predict(padded(frames[:end])).logits[0]).max()))
+            window = padded([*frames[max(0, end - MAX_FRAMES) : end]])
+            expected = graphs.predict(window[np.newaxis]).logits[0]
+            error = max(error, float(np.abs(answer - expected).max()))
     if not error <= limit:
         raise RuntimeError(f"the stream's logits differ by {error} from those of its windows, at most {limit}")
     return error
-
-
-def padded(frames: Frames) -> Frames:
-    """The last 16 frames as a clip [1, 16, H, W, 3], the newest repeated where there are fewer."""
-    window = frames[-MAX_FRAMES:]
-    return np.concatenate([window, np.repeat(window[-1:], MAX_FRAMES - len(window), axis=0)])[np.newaxis]
 
 
 if __name__ == "__main__":

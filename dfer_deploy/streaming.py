@@ -10,6 +10,7 @@ import numpy as np
 
 from dfer_deploy.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.clips.sampling import padded
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import MAX_FRAMES
@@ -38,8 +39,7 @@ class InProcessStream:
     """
 
     def __init__(self, predictor: Predictor, labels: Sequence[str]) -> None:
-        """Describes the stream.
-
+        """
         Args:
             predictor: may serve many streams, one push at a time.
             labels: the class names in the order of the logits.
@@ -60,10 +60,10 @@ class InProcessStream:
         if self._is_closed:
             raise DferDeployError("the stream is closed; open another one")
         self._features.append(self._predictor.encode(frame[np.newaxis, np.newaxis])[0, 0])
-        frames = len(self._features)
-        window = [*self._features, *[self._features[-1]] * (MAX_FRAMES - frames)]
-        prediction = self._predictor.classify(np.stack(window)[np.newaxis])
-        return stream_answer_from(self._labels, prediction.logits[0], prediction.probabilities[0], frames=frames)
+        prediction = self._predictor.classify(padded(self._features)[np.newaxis])
+        return stream_answer_from(
+            self._labels, prediction.logits[0], prediction.probabilities[0], frames=len(self._features)
+        )
 
     def close(self) -> None:
         """Forgets the frames. Can be repeated."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, DecodedFrame, clip_from_path, resized
-from dfer_deploy.clips.sampling import Indices, sample_indices
+from dfer_deploy.clips.sampling import Indices, padded, sample_indices
 from dfer_deploy.clips.timed import TimedFrame, shown_frames, timed_frames
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
 from dfer_deploy.prefetch import prefetched
@@ -32,6 +32,7 @@ DEFAULT_FRAME_INTERVAL_S = 1 / 6
 """Where the training clips' is unknown: about that of DFEW's median clip (16 of 70 frames, 25 a second: 0.175 s)."""
 
 DEFAULT_STRIDE = 4
+"""Frames from one window to the next."""
 
 WHOLE = 0
 """The track's number where no faces were looked for."""
@@ -51,7 +52,8 @@ class Window:
         logits: float32 [C].
         probabilities: float32 [C].
         frames: how many frames there were; fewer than 16 were padded by repeating the last.
-        detection: mean score of the face's detections, in [0, 1]; 1 where no faces were looked for.
+        detection: mean over the frames of the face's detection score, in [0, 1], the last score where it was not found
+            for a moment; 1 where no faces were looked for.
         labels: C class names, in the order of the logits.
     """
 
@@ -163,7 +165,7 @@ def windows_of_video(
             predictor's errors.
     """
     require(stride >= 1, f"the stride is {stride}, expected 1 or more frames")
-    require(0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}")
+    check_following(detector, interval_s, margin)
     maker = WindowMaker(predictor, stride, labels)
     frames = 0
     with _seen_frames(video, image_size, interval_s, detector, margin) as seen_frames:
@@ -176,6 +178,20 @@ def windows_of_video(
         yield whole_window(video, predictor, image_size, labels)
     else:
         yield from maker.finish()
+
+
+def check_following(detector: FaceDetector | None, interval_s: float, margin: float) -> None:
+    """Whether faces can be followed in such steps, and cropped with such a margin.
+
+    Raises:
+        DferDeployError: they cannot.
+    """
+    require(0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}")
+    require(
+        detector is None or interval_s <= HOLD_S,
+        f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "
+        "give a shorter one, or look for no faces",
+    )
 
 
 def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequence[str]) -> Window:
@@ -268,9 +284,7 @@ class WindowMaker:
             yield from self._classified(due[place : place + WINDOW])
 
     def _classified(self, due: list[tuple[_Track, list[_Encoded]]]) -> Iterator[Window]:
-        inputs = [
-            np.stack([frame.feature for frame in [*frames, *frames[-1:] * (WINDOW - len(frames))]]) for _, frames in due
-        ]
+        inputs = [padded([frame.feature for frame in frames]) for _, frames in due]
         answer = self._predictor.classify(np.stack(inputs))
         for (track, frames), logits, probabilities in zip(due, answer.logits, answer.probabilities, strict=True):
             yield Window(
@@ -318,11 +332,6 @@ def _seen_frames(
     video: Path, image_size: int, interval_s: float, detector: FaceDetector | None, margin: float
 ) -> Iterator[Iterator[SeenFrame]]:
     """Decodes in one thread and looks for faces in a second one."""
-    require(
-        detector is None or interval_s <= HOLD_S,
-        f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "
-        "give a shorter one, or look for no faces",
-    )
     with prefetched(timed_frames(video, interval_s), _IMAGES_AHEAD) as frames:
         found = _faces(frames, image_size, detector, margin) if detector else _wholes(frames, image_size)
         with prefetched(found, _CROPS_AHEAD) as ahead:

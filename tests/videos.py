@@ -63,8 +63,6 @@ def two_squares(count: int, red: range, green: range) -> np.ndarray[Any, Any]:
 class SquareDetector:
     """Finds the squares of ``two_squares``: a face detector that is never wrong."""
 
-    name = "squares"
-
     def detect(self, image: np.ndarray[Any, Any]) -> list[Detection]:
         found = []
         for colour, score in ((RED, 0.9), (GREEN, 0.7)):

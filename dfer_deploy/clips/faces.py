@@ -108,11 +108,6 @@ class Detection:
 class FaceDetector(Protocol):
     """Finds the faces of one image."""
 
-    @property
-    def name(self) -> str:
-        """One of ``DETECTORS``."""
-        ...
-
     def detect(self, image: Image) -> list[Detection]:
         """The faces of an image, uint8 [H, W, 3] of any size, highest score first."""
         ...
@@ -131,8 +126,6 @@ def open_detector(name: str = "centerface") -> FaceDetector:
 
 class CenterFace:
     """CenterFace in onnxruntime on the CPU (a ``FaceDetector``)."""
-
-    name = "centerface"
 
     def __init__(self) -> None:
         self._session = _centerface_session()

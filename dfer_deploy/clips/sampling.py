@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.errors import DferDeployError
 
 Indices = npt.NDArray[np.int64]
+
+T = TypeVar("T", bound=np.generic)
 
 
 def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
@@ -30,6 +35,22 @@ def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
         tick = n_frames / n_samples
         return np.array([int(tick / 2 + tick * k) for k in range(n_samples)], dtype=np.int64)
     return np.minimum(np.arange(n_samples, dtype=np.int64), n_frames - 1)
+
+
+def padded(frames: Sequence[npt.NDArray[T]], n_samples: int = 16) -> npt.NDArray[T]:
+    """The test-time clip of frames or of their features: of at most ``n_samples`` all, then the last one repeated.
+
+    Args:
+        frames: at least one, all of one shape and dtype.
+        n_samples: frames wanted, at least 1.
+
+    Returns:
+        [n_samples, …] of that shape and dtype.
+
+    Raises:
+        DferDeployError: there is no frame, or ``n_samples`` is below 1.
+    """
+    return np.stack([frames[index] for index in sample_indices(len(frames), n_samples).tolist()])
 
 
 def training_indices(n_frames: int, rng: np.random.Generator, n_samples: int = 16) -> Indices:

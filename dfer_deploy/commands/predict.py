@@ -52,13 +52,12 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Windows:
-    """How a video is cut into windows (``windows.windows_of_video``), and what is to be said of it at the first one."""
+    """How a video is cut into windows (``windows.windows_of_video``)."""
 
     interval_s: float
     stride: int
     detector: FaceDetector | None
     margin: float
-    notes: list[str]
 
 
 @click.command()
@@ -123,9 +122,9 @@ def predict(
     with ExitStack() as stack:
         model = _open_model(stack, asked)
         known_s = frame_interval_s or model.frame_interval_s
-        how = _Windows(known_s or DEFAULT_FRAME_INTERVAL_S, stride, detector, margin, [])
-        if known_s is None:
-            how.notes.append(
+        how = _Windows(known_s or DEFAULT_FRAME_INTERVAL_S, stride, detector, margin)
+        if videos and known_s is None:
+            stderr.print(
                 f"frames {how.interval_s:.3f} s apart, as in DFEW, since it is not known how far apart those of the "
                 "training clips were (--frame-interval-s)"
             )
@@ -192,8 +191,6 @@ def _answer(
     known, confirmed = _Seen(CropSample()), ConfirmedFaces()
 
     def seen(frame: SeenFrame) -> None:
-        if how.notes:
-            stderr.print(how.notes.pop())
         position(number, 0, frame.time_s)
         known.last_s = frame.time_s
         for time_s, face in confirmed.add(frame):

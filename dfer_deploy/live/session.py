@@ -13,15 +13,15 @@ import numpy as np
 from PIL import Image
 
 from dfer_deploy.answers import StreamAnswer
-from dfer_deploy.clips.faces import LARGEST_MARGIN, Box, FaceDetector, face_crop
+from dfer_deploy.clips.faces import Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
 from dfer_deploy.console import warn
 from dfer_deploy.errors import NoPlaceError
 from dfer_deploy.live.sources import LiveFrame
-from dfer_deploy.specs import MAX_FRAMES, require
+from dfer_deploy.specs import MAX_FRAMES
 from dfer_deploy.streaming import FrameStream
-from dfer_deploy.windows import WHOLE
+from dfer_deploy.windows import WHOLE, check_following
 
 _LONGEST_STEP_S = HOLD_S / 3
 """Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
@@ -82,8 +82,7 @@ class LiveSession:
         margin: float,
         interval_s: float,
     ) -> None:
-        """Describes the session.
-
+        """
         Args:
             new_stream: opens a stream for a face that appears.
             image_size: S, the side of the model's square input in pixels.
@@ -94,14 +93,7 @@ class LiveSession:
         Raises:
             DferDeployError: the margin is out of range, or faces cannot be followed in such steps.
         """
-        require(
-            0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}"
-        )
-        require(
-            detector is None or interval_s <= HOLD_S,
-            f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "
-            "give a shorter one, or look for no faces",
-        )
+        check_following(detector, interval_s, margin)
         self._new_stream, self._image_size, self._detector, self._margin = new_stream, image_size, detector, margin
         self._tracker = FaceTracker()
         self._longest_step_s = max(interval_s, _LONGEST_STEP_S)

@@ -197,8 +197,6 @@ def test_crops_have_the_margin_and_the_rotation(tmp_path: Path, predictor: Count
     turn(video)
 
     class Fixed:
-        name = "fixed"
-
         def detect(self, image: np.ndarray) -> list[Detection]:
             assert image.shape == (128, 96, 3)
             return [Detection(Box(46.0, 10.0, 86.0, 50.0), 0.8)]

@@ -32,8 +32,6 @@ class Recorder:
 
 
 class Scripted:
-    name = "scripted"
-
     def __init__(self, *boxes: tuple[Box, ...]) -> None:
         self._boxes = iter(boxes)
 
