@@ -129,6 +129,21 @@ def test_the_time_of_a_short_video_is_that_of_its_frames_whatever_the_header_sta
             assert (window.start_s, window.end_s) == (0.0, pytest.approx(1.2, abs=0.05)), path
 
 
+def test_a_video_of_sixteen_frames_time_is_one_window_of_them(tmp_path: Path, predictor: Counting) -> None:
+    video = write_timed_video(tmp_path / "a.mkv", numbered(32), range(0, 1600, 50))
+    (window,) = windows(video, predictor)
+    check(window, predictor, [resized(Image.fromarray(frame.image), 32) for frame in timed_frames(video, STEP)])
+
+
+def test_the_detections_score_is_the_windows_mean(predictor: Counting) -> None:
+    maker = WindowMaker(predictor, 4, LABELS)
+    crop = np.zeros((32, 32, 3), np.uint8)
+    for step, score in enumerate((0.5, 0.9, 0.7, 0.3)):
+        assert not list(maker.add(SeenFrame(step * STEP, (Face(1, crop, score),))))
+    (window,) = maker.finish()
+    assert window.detection == pytest.approx(0.6)
+
+
 def test_every_face_has_windows_of_its_own(tmp_path: Path, predictor: Counting) -> None:
     # The red one leaves after 2 s, the green one enters after 1 s, late, and has only 12 frames.
     frames = two_squares(40, red=range(20), green=range(10, 22))
@@ -252,6 +267,8 @@ def test_wrong_numbers_are_one_sentence(tmp_path: Path, predictor: Counting) -> 
     video = write_timed_video(tmp_path / "a.mkv", numbered(4), range(0, 400, 100))
     with pytest.raises(DferDeployError, match="the stride is 0"):
         windows(video, predictor, stride=0)
+    with pytest.raises(DferDeployError, match=r"the margin around a face is 2\.1, expected 0 to 2"):
+        windows(video, predictor, margin=2.1)
     with pytest.raises(DferDeployError, match=r"the frame interval is 2 s, but faces are followed in steps of at most"):
         windows(video, predictor, detector=SquareDetector(), interval_s=2.0)
 

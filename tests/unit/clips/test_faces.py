@@ -75,11 +75,12 @@ def test_maps_become_one_averaged_box_for_each_face() -> None:
     for row, column, score in ((10, 10, 0.9), (10, 11, 0.6), (30, 30, 0.7), (30, 8, 0.29)):
         heat[row, column] = score
         size[:, row, column] = np.log(12), np.log(10)
+    offset[:, 30, 30] = 0.25, 0.5  # y and x
     boxes, scores = decoded(heat, size, offset.astype(np.float32))
     assert scores.tolist() == pytest.approx([0.9, 0.7])
     centre_x = (0.9 * 42 + 0.6 * 46) / 1.5
     assert boxes[0].tolist() == pytest.approx([centre_x - 20, 42 - 24, centre_x + 20, 42 + 24], abs=1e-4)
-    assert boxes[1].tolist() == pytest.approx([122 - 20, 122 - 24, 122 + 20, 122 + 24], abs=1e-4)
+    assert boxes[1].tolist() == pytest.approx([124 - 20, 123 - 24, 124 + 20, 123 + 24], abs=1e-4)
 
 
 def test_a_box_belongs_to_one_face_only() -> None:

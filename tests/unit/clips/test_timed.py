@@ -40,6 +40,19 @@ def test_times_are_those_of_presentation_where_the_rate_varies(tmp_path: Path) -
     assert places == [0, 1, 2, 4, 4, 4, 4, 4, 5]
 
 
+def test_the_last_frame_is_shown_as_long_as_it_states(tmp_path: Path) -> None:
+    video = write_timed_video(tmp_path / "a.mp4", numbered(5, 64), range(0, 500, 100), "mpeg4")
+    longer = tmp_path / "longer.mp4"
+    with av.open(str(video)) as source, av.open(str(longer), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        packets[-1].duration = round(0.7 / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = stream
+            container.mux(packet)
+    assert [frame.end_s for frame in shown_frames(longer)][-2:] == [pytest.approx(0.4), pytest.approx(1.1)]
+
+
 def test_time_begins_with_the_first_frame(tmp_path: Path) -> None:
     frames = numbered(10)
     video = write_timed_video(tmp_path / "a.mkv", frames, range(5000, 6000, 100))

@@ -158,13 +158,22 @@ def test_weak_detections_go_on_with_tracks_and_begin_none() -> None:
     assert (sighting.track, sighting.detected, sighting.score) == (1, True, 0.3)
 
 
-def test_the_number_of_tracks_is_bounded_and_the_surest_begin() -> None:
+@pytest.mark.parametrize(("jump", "track"), [(53, 1), (72, 2)])  # overlaps of a fifth and of a twentieth
+def test_who_hardly_overlaps_is_somebody_else(jump: float, track: int) -> None:
+    tracker = FaceTracker()
+    tracker.update(0.0, [face(100)])
+    found = tracker.update(STEP_S, [face(100 + jump)])
+    assert [sighting.track for sighting in found if sighting.detected] == [track]
+
+
+def test_the_number_of_tracks_is_bounded_and_the_surest_begin(capsys: pytest.CaptureFixture[str]) -> None:
     crowd = [face(150.0 * k, score=0.5 + k / 200) for k in range(50)]
     tracker = FaceTracker()
     first = tracker.update(0.0, crowd)
     assert len(first) == MAX_TRACKS
     assert {sighting.score for sighting in first} == {detection.score for detection in crowd[50 - MAX_TRACKS :]}
     assert [sighting.track for sighting in tracker.update(0.1, crowd)] == list(range(1, MAX_TRACKS + 1))
+    assert capsys.readouterr().err.count(f"more than {MAX_TRACKS} faces at once") == 1
 
 
 def test_nobody_is_nothing_and_time_does_not_run_backwards() -> None:
