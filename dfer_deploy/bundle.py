@@ -206,6 +206,21 @@ class Bundle:
         return self.path / "onnx" / f"{self.contract.stream_head.name}.onnx"
 
     @property
+    def graphs_sha256(self) -> tuple[str, str]:
+        """The manifest's SHA-256 of the image encoder's graph and of the temporal head's.
+
+        Raises:
+            DferDeployError: the manifest lacks one of them.
+        """
+        encoder, head = (f"onnx/{path.name}" for path in (self.image_encoder_onnx, self.temporal_head_onnx))
+        for name in (encoder, head):
+            require(
+                name in self.manifest.files,
+                f"{self.path / MANIFEST_NAME} does not list {name}; export the bundle again",
+            )
+        return self.manifest.files[encoder], self.manifest.files[head]
+
+    @property
     def model_repository(self) -> Path:
         return self.path / "model_repository"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dfer_deploy.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving, open_bundle
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.export.repository import config_text, model_configs
+from dfer_deploy.export.repository import bundle_configs, config_text
 from dfer_deploy.files import atomic_file, json_text, link_or_copy
 
 
@@ -41,7 +41,7 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     check_serving(manifest.target, serving)
     texts = {
         f"{bundle.model_repository.name}/{config.name}/config.pbtxt": config_text(config)
-        for config in model_configs(bundle.contract, bundle.spec, manifest.target, serving, manifest.frame_interval_s)
+        for config in bundle_configs(bundle, serving)
     }
     for name in texts:
         folder = (path / name).parent

@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 from dfer_deploy import triton_models
 from dfer_deploy.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import atomic_file, link_or_copy
+from dfer_deploy.files import atomic_file, link_or_copy, sha256_of_file
 from dfer_deploy.specs import (
     MAX_FRAMES,
     MAX_IMAGE_BYTES,
@@ -76,7 +76,8 @@ def write_model_repository(
         contract.stream_head.name: stream_head_onnx,
     }
     code = _python_files(contract, target)
-    for config in model_configs(contract, spec, target, serving, frame_interval_s):
+    told = _told(frame_interval_s, sha256_of_file(image_encoder_onnx), sha256_of_file(temporal_head_onnx))
+    for config in _model_configs(contract, spec, target, serving, told):
         model_folder = folder / config.name
         version_folder = model_folder / str(version)
         if version_folder.exists():
@@ -104,7 +105,7 @@ def check_model_repository(bundle: Bundle) -> None:
             that it would not write.
     """
     manifest = bundle.manifest
-    configs = model_configs(bundle.contract, bundle.spec, manifest.target, manifest.serving, manifest.frame_interval_s)
+    configs = bundle_configs(bundle, manifest.serving)
     expected = {bundle.model_repository / config.name / "config.pbtxt": config_text(config) for config in configs}
     labels = _labels(bundle.spec)
     expected |= {
@@ -145,10 +146,26 @@ def _check_nothing_else(bundle: Bundle, expected: Collection[Path], models: Coll
             )
 
 
-def model_configs(
-    contract: Contract, spec: ModelSpec, target: Target, serving: ServingOptions, frame_interval_s: float | None
+def bundle_configs(bundle: Bundle, serving: ServingOptions) -> tuple[ModelConfig, ...]:
+    """The configurations of all models of a bundle with these options: the graphs, the code around them, the ensembles.
+
+    Raises:
+        DferDeployError: the manifest lacks one of the graphs.
+    """
+    manifest, contract = bundle.manifest, bundle.contract
+    told = _told(manifest.frame_interval_s, *bundle.graphs_sha256)
+    return _model_configs(contract, bundle.spec, manifest.target, serving, told)
+
+
+def _told(frame_interval_s: float | None, image_encoder_sha256: str, temporal_head_sha256: str) -> dict[str, str]:
+    """What the ensembles tell clients, as Triton's parameters: how to sample a video, and which graphs answer."""
+    told = {"image_encoder_sha256": image_encoder_sha256, "temporal_head_sha256": temporal_head_sha256}
+    return told if frame_interval_s is None else told | {"frame_interval_s": repr(frame_interval_s)}
+
+
+def _model_configs(
+    contract: Contract, spec: ModelSpec, target: Target, serving: ServingOptions, told: Mapping[str, str]
 ) -> tuple[ModelConfig, ...]:
-    """The configurations of all models: the graphs, the code around them, the ensembles."""
     graphs = (
         _model_config(_template(target, template), graph, target, serving)
         for template, graph in (
@@ -163,9 +180,9 @@ def model_configs(
         # Triton's sequences take requests of one frame of one stream.
         _ensemble(_template("stream.pbtxt"), contract.stream, (encoder, contract.stream_head), 1),
     ]
-    if frame_interval_s is not None:
-        for ensemble in ensembles:
-            ensemble.parameters["frame_interval_s"].string_value = repr(frame_interval_s)
+    for ensemble in ensembles:
+        for name, value in told.items():
+            ensemble.parameters[name].string_value = value
     stream_head = _stream_head(contract.stream_head, target, serving)
     return (*graphs, _preprocess(contract.preprocess, serving), stream_head, *ensembles)
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.bundle import Bundle
+from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file, write_json
 
 Change = Callable[[onnx.GraphProto], None]
@@ -40,7 +41,8 @@ def rewritten(bundle: Bundle, folder: Path, change: Change, *files: str) -> Bund
     for name in manifest["files"]:
         manifest["files"][name] = sha256_of_file(folder / name)
     write_json(folder / "manifest.json", manifest)
-    return open_bundle(folder)
+    # The configurations tell clients which graphs they serve.
+    return configure_bundle(folder, bundle.manifest.serving)[0]
 
 
 def drift(graph: onnx.GraphProto, relative: float = 0.005) -> None:

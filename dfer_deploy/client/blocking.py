@@ -261,6 +261,11 @@ class ServedPredictor:
         """The largest number of clips that the server takes in one request; larger batches are split."""
         return self._client.max_batch_size
 
+    @property
+    def graphs_sha256(self) -> tuple[str, str] | None:
+        """SHA-256 of the image encoder's and the temporal head's ONNX files; None where the server does not tell."""
+        return self._client.graphs_sha256
+
     def labels(self) -> tuple[str, ...]:
         """The class names, in the order of the logits.
 

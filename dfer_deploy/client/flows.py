@@ -295,6 +295,11 @@ class ConnectedModel:
         """Seconds between the frames of a training clip, None where the server does not tell."""
         return self._flows.model.frame_interval_s
 
+    @property
+    def graphs_sha256(self) -> tuple[str, str] | None:
+        """SHA-256 of the image encoder's and the temporal head's ONNX files, None where the server does not tell."""
+        return self._flows.model.graphs_sha256
+
 
 def not_connected() -> DferDeployError:
     """What an asynchronous client says before it has connected, and after it was closed."""

@@ -22,6 +22,7 @@ class ServedModel:
         num_classes: C.
         max_batch_size: the largest number of clips in one request.
         frame_interval_s: seconds between the frames of a training clip; None where the server does not tell.
+        graphs_sha256: of the exported image encoder and temporal head; None where the server does not tell.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ServedModel:
     num_classes: int
     max_batch_size: int
     frame_interval_s: float | None
+    graphs_sha256: tuple[str, str] | None
 
 
 def served_model(name: str, address: Address, config: Any) -> ServedModel:
@@ -59,7 +61,9 @@ def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel
         whole = name.removesuffix("_encoded").removesuffix("_stream")
         advice = f"give {whole!r}, which takes images and streams too" if whole != name else "give the name of one"
         raise DferDeployError(f"the model {name!r} at {address} is no ensemble from the frames of a clip; {advice}")
-    interval = config.get("parameters", {}).get("frame_interval_s", {}).get("string_value")
+    told = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
+    interval = told.get("frame_interval_s")
+    encoder_sha256, head_sha256 = told.get("image_encoder_sha256"), told.get("temporal_head_sha256")
     image_encoder, temporal_head = (str(step["model_name"]) for step in steps)
     return ServedModel(
         name=name,
@@ -69,4 +73,5 @@ def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel
         num_classes=classes.pop(),
         max_batch_size=max(1, int(config["max_batch_size"])),
         frame_interval_s=float(interval) if interval else None,
+        graphs_sha256=(encoder_sha256, head_sha256) if encoder_sha256 and head_sha256 else None,
     )

@@ -181,6 +181,7 @@ def verify(
     inputs = [checkpoint, baseline, policy_file, *lists, *pool_files]
     check_outputs(outputs, [*inputs, *(annotation.path for annotation in clips.annotations)], bundle)
     torch_predictor: TorchPredictor | None = None
+    given_urls = urls
     with ExitStack() as stack:
         truth: Truth
         if checkpoint is not None:
@@ -202,7 +203,7 @@ def verify(
                 urls = endpoints.grpc_url, endpoints.http_url
             for url in urls:
                 client = stack.enter_context(TritonPredictor(url, opened.contract))
-                _check_labels(client, spec.prompts.class_names)
+                _check_served(client, opened)
                 if client.name in {predictor.name for predictor in predictors}:
                     raise DferDeployError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
                 predictors.append(client)
@@ -253,6 +254,7 @@ def verify(
         content = verification_as_json(result, spec.prompts.class_names, reading, ensembles) | {
             "checkpoint_sha256": opened.manifest.checkpoint.sha256,
             "left_out": left_out,
+            "urls": list(given_urls),
             **found,
             "provenance": provenance(opened, truth, baseline, lists, paths.values(), pool_files),
         }
@@ -335,12 +337,22 @@ def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verificat
         return EnsembleAnswers(contract.ensemble.name, unanswered, (f"streams or encoded images: {error}",))
 
 
-def _check_labels(client: TritonPredictor, class_names: tuple[str, ...]) -> None:
-    labels = client.labels()
+def _check_served(client: TritonPredictor, bundle: Bundle) -> None:
+    """Refuses a server that says itself that it serves another model."""
+    labels, class_names = client.labels(), bundle.spec.prompts.class_names
     if labels != class_names:
         raise DferDeployError(
             f"the server names the classes {', '.join(labels)}, the bundle {', '.join(class_names)}; "
             "it serves another model"
+        )
+    told, expected = client.graphs_sha256, bundle.graphs_sha256
+    if told is None:
+        warn("the server does not tell which graphs it serves; its answers alone show whether they are this bundle's")
+    elif told != expected:
+        of_server, of_bundle = (" and ".join(f"{digest[:12]}…" for digest in both) for both in (told, expected))
+        raise DferDeployError(
+            f"the server says that its graphs have the SHA-256 {of_server}, those of {bundle.path} have {of_bundle}; "
+            "serve this bundle, or verify the one that is served"
         )
 
 

@@ -185,6 +185,15 @@ def test_a_stream_whose_answers_are_not_finite_fails_and_keeps_the_results(
     assert "a logit from dfer_temporal_head's differs by inf, at most 0.001 is accepted" in report["failures"][0]
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_server_of_another_export_is_not_verified_as_this_one(cli: Any, folder: Path) -> None:
+    arguments = ("--data", folder / "list.txt", "--checkpoint", folder / "a.pt", "--runtime", "triton")
+    with served_bundle(open_bundle(folder / "fp32"), quiet=True) as endpoints:
+        result = cli("verify", folder / "fp16", *arguments, "--url", endpoints.grpc_url)
+    assert result.exit_code == ExitCode.WRONG_INPUT, result.output
+    assert "the server says that its graphs have the SHA-256" in " ".join(result.output.split())
+
+
 class _FramesAreOthersAlone:
     """A client whose server encodes a frame otherwise when it comes alone."""
 

@@ -21,6 +21,7 @@ from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file, write_json
 from dfer_deploy.runtimes.torch import TorchPredictor
 
@@ -46,6 +47,7 @@ def changed_bundle(bundle: Bundle, folder: Path, graph: str, relative_change: fl
     for name in manifest["files"]:
         manifest["files"][name] = sha256_of_file(folder / name)
     write_json(folder / "manifest.json", manifest)
+    configure_bundle(folder, copy.manifest.serving)  # which tells clients what is served
     return folder
 
 

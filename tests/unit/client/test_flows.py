@@ -15,6 +15,7 @@ from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, Posit
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
+from dfer_deploy.client.served_model import served_model
 from dfer_deploy.client.shared_memory import Region
 from dfer_deploy.client.streams import END_TIMEOUT_S, StreamFlows
 from dfer_deploy.clips.sampling import sample_indices
@@ -92,6 +93,10 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
     model = connected(Script()).model
     assert (model.image_encoder, model.temporal_head) == ("dfer_image_encoder", "dfer_temporal_head")
     assert (model.image_size, model.num_classes, model.max_batch_size, model.frame_interval_s) == (SIZE, 2, 4, 0.175)
+    assert model.graphs_sha256 is None
+    told = {f"{graph}_sha256": {"string_value": graph[0]} for graph in ("image_encoder", "temporal_head")}
+    again = served_model("dfer", parse_url("grpc://h:1"), CONFIG | {"parameters": told})
+    assert (again.graphs_sha256, again.frame_interval_s) == (("i", "t"), None)
 
 
 @pytest.mark.parametrize(
