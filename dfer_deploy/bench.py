@@ -24,6 +24,9 @@ from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 REQUESTS_FOR_P99 = 100
 """Of fewer, the 99th percentile is the maximum."""
 
+LEAST_REQUESTS = 8
+"""Of one measurement, however slow the model is."""
+
 _SECONDS_PER_MEASUREMENT = 3.0
 _MIN_CLIPS = 3
 
@@ -125,6 +128,7 @@ def bench(
     *,
     rounds: int = 3,
     requests: int | None = None,
+    least_requests: int = LEAST_REQUESTS,
 ) -> BenchResult:
     """Measures everything in turn, ``rounds`` times.
 
@@ -134,8 +138,9 @@ def bench(
         clips: what is asked, uint8 [N, 16, S, S, 3].
         concurrencies: requests in flight.
         rounds: at least 1.
-        requests: that perf_analyzer counts in each measurement; by default about 3 seconds' worth, 8 to 500,
-            and at least 4 for each request in flight.
+        requests: that perf_analyzer counts in each measurement; by default about 3 seconds' worth, at most 500;
+            at least 4 for each request in flight.
+        least_requests: of each measurement, where ``requests`` is None; at most 500.
 
     Raises:
         DferDeployError: the server or perf_analyzer fails.
@@ -153,7 +158,7 @@ def bench(
                 bar.advance(task)
             if requests is None:
                 per_second = 1 / statistics.median(local[predictors[0].name][0])
-                requests = min(500, max(8, round(_SECONDS_PER_MEASUREMENT * per_second)))
+                requests = min(500, max(least_requests, round(_SECONDS_PER_MEASUREMENT * per_second)))
             for concurrency, results in loads.items():
                 assert server is not None  # noqa: S101 - else there are no loads, for mypy
                 bar.update(task, description=f"served, {concurrency} in flight")

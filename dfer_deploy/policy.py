@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dfer_deploy.bench import BenchResult
+from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits
 from dfer_deploy.runtimes.available import Runtime
@@ -109,8 +109,8 @@ class BenchPolicy:
 
     Attributes:
         concurrency: requests in flight at which latency and throughput count.
-        p99_ms: largest 99th percentile of the served latency, the median over the rounds. Of fewer than 100 requests it
-            is the maximum.
+        p99_ms: largest 99th percentile of the served latency, the median over the rounds; each of them then counts
+            at least 100 requests, because of fewer it would be the maximum.
         throughput: least clips a second that are served, the median over the rounds.
         size_mb: largest size of the bundle in 10^6 bytes; a file under several names counts once.
         memory_mb: most memory of the server and its processes after the load, in 10^6 bytes.
@@ -126,12 +126,22 @@ class BenchPolicy:
         _require_limits(self, "bench")
         require(1 <= self.concurrency <= 256, f"bench.concurrency is {self.concurrency}, expected 1 to 256")
 
-    def check_measurable(self, *, served: bool, memory: bool) -> None:
+    def check_measurable(self, *, served: bool, memory: bool, requests: int | None) -> None:
         """Before anything is measured: a limit that cannot be held against a number must not pass.
+
+        Args:
+            served: whether a server is measured.
+            memory: whether the server's memory is measured.
+            requests: how many are to be counted in each measurement; None for as many as the limits need.
 
         Raises:
             DferDeployError: a limit is about what is not measured.
         """
+        require(
+            self.p99_ms is None or requests is None or requests >= REQUESTS_FOR_P99,
+            f"the policy limits p99_ms, and of {requests} requests the 99th percentile is the largest latency; give "
+            f"--requests {REQUESTS_FOR_P99} or more, or leave it away",
+        )
         require(
             served or (self.p99_ms is None and self.throughput is None),
             "the policy limits what is served, and no server is measured; leave --runtime away or add --runtime triton",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult, LoadTarget, machine, ratio, spread
+from dfer_deploy.bench import LEAST_REQUESTS, REQUESTS_FOR_P99, BenchResult, LoadTarget, machine, ratio, spread
 from dfer_deploy.bench import bench as run_bench
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
@@ -56,7 +56,8 @@ def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tu
 @click.option(
     "--requests",
     type=click.IntRange(2),
-    help="Requests in each of perf_analyzer's measurements.  [default: 3 seconds' worth, 8 to 500]",
+    help="Requests in each of perf_analyzer's measurements.  [default: 3 seconds' worth, 8 to 500; 100 to 500 where "
+    "the policy limits the 99th percentile]",
 )
 @click.option(
     "--clip",
@@ -136,7 +137,7 @@ def bench(
     contestants = choose_contestants(opened, chosen, url=url, host_code_allowed=allow_host_code)
     limits: BenchPolicy | None = policy_from_toml(policy_file).bench if policy_file else None
     if limits:
-        limits.check_measurable(served=contestants.served, memory=memory_is_measured(opened, url))
+        limits.check_measurable(served=contestants.served, memory=memory_is_measured(opened, url), requests=requests)
         concurrencies = tuple(sorted({*concurrencies, limits.concurrency}))
     if not contestants.runtimes and checkpoint is None:
         raise DferDeployError("bench compares with what runs in this process; add --runtime onnxruntime-cpu")
@@ -158,7 +159,15 @@ def bench(
                 own_port, address = endpoints.grpc_port, endpoints.grpc_url
             stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
             server = LoadTarget(triton_environment(), address, opened.manifest.name)
-        result = run_bench(server, predictors, clips, concurrencies, rounds=rounds, requests=requests)
+        result = run_bench(
+            server,
+            predictors,
+            clips,
+            concurrencies,
+            rounds=rounds,
+            requests=requests,
+            least_requests=REQUESTS_FOR_P99 if limits and limits.p99_ms is not None else LEAST_REQUESTS,
+        )
         resources = measured_resources(opened, server_port=own_port if memory_is_measured(opened, url) else None)
     _print(result)
     for what, reason in contestants.left_out.items():

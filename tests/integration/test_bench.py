@@ -61,9 +61,9 @@ def test_predict_gives_the_same_in_process_and_over_both_protocols(
 def test_a_policy_is_held_and_what_it_needs_is_measured(
     cli: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfer_deploy.bench._SECONDS_PER_MEASUREMENT", 0.1)
+    monkeypatch.setattr("dfer_deploy.bench._SECONDS_PER_MEASUREMENT", 0.02)
     policy = tmp_path / "policy.toml"
-    arguments = ("bench", bundle.path, "--concurrency", 1, "--rounds", 1, "--requests", 10, "--policy", policy)
+    arguments = ("bench", bundle.path, "--concurrency", 1, "--rounds", 1, "--policy", policy)
     policy.write_text("[bench]\nconcurrency = 2\np99_ms = 60000\nthroughput = 0.001\nsize_mb = 100\nmemory_mb = 10\n")
     result = cli(*arguments, "--json", tmp_path / "b.json")
     assert result.exit_code == 1, result.output
@@ -74,6 +74,10 @@ def test_a_policy_is_held_and_what_it_needs_is_measured(
     # A Triton with two Python models; the interpreter that runs this test does not count.
     assert 20 < report["memory_mb"] < 1500
     assert report["size_mb"] < 100
+    assert report["requests"] >= 100  # 0.02 s hold far fewer
+    refused = cli(*arguments, "--requests", 10)
+    assert refused.exit_code == 2
+    assert "of 10 requests the 99th percentile" in refused.output
     refused = cli(*arguments, "--url", "grpc://127.0.0.1:1")
     assert refused.exit_code == 2
     assert "the policy limits memory_mb" in refused.output

@@ -141,11 +141,18 @@ def test_the_middle_one_of_the_rounds_at_the_policys_concurrency_counts() -> Non
 
 def test_a_limit_on_what_is_not_measured_is_refused() -> None:
     with pytest.raises(DferDeployError, match="no server is measured"):
-        BenchPolicy(p99_ms=1).check_measurable(served=False, memory=True)
+        BenchPolicy(p99_ms=1).check_measurable(served=False, memory=True, requests=None)
     with pytest.raises(DferDeployError, match="memory_mb"):
-        BenchPolicy(memory_mb=1).check_measurable(served=True, memory=False)
+        BenchPolicy(memory_mb=1).check_measurable(served=True, memory=False, requests=None)
     for policy in (BenchPolicy(throughput=1), BenchPolicy(memory_mb=1)):
         with pytest.raises(DferDeployError):
-            policy.check_measurable(served=False, memory=True)
-    BenchPolicy(size_mb=1).check_measurable(served=False, memory=False)
-    BenchPolicy(p99_ms=1, throughput=1).check_measurable(served=True, memory=False)
+            policy.check_measurable(served=False, memory=True, requests=None)
+    BenchPolicy(size_mb=1).check_measurable(served=False, memory=False, requests=None)
+    BenchPolicy(p99_ms=1, throughput=1).check_measurable(served=True, memory=False, requests=None)
+
+
+def test_a_p99_of_too_few_requests_is_refused() -> None:
+    with pytest.raises(DferDeployError, match="of 99 requests the 99th percentile is the largest latency"):
+        BenchPolicy(p99_ms=1).check_measurable(served=True, memory=True, requests=99)
+    BenchPolicy(p99_ms=1).check_measurable(served=True, memory=True, requests=100)
+    BenchPolicy(throughput=1).check_measurable(served=True, memory=True, requests=8)
