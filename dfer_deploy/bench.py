@@ -64,17 +64,34 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """Which bundle was measured.
+
+    Attributes:
+        manifest_sha256: of its manifest, which names every file by its own.
+        checkpoint_sha256: of what it was exported from.
+        precision: of its graphs.
+    """
+
+    manifest_sha256: str
+    checkpoint_sha256: str
+    precision: str
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """All contestants of one run.
 
     Attributes:
         machine: what the absolute numbers belong to.
+        subject: whose graphs were measured.
         requests: how many requests perf_analyzer counted in each measurement.
         in_process: predictors in this process.
         served: the server, by concurrency.
     """
 
     machine: str
+    subject: Subject
     requests: int
     in_process: tuple[InProcess, ...]
     served: tuple[Served, ...]
@@ -121,6 +138,7 @@ class LoadTarget:
 
 
 def bench(
+    subject: Subject,
     server: LoadTarget | None,
     predictors: Sequence[Predictor],
     clips: Frames,
@@ -133,6 +151,7 @@ def bench(
     """Measures everything in turn, ``rounds`` times.
 
     Args:
+        subject: the bundle that server and predictors belong to.
         server: what is put under load; None to measure the predictors only.
         predictors: contestants in this process, at least one; the first one sets the number of requests in a window.
         clips: what is asked, uint8 [N, 16, S, S, 3].
@@ -169,6 +188,7 @@ def bench(
                 bar.advance(task)
     return BenchResult(
         machine=machine(),
+        subject=subject,
         requests=requests or 0,
         in_process=tuple(
             InProcess(

@@ -6,6 +6,9 @@ than that noise. The first contestant runs in this process and has regressed if 
 others has regressed if its throughput has fallen **and** the ratio to the first contestant, taken round by round, has
 fallen too: what slows the whole machine down moves no ratio, and a faster first contestant moves no throughput.
 
+A noise above ``MOST_NOISE`` hides a fall of as much, so a contestant that has not regressed is *undecided* if no
+quantity that shows it is quieter. What only the old run measured is undecided too.
+
 Where nothing changed and the rounds scatter normally, a fall is reported in 0.7 % of the comparisons of three rounds
 and in 0.05 % of those of four (simulated). Noise that only shows between runs is not in the rounds: so both must come
 from one machine, and whoever shares it with others should measure twice before believing the first contestant.
@@ -22,12 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dfer_deploy.bench import BenchResult
+from dfer_deploy.bench import BenchResult, Subject
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import spec_from_dict
 
 MIN_ROUNDS = 3
 """Of fewer, the range says nothing about the noise."""
+
+MOST_NOISE = 0.25
+"""A contestant may lose so much unnoticed, and no more."""
 
 _MAX_BYTES = 64 << 20
 
@@ -48,6 +54,11 @@ class Change:
     def has_fallen(self) -> bool:
         """Whether the new run lies below the old one by more than the noise."""
         return self.ratio < 1 - self.noise
+
+    @property
+    def has_held(self) -> bool:
+        """Whether it shows that the new run is not much slower: it has not fallen, and the noise could not hide it."""
+        return not self.has_fallen and self.noise <= MOST_NOISE
 
     def __str__(self) -> str:
         return f"{self.ratio - 1:+.1%} (noise {self.noise:.1%})"
@@ -72,6 +83,12 @@ class ContestantChange:
         """By the rule of this module."""
         return self.throughput.has_fallen and (self.against_first is None or self.against_first.has_fallen)
 
+    @property
+    def is_undecided(self) -> bool:
+        """It has not regressed, and the noise is too large to say that it has not."""
+        held = self.throughput.has_held or (self.against_first is not None and self.against_first.has_held)
+        return not self.has_regressed and not held
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -79,16 +96,37 @@ class Comparison:
 
     Attributes:
         contestants: of both runs, the first one of the new run first.
-        not_compared: names that only one of the runs has.
+        missing: names that only the old run has.
+        added: names that only the new run has.
+        subject_changes: one sentence for each way in which another bundle was measured.
     """
 
     contestants: tuple[ContestantChange, ...]
-    not_compared: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+    subject_changes: tuple[str, ...]
 
     @property
     def regressed(self) -> tuple[str, ...]:
         """The names of those that have regressed."""
         return tuple(contestant.name for contestant in self.contestants if contestant.has_regressed)
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """One sentence for everything that cannot be told."""
+        return (
+            *(
+                f"{name} of the older run was not measured; measure with the same --concurrency, --runtime, "
+                "--checkpoint and name of the bundle"
+                for name in self.missing
+            ),
+            *(
+                f"{one.name}: too noisy to tell, the rounds of both runs differ by {one.throughput.noise:.0%} in all, "
+                f"at most {MOST_NOISE:.0%} is accepted; measure both on a quieter machine"
+                for one in self.contestants
+                if one.is_undecided
+            ),
+        )
 
 
 def compare(old: BenchResult, new: BenchResult) -> Comparison:
@@ -110,8 +148,12 @@ def compare(old: BenchResult, new: BenchResult) -> Comparison:
                 else None
             )
             changes.append(ContestantChange(name, _change(older[name], rounds[name]), against_first))
-    not_compared = (*(set(rounds) - set(older)), *(set(older) - set(rounds)))
-    return Comparison(tuple(changes), tuple(sorted(not_compared)))
+    return Comparison(
+        tuple(changes),
+        missing=tuple(name for name in older if name not in rounds),
+        added=tuple(name for name in rounds if name not in older),
+        subject_changes=_subject_changes(old.subject, new.subject),
+    )
 
 
 def check_comparable(old: BenchResult, *, machine: str, rounds: int) -> None:
@@ -190,6 +232,17 @@ def _throughputs(result: BenchResult) -> dict[str, tuple[float, ...]]:
 def _change(old: Sequence[float], new: Sequence[float]) -> Change:
     noise = sum((max(rounds) - min(rounds)) / statistics.median(rounds) for rounds in (old, new))
     return Change(statistics.median(new) / statistics.median(old), noise)
+
+
+def _subject_changes(old: Subject, new: Subject) -> tuple[str, ...]:
+    changes = []
+    if old.manifest_sha256 != new.manifest_sha256:
+        changes.append(f"another bundle (manifest {new.manifest_sha256[:12]}…, was {old.manifest_sha256[:12]}…)")
+    if old.checkpoint_sha256 != new.checkpoint_sha256:
+        changes.append(f"another checkpoint ({new.checkpoint_sha256[:12]}…, was {old.checkpoint_sha256[:12]}…)")
+    if old.precision != new.precision:
+        changes.append(f"another precision ({new.precision}, was {old.precision})")
+    return tuple(changes)
 
 
 def _ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import LEAST_REQUESTS, REQUESTS_FOR_P99, BenchResult, LoadTarget, machine, ratio, spread
+from dfer_deploy.bench import LEAST_REQUESTS, REQUESTS_FOR_P99, BenchResult, LoadTarget, Subject, machine, ratio, spread
 from dfer_deploy.bench import bench as run_bench
-from dfer_deploy.bundle import open_bundle
+from dfer_deploy.bundle import MANIFEST_NAME, open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.options import bundle_argument, json_option
@@ -20,7 +20,7 @@ from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, 
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, step, table
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.files import check_outputs, write_json
+from dfer_deploy.files import check_outputs, sha256_of_file, write_json
 from dfer_deploy.policy import BenchPolicy, policy_from_toml
 from dfer_deploy.regression import Comparison, check_comparable, check_first, compare, read_bench
 from dfer_deploy.resources import measured_resources, memory_is_measured
@@ -76,7 +76,8 @@ def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tu
     "older_file",
     metavar="OLD.json",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Exit with 1 if a contestant is slower than in this older --json FILE, by more than both runs wavered.",
+    help="Exit with 1 if a contestant is slower than in this older --json FILE, by more than both runs wavered, and "
+    "with 3 if one of them is missing or too noisy to tell.",
 )
 @click.option(
     "--policy",
@@ -141,6 +142,8 @@ def bench(
         concurrencies = tuple(sorted({*concurrencies, limits.concurrency}))
     if not contestants.runtimes and checkpoint is None:
         raise DferDeployError("bench compares with what runs in this process; add --runtime onnxruntime-cpu")
+    manifest = opened.manifest
+    subject = Subject(sha256_of_file(bundle / MANIFEST_NAME), manifest.checkpoint.sha256, manifest.precision)
     with ExitStack() as stack:
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
         if checkpoint is not None:
@@ -158,8 +161,9 @@ def bench(
                 endpoints = stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code))
                 own_port, address = endpoints.grpc_port, endpoints.grpc_url
             stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
-            server = LoadTarget(triton_environment(), address, opened.manifest.name)
+            server = LoadTarget(triton_environment(), address, manifest.name)
         result = run_bench(
+            subject,
             server,
             predictors,
             clips,
@@ -175,7 +179,9 @@ def bench(
     comparison = compare(older, result) if older else None
     failures = limits.failures(result, size_mb=resources.size_mb, memory_mb=resources.memory_mb) if limits else []
     if json_file:
-        compared = {"comparison": dataclasses.asdict(comparison)} if comparison else {}
+        compared = (
+            {"comparison": dataclasses.asdict(comparison) | {"undecided": comparison.undecided}} if comparison else {}
+        )
         content = dataclasses.asdict(result) | dataclasses.asdict(resources) | {"left_out": contestants.left_out}
         write_json(json_file, content | compared | {"policy_failures": failures})
     if comparison:
@@ -186,6 +192,8 @@ def bench(
         stdout.print(f"within the limits of {policy_file}", markup=False)
     if failures or (comparison and comparison.regressed):
         ctx.exit(ExitCode.GATE_FAILED)
+    if comparison and comparison.undecided:
+        ctx.exit(ExitCode.UNDECIDED)
 
 
 def _print(result: BenchResult) -> None:
@@ -217,14 +225,22 @@ def _print_comparison(comparison: Comparison, older: str) -> None:
             change.name,
             change.throughput,
             change.against_first or "",
-            "slower" if change.has_regressed else "not slower beyond the noise",
+            "slower"
+            if change.has_regressed
+            else "too noisy to tell"
+            if change.is_undecided
+            else "not slower beyond the noise",
         )
         for change in comparison.contestants
     ]
     first = comparison.contestants[0]
     table(f"against {older}", ("", "clips/s", f"ratio to {first.name}", "verdict"), rows)
-    if comparison.not_compared:
-        stdout.print(f"in one of the runs only: {', '.join(comparison.not_compared)}", markup=False)
+    for change in comparison.subject_changes:
+        stdout.print(f"not the same as in the older run: {change}", markup=False)
+    if comparison.added:
+        stdout.print(f"not in the older run: {', '.join(comparison.added)}", markup=False)
+    for sentence in comparison.undecided:
+        stdout.print(f"undecided: {sentence}", markup=False)
     if first.has_regressed:
         stdout.print(
             f"{first.name} itself is slower, or the machine is: measure again before you believe it", markup=False

@@ -24,13 +24,20 @@ def test_a_run_is_held_against_an_older_one(
         contestant = content["in_process"][0] | {"throughput": [clips_per_s] * 3}
         old.write_text(json.dumps(content | {"in_process": [contestant]} | changes))
 
+    # On a busy machine one round may scatter by more than any fall can be; these are as good as equal.
+    monkeypatch.setattr(bench_module, "_latencies_s", lambda predict, clips: [0.01, 0.01])
     claim(0.01)
     result = cli(*common, "--compare", old, "--json", new)
     assert result.exit_code == 0, result.output
     assert "not slower beyond the noise" in result.output
+    assert "not the same as in the older run" not in result.output
+    more = content["in_process"][0] | {"name": "another", "throughput": [1.0] * 3}
+    claim(0.01, in_process=[content["in_process"][0] | {"throughput": [0.01] * 3}, more])
+    result = cli(*common, "--compare", old)
+    assert (result.exit_code, "another of the older run was not measured" in result.output) == (3, True), result.output
+    claim(0.01, subject=content["subject"] | {"precision": "fp16"})
+    assert "another precision (fp32, was fp16)" in cli(*common, "--compare", old).output
     claim(1e9)
-    # On a busy machine one round may scatter by more than any fall can be; these are as good as equal.
-    monkeypatch.setattr(bench_module, "_latencies_s", lambda predict, clips: [0.01, 0.01])
     result = cli(*common, "--compare", old, "--json", new)
     assert result.exit_code == 1, result.output
     assert "measure again" in result.output

@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_deploy.bench import BenchResult, Served
+from dfer_deploy.bench import BenchResult, Served, Subject
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import LIMITS
 from dfer_deploy.paired import rate
 from dfer_deploy.policy import BenchPolicy, Policy, VerifyPolicy, policy_from_toml
 from dfer_deploy.triton.perf_analyzer import LoadResult
 
+SUBJECT = Subject("aa" * 32, "bb" * 32, "fp32")
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "policy.toml"
 
 
@@ -31,7 +32,7 @@ def served(concurrency: int, p99_ms: tuple[float, ...], throughput: tuple[float,
 
 
 def result(*p99_ms: float) -> BenchResult:
-    return BenchResult("machine", 100, (), (served(2, p99_ms, (20,) * len(p99_ms)),))
+    return BenchResult("machine", SUBJECT, 100, (), (served(2, p99_ms, (20,) * len(p99_ms)),))
 
 
 def test_a_policy_replaces_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_the_smallest_flip_rate_that_is_proposed_can_pass() -> None:
 def test_the_middle_one_of_the_rounds_at_the_policys_concurrency_counts() -> None:
     """Not the best, not the worst, not the mean, and not those with more requests in flight."""
     measured = BenchResult(
-        "machine", 100, (), (served(1, (10, 90, 11), (9, 60, 10)), served(4, (70, 40, 41), (20, 31, 90)))
+        "machine", SUBJECT, 100, (), (served(1, (10, 90, 11), (9, 60, 10)), served(4, (70, 40, 41), (20, 31, 90)))
     )
     for concurrency, p99_ms, throughput in ((1, 11, 10), (4, 41, 31)):
         accepted = BenchPolicy(concurrency=concurrency, p99_ms=p99_ms, throughput=throughput)

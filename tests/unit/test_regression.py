@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_deploy.bench import BenchResult, InProcess, Served
+from dfer_deploy.bench import BenchResult, InProcess, Served, Subject
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.regression import check_comparable, compare, read_bench
 from dfer_deploy.triton.perf_analyzer import LoadResult
 
 Rounds = tuple[float, ...]
+SUBJECT = Subject("aa" * 32, "bb" * 32, "fp32")
 
 
 def result(first: Rounds = (10.0, 10.2, 9.9), served: Rounds | None = (9.0, 9.1, 8.9)) -> BenchResult:
     loads = tuple(LoadResult(1, value, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, None, None) for value in served or ())
     return BenchResult(
-        "a machine", 8, (InProcess("onnxruntime fp32", first, (100.0,)),),
+        "a machine", SUBJECT, 8, (InProcess("onnxruntime fp32", first, (100.0,)),),
         (Served("dfer served, 1 in flight", 1, loads),) if served else (),
     )  # fmt: skip
 
@@ -37,7 +38,7 @@ def test_a_slower_server_has_regressed_and_a_little_slower_one_has_not() -> None
     assert compare(result(), result(served=scaled(served, 0.7))).regressed == ("dfer served, 1 in flight",)
     # Both runs waver by 2.2 %, together 4.4 %.
     assert compare(result(), result(served=scaled(served, 0.97))).regressed == ()
-    assert compare(result(), result(served=(8.0, 9.1, 6.0))).regressed == ()
+    assert compare(result(), result(served=(8.9, 9.1, 8.0))).regressed == ()
 
 
 @pytest.mark.parametrize(("factor", "fallen"), [(0.961, False), (0.959, True), (0.93, True)])
@@ -61,12 +62,38 @@ def test_a_faster_first_contestant_does_not_make_the_others_slower() -> None:
     assert compare(result(), result(scaled((10.0, 10.2, 9.9), 2.0))).regressed == ()
 
 
-def test_what_only_one_run_has_is_named() -> None:
+def test_what_was_not_measured_again_is_undecided_and_what_is_new_is_named() -> None:
     found = compare(result(), result(served=None))
-    assert found.not_compared == ("dfer served, 1 in flight",)
+    assert (found.missing, found.added) == (("dfer served, 1 in flight",), ())
+    assert found.undecided[0].startswith("dfer served, 1 in flight of the older run was not measured; measure with")
+    found = compare(result(served=None), result())
+    assert (found.missing, found.added, found.undecided) == ((), ("dfer served, 1 in flight",), ())
     other = dataclasses.replace(result(), in_process=(InProcess("PyTorch fp32 cpu", (1.0, 1.0, 1.0), (1.0,)),))
     with pytest.raises(DferDeployError, match="did not measure 'onnxruntime fp32'"):
         compare(other, result())
+
+
+def test_what_is_too_noisy_is_no_proof() -> None:
+    """Of 10 ± 10 % in both runs nothing is told; a fall beyond that noise is one all the same."""
+    noisy = (9.0, 10.0, 11.0)
+    found = compare(result(noisy, None), result(noisy, None))
+    assert (found.regressed, len(found.undecided)) == ((), 1)
+    assert "onnxruntime fp32: too noisy to tell, the rounds of both runs differ by 40% in all" in found.undecided[0]
+    assert compare(result(noisy, None), result(scaled(noisy, 0.5), None)).regressed == ("onnxruntime fp32",)
+    # The whole machine wavers: the ratio of the server to the first contestant does not, and it holds.
+    found = compare(result(noisy, scaled(noisy, 0.9)), result(noisy, scaled(noisy, 0.9)))
+    assert [change.is_undecided for change in found.contestants] == [True, False]
+
+
+def test_another_bundle_checkpoint_or_precision_is_told() -> None:
+    assert compare(result(), result()).subject_changes == ()
+    other = dataclasses.replace(result(), subject=Subject("cc" * 32, "bb" * 32, "fp32"))
+    assert compare(result(), other).subject_changes == ("another bundle (manifest cccccccccccc…, was aaaaaaaaaaaa…)",)
+    other = dataclasses.replace(result(), subject=Subject("aa" * 32, "dd" * 32, "fp16"))
+    assert compare(result(), other).subject_changes == (
+        "another checkpoint (dddddddddddd…, was bbbbbbbbbbbb…)",
+        "another precision (fp16, was fp32)",
+    )
 
 
 def test_other_machines_and_few_rounds_are_refused() -> None:
@@ -99,8 +126,8 @@ def test_a_written_result_is_read_again(tmp_path: Path) -> None:
         ('{"machine": NaN}', "NaN is no number of JSON"),
         ("[]", "is no result of bench"),
         ("[" * 100_000, "is not valid JSON"),
-        ('{"machine": 1, "requests": 1, "in_process": [], "served": []}', "machine is 1, expected str"),
-        ('{"machine": "m", "requests": 1, "in_process": [], "served": []}', "or none"),
+        (json.dumps(dataclasses.asdict(result()) | {"machine": 1}), "machine is 1, expected str"),
+        (json.dumps(dataclasses.asdict(result()) | {"in_process": [], "served": []}), "or none"),
         (json.dumps(dataclasses.asdict(result((1.0, 1.0, 0.0)))), "is not positive"),
         (json.dumps(dataclasses.asdict(result((1.0, 1.0, 5.5)))).replace("5.5", "1e999"), "is not positive"),
         (json.dumps(dataclasses.asdict(result((1.0, 1.0)))), "different numbers of rounds"),
@@ -113,6 +140,11 @@ def test_other_files_are_refused_in_a_sentence(tmp_path: Path, text: str, messag
         read_bench(path)
 
 
-def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_or_huge_file_is_a_sentence(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.json"
+    with huge.open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(DferDeployError, match="over 67108864 bytes"):
+        read_bench(huge)
     with pytest.raises(DferDeployError, match="cannot read"):
         read_bench(tmp_path / "old.json")

@@ -65,6 +65,7 @@ VERIFICATION: dict[str, Any] = {
 }
 BENCH: dict[str, Any] = {
     "machine": "a machine",
+    "subject": {"manifest_sha256": "cd" * 32, "checkpoint_sha256": "ab" * 32, "precision": "fp32"},
     "requests": 100,
     "in_process": [{"name": "onnxruntime fp32", "throughput": [20.0], "latency_ms": [50.0]}],
     "served": [],

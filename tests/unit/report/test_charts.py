@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfer_deploy.bench import BenchResult, InProcess, Served
+from dfer_deploy.bench import BenchResult, InProcess, Served, Subject
 from dfer_deploy.metrics import CalibrationBin
 from dfer_deploy.paired import Interval
 from dfer_deploy.report import charts
@@ -107,7 +107,7 @@ def test_latency_stands_over_throughput_by_requests_in_flight(drawn: list[Axes])
         Served(f"{n} in flight", n, tuple(load(n, value) for value in (8.0 * n, 10.0 * n, 11.0 * n))) for n in (2, 1)
     )
     local = InProcess("onnxruntime fp32", (20.0, 22.0, 21.0), (50.0, 40.0, 45.0, 60.0))
-    charts.load_chart("l", BenchResult("machine", 100, (local,), served))
+    charts.load_chart("l", BenchResult("machine", Subject("aa" * 32, "bb" * 32, "fp32"), 100, (local,), served))
     (axes,) = drawn
     assert ([10.0, 20.0], [10.0, 20.0]) in points(axes)
     assert ([10.0, 20.0], [30.0, 60.0]) in points(axes)

@@ -144,6 +144,7 @@ def bench_json() -> dict[str, Any]:
 
     return {
         "machine": "a machine, 2 cores",
+        "subject": {"manifest_sha256": "cd" * 32, "checkpoint_sha256": "ab" * 32, "precision": "fp32"},
         "requests": 200,
         "in_process": [{"name": "onnxruntime fp32", "throughput": [25.0, 26.0], "latency_ms": [38.0, 40.0, 41.0]}],
         "served": [
