@@ -126,6 +126,11 @@ class BenchPolicy:
         _require_limits(self, "bench")
         require(1 <= self.concurrency <= 256, f"bench.concurrency is {self.concurrency}, expected 1 to 256")
 
+    @property
+    def limits_nothing(self) -> bool:
+        """Whether there is no limit, so that every measurement holds it."""
+        return {self.p99_ms, self.throughput, self.size_mb, self.memory_mb} == {None}
+
     def check_measurable(self, *, served: bool, memory: bool, requests: int | None) -> None:
         """Before anything is measured: a limit that cannot be held against a number must not pass.
 

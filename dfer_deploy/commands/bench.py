@@ -18,7 +18,7 @@ from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.commands.proposal import propose_serving
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import served_bundle
-from dfer_deploy.console import stdout, step, table
+from dfer_deploy.console import stdout, step, table, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import check_outputs, sha256_of_file, write_json
 from dfer_deploy.policy import BenchPolicy, policy_from_toml
@@ -188,7 +188,9 @@ def bench(
         _print_comparison(comparison, str(older_file))
     for failure in failures:
         stdout.print(f"failed: {failure}", markup=False)
-    if limits and not failures:
+    if limits and limits.limits_nothing:
+        warn(f"{policy_file} limits nothing here; set p99_ms, throughput, size_mb or memory_mb in its table [bench]")
+    elif limits and not failures:
         stdout.print(f"within the limits of {policy_file}", markup=False)
     if failures or (comparison and comparison.regressed):
         ctx.exit(ExitCode.GATE_FAILED)

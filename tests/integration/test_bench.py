@@ -82,7 +82,12 @@ def test_a_policy_is_held_and_what_it_needs_is_measured(
     assert refused.exit_code == 2
     assert "the policy limits memory_mb" in refused.output
     policy.write_text("[bench]\nsize_mb = 100\n")
-    assert cli(*arguments, "--runtime", "onnxruntime-cpu").exit_code == 0
+    result = cli(*arguments, "--runtime", "onnxruntime-cpu")
+    assert (result.exit_code, "within the limits" in result.output) == (0, True), result.output
+    policy.write_text("[bench]\nconcurrency = 1\n")
+    result = cli(*arguments, "--runtime", "onnxruntime-cpu")
+    assert (result.exit_code, "limits nothing here" in result.output) == (0, True), result.output
+    assert "within the limits" not in result.output
 
 
 def test_ratios_are_taken_round_by_round() -> None:

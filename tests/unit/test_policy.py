@@ -66,11 +66,12 @@ def test_what_a_policy_requires_must_not_be_left_out(tmp_path: Path) -> None:
 
 
 def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_path: Path) -> None:
-    limits = policy_from_toml(EXAMPLE).verify.limits(LIMITS["fp32"])
-    assert limits.recall_drop == 2
+    example = policy_from_toml(EXAMPLE)
+    assert example.verify.limits(LIMITS["fp32"]).recall_drop == 2
+    assert not example.bench.limits_nothing
+    assert BenchPolicy(concurrency=4).limits_nothing
     optional = EXAMPLE.read_text(encoding="utf-8").replace("\n# max_", "\nmax_").replace("\n# p99", "\np99")
-    for name in ("throughput", "size_mb", "memory_mb"):
-        optional = optional.replace(f"\n# {name}", f"\n{name}")
+    optional = optional.replace("\n# throughput", "\nthroughput")
     found = policy(tmp_path, optional)
     assert all(value is not None for table in (found.verify, found.bench) for value in vars(table).values())
 
@@ -91,6 +92,8 @@ def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_pa
         ("[verify]\nmargin = " + "[" * 50_000, "is no TOML file"),
         ("#" * (1 << 20) + "#", "over 1048576 bytes"),
         ("[verify]\nmargin = nan", "verify.margin is nan"),
+        ("[verify]\nmax_recall_drop = inf", "verify.max_recall_drop is inf, expected a number"),
+        ("[bench]\np99_ms = inf", "bench.p99_ms is inf, expected a number"),
         ("[bench]\np99_ms = '5'", "bench.p99_ms is '5', expected float"),
         ("[bench]\nconcurrency = 0", "bench.concurrency is 0"),
         ("[bench", "is no TOML file"),
@@ -113,6 +116,8 @@ def test_measurements_beyond_the_limits_fail() -> None:
     ]
     assert BenchPolicy(concurrency=2, p99_ms=60, throughput=20).failures(result(60), size_mb=1, memory_mb=None) == []
     assert limits.failures(result(float("nan")), size_mb=1, memory_mb=1)[0].startswith("p99_ms is nan")
+    unknown = BenchResult("machine", SUBJECT, 100, (), (served(2, (40,), (float("nan"),)),))
+    assert limits.failures(unknown, size_mb=1, memory_mb=1) == ["throughput is nan clips/s, at least 30 is accepted"]
 
 
 def test_what_was_not_measured_leaves_its_limit() -> None:
