@@ -12,8 +12,8 @@ from dfer_deploy.bundle import MANIFEST_NAME, Bundle
 from dfer_deploy.engines import engines_of
 from dfer_deploy.files import sha256_of_file
 
-CHECKPOINT, COMPARED_CHECKPOINT = "checkpoint", "compared checkpoint"
-"""Stages of the chain: what the bundle was exported from, and what it is compared with."""
+CHECKPOINT, MANIFEST, COMPARED_CHECKPOINT = "checkpoint", "manifest", "compared checkpoint"
+"""Stages of the chain: what the bundle was exported from, what names its files, and what it is compared with."""
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
 _FOLDERS_ABOVE = 4
@@ -53,7 +53,7 @@ def provenance(
     chain += [("ONNX", name, digest) for name, digest in manifest.files.items() if name.startswith("onnx/")]
     chain += [("plan", record.plan, record.sha256) for record in (built.engines.values() if built else ())]
     chain += [("config", name, digest) for name, digest in manifest.files.items() if name.endswith("config.pbtxt")]
-    chain.append(("manifest", MANIFEST_NAME, sha256_of_file(bundle.path / MANIFEST_NAME)))
+    chain.append((MANIFEST, MANIFEST_NAME, sha256_of_file(bundle.path / MANIFEST_NAME)))
     chain.append((COMPARED_CHECKPOINT, "", truth.checkpoint_sha256))
     chain += [("baseline", baseline.name, sha256_of_file(baseline))] if baseline else []
     chain += [("list", path.name, sha256_of_file(path)) for path in lists]

@@ -22,7 +22,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, json_text
 from dfer_deploy.metrics import CalibrationBin, Int64
 from dfer_deploy.policy import MOST_POINTS
-from dfer_deploy.provenance import CHECKPOINT, COMPARED_CHECKPOINT
+from dfer_deploy.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
 from dfer_deploy.report.content import Candidate, Content, check_load, content_from_json
@@ -57,22 +57,21 @@ def write_report(
     Args:
         path: the HTML file.
         verification: what ``verify --json`` writes; see ``report.content`` for what of it is shown.
-        bench: what ``bench --json`` writes.
+        bench: what ``bench --json`` writes about the same bundle.
         clips: where clips are on this machine, by the names that the list gives them; a few frames of those whose
             answer changed are shown, if they can be read.
 
     Raises:
-        DferDeployError: the content is not what ``verify --json`` and ``bench --json`` write, or the file cannot be
-            written.
+        DferDeployError: the content is not what ``verify --json`` and ``bench --json`` write, they are of different
+            bundles, or the file cannot be written.
     """
     content = content_from_json(Content, verification)
     measured = None if bench is None else content_from_json(BenchResult, bench)
     if measured:
         check_load(measured)
-    try:
-        data = json_text(verification).encode()
-    except (ValueError, RecursionError) as error:  # a number that is not finite, half of a surrogate pair
-        raise DferDeployError(f"the verification holds what JSON in UTF-8 cannot ({error}); verify again") from error
+        _check_same_bundle(content, measured)
+    data = _as_json("verification", verification)
+    bench_data = None if bench is None else _as_json("benchmark", bench)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("dfer_deploy.report").joinpath("report.html").read_text("utf-8"))
     page = template.render(
@@ -80,10 +79,28 @@ def write_report(
         | _charts(content, measured)
         | _recalls(content)
         | changed_answers(content, clips or {})
-        | _origin(content, data)
+        | _origin(content, data, bench_data)
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _as_json(what: str, values: Mapping[str, Any]) -> bytes:
+    """As ``--json`` wrote it."""
+    try:
+        return json_text(values).encode()
+    except (ValueError, RecursionError) as error:  # a number that is not finite, half of a surrogate pair
+        raise DferDeployError(f"the {what} holds what JSON in UTF-8 cannot ({error}); make it again") from error
+
+
+def _check_same_bundle(content: Content, bench: BenchResult) -> None:
+    verified = next((link.sha256 for link in content.provenance.chain if link.stage == MANIFEST), "")
+    measured = bench.subject.manifest_sha256
+    if measured != verified:
+        raise DferDeployError(
+            f"the benchmark is of a bundle with the manifest {measured[:12]}…, the verification of one with "
+            f"{f'{verified[:12]}…' if verified else 'none'}; measure the bundle that was verified"
+        )
 
 
 def _summary(content: Content) -> dict[str, Any]:
@@ -286,11 +303,14 @@ def _recalls(content: Content) -> dict[str, Any]:
     return {"classes": rows, "absent": absent}
 
 
-def _origin(content: Content, data: bytes) -> dict[str, Any]:
-    metrics = {"stage": "metrics", "file": "verify.json", "sha256": hashlib.sha256(data).hexdigest()}
+def _origin(content: Content, data: bytes, bench_data: bytes | None) -> dict[str, Any]:
+    written = [("metrics", "verify.json", data)] + ([] if bench_data is None else [("load", "bench.json", bench_data)])
     embedded = base64.b64encode(data).decode() if len(data) <= _MOST_EMBEDDED_BYTES else ""
     return {
-        "chain": [*(vars(link) for link in content.provenance.chain), metrics],
+        "chain": [
+            *(vars(link) for link in content.provenance.chain),
+            *({"stage": s, "file": name, "sha256": hashlib.sha256(text).hexdigest()} for s, name, text in written),
+        ],
         "data_link": f"data:application/json;base64,{embedded}" if embedded else "",
         "tools": ", ".join(f"{tool} {version}" for tool, version in content.provenance.tools.items()),
     }

@@ -18,7 +18,7 @@ def test_the_workflow_fits_githubs_schema() -> None:
 def test_its_commands_and_options_exist(cli: Any) -> None:
     text = WORKFLOW.read_text(encoding="utf-8")
     found = re.findall(r"dfer-deploy (\w+) (.*(?:\n +--.*)?)", text)
-    assert [name for name, _ in found] == ["export", "verify", "bench"]
+    assert [name for name, _ in found] == ["export", "verify", "bench", "report"]
     for name, rest in found:
         known = set(re.findall(r"--[a-z-]+", cli(name, "--help").output))
         assert set(re.findall(r"--[a-z-]+", rest)) <= known

@@ -54,7 +54,10 @@ VERIFICATION: dict[str, Any] = {
     "left_out": {},
     "reading": None,
     "provenance": {
-        "chain": [{"stage": "checkpoint", "file": "", "sha256": "ab" * 32}],
+        "chain": [
+            {"stage": "checkpoint", "file": "", "sha256": "ab" * 32},
+            {"stage": "manifest", "file": "manifest.json", "sha256": "cd" * 32},
+        ],
         "name": "dfer",
         "version": 1,
         "target": "embedded",
@@ -199,6 +202,9 @@ def test_what_cannot_be_shown_is_refused(
         (("in_process", 0, "throughput", 0), "1e308"),
         (("in_process", 0, "latency_ms", 0), HUGE),
         (("served",), '[{"name": "served", "concurrency": 1, "rounds": []}]'),
+        (("subject", "manifest_sha256"), '"ef"'),
+        (("subject",), "null"),
+        (("not shown",), '"\\ud800"'),
     ],
 )
 def test_a_benchmark_that_cannot_be_is_refused(cli: Any, tmp_path: Path, place: tuple[Any, ...], value: str) -> None:

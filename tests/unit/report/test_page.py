@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import hashlib
 import html.parser
@@ -78,7 +79,10 @@ def planted(
         "left_out": {"the engines": "there is no GPU"},
         "reading": None,
         "provenance": {
-            "chain": [{"stage": "checkpoint", "file": "", "sha256": "ab" * 32}],
+            "chain": [
+                {"stage": "checkpoint", "file": "", "sha256": "ab" * 32},
+                {"stage": "manifest", "file": "manifest.json", "sha256": "cd" * 32},
+            ],
             "name": "dfer",
             "version": 1,
             "target": "embedded",
@@ -382,7 +386,7 @@ def test_another_checkpoint_than_the_bundles_is_named_where_the_verdict_stands(t
     chain = content["provenance"]["chain"]
     chain.append({"stage": "compared checkpoint", "file": "", "sha256": "ab" * 32})
     assert "Another checkpoint" not in page_of(tmp_path, content).text
-    chain[1]["sha256"] = "cd" * 32
+    chain[-1]["sha256"] = "cd" * 32
     text = page_of(tmp_path, content).text
     assert text.index(f"{'ab' * 6}…; the checkpoint {'cd' * 6}… was compared.") < text.index("Each way of serving")
 
@@ -487,6 +491,22 @@ def test_load_is_drawn_with_its_machine(pages: dict[str, Page], tmp_path: Path) 
     few = page_of(tmp_path, CASES["undecided"], bench=bench_json() | {"requests": 50})
     assert "served, p95" in few.text
     assert "served, p99" not in few.text
+    assert hashlib.sha256(json_text(bench_json()).encode()).hexdigest() in pages["undecided"].text
+    assert "dfer-deploy bench BUNDLE --json bench.json" in page_of(tmp_path, CASES["undecided"]).text
+    assert "dfer-deploy bench BUNDLE" not in few.text
+
+
+def test_a_benchmark_of_another_bundle_is_refused(tmp_path: Path) -> None:
+    other = bench_json()
+    other["subject"]["manifest_sha256"] = "ef" * 32
+    with pytest.raises(
+        DferDeployError, match="with the manifest efefefefefef…, the verification of one with cdcdcdcdcdcd"
+    ):
+        write_report(tmp_path / "report.html", CASES["undecided"], bench=other)
+    without = copy.deepcopy(CASES["undecided"])
+    del without["provenance"]["chain"][1]
+    with pytest.raises(DferDeployError, match="the verification of one with none"):
+        write_report(tmp_path / "report.html", without, bench=bench_json())
 
 
 def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
