@@ -175,12 +175,13 @@ def _print(title: str, found: Localisation, where: str) -> None:
 
 
 def localisation_as_json(found: Localisation, where: str) -> dict[str, Any]:
-    """For ``--json``; None stands for what is infinite or was not measured."""
+    """For ``--json`` and the report; None stands for what is infinite or was not measured, and for no suspect."""
     layers = [
         {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in values.items()}
-        | {"tolerance": layer.tolerance, "within": layer.within}
+        | {"within": layer.within}
         for layer in found.layers
-        for values in [asdict(layer)]
+        for values in [asdict(layer) | {"tolerance": layer.tolerance}]
     ]
+    suspect = found.suspect.block if found.failing else None
     needed = {precision: times if math.isfinite(times) else None for precision, times in found.needed.items()}
-    return {"clips": found.clips, "where": where, "roundings": needed, "layers": layers}
+    return {"clips": found.clips, "where": where, "suspect": suspect, "roundings": needed, "layers": layers}

@@ -29,6 +29,7 @@ _MOST_CLASSES = 200
 _MOST_CANDIDATES = 16
 _MOST_QUANTILES = 16
 _MOST_CONTESTANTS = 64
+_MOST_BLOCKS = 400
 _LARGEST_LOAD = 1e9
 """Clips a second, or milliseconds."""
 
@@ -139,6 +140,67 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A block of the graphs against PyTorch: see ``export.layers.LayerError``.
+
+    Attributes:
+        block: its name.
+        precision: of its matrix products.
+        own: its own error, None where it is not finite; so is the tolerance.
+        tolerance: what is accepted of it.
+        within: whether it is.
+        logits: largest change of a logit that it alone causes, None where that is not finite or was not measured.
+    """
+
+    block: str
+    precision: str
+    own: float | None
+    tolerance: float | None
+    within: bool
+    logits: float | None
+
+    def __post_init__(self) -> None:
+        for name in (self.block, self.precision):
+            _check_name(name)
+        for what, value in (("own", self.own), ("tolerance", self.tolerance), ("logits", self.logits)):
+            _check_between(f"{what} of the block {self.block!r}", 0 if value is None else value, LARGEST_LOGIT_ERROR)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the error comes from.
+
+    Attributes:
+        clips: on how many of the worst clips the blocks were compared.
+        where: in a sentence.
+        suspect: the block to blame; None where every one is within its tolerance.
+        layers: in the order of the computation.
+    """
+
+    clips: int
+    where: str
+    suspect: str | None
+    layers: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        blocks = len(self.layers)
+        require(1 <= blocks <= _MOST_BLOCKS, f"localisation has {blocks} layers, expected 1 to {_MOST_BLOCKS}")
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """Which blocks must stay fp32 in an fp16 export.
+
+    Attributes:
+        keep_fp32: their names, None if the limits do not hold in fp32 either.
+        command: exports it so, where there is an answer.
+    """
+
+    keep_fp32: tuple[str, ...] | None
+    command: str | None
+
+
+@dataclass(frozen=True)
 class Content:
     """One verification.
 
@@ -154,7 +216,11 @@ class Content:
         unreadable: reasons by clip name.
         left_out: reasons by what was not verified.
         reading: how a reference checkpoint was read, where that could be checked.
+        ensembles: largest difference of a logit by ensemble (streams, encoded images), None where an
+            answer was not finite or missing.
         provenance: where the result comes from.
+        localisation: the blocks of the graphs, where PyTorch was.
+        bisection: with ``--bisect``.
     """
 
     format: str
@@ -168,7 +234,10 @@ class Content:
     unreadable: dict[str, Any]
     left_out: dict[str, Any]
     reading: ReadingCheck | None
+    ensembles: dict[str, Any]
     provenance: Provenance
+    localisation: Blocks | None = None
+    bisection: Bisection | None = None
 
     def __post_init__(self) -> None:
         require(self.format == FORMAT, f"the verification has the format {self.format!r}, expected {FORMAT!r}")
@@ -183,6 +252,8 @@ class Content:
         require(self.clips >= 1, f"{self.clips} clips were compared, expected at least 1")
         for answers in (self.truth, *self.comparisons):
             self._check(answers)
+        for name, difference in self.ensembles.items():
+            _check_between(f"the difference of {name!r}", 0 if difference is None else difference, LARGEST_LOGIT_ERROR)
 
     def _check(self, answers: Answers) -> None:
         classes = len(self.class_names)

@@ -25,7 +25,7 @@ from dfer_deploy.policy import MOST_POINTS
 from dfer_deploy.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
-from dfer_deploy.report.content import Candidate, Content, check_load, content_from_json
+from dfer_deploy.report.content import Bisection, Candidate, Content, check_load, content_from_json
 
 _MOST_EMBEDDED_BYTES = 1 << 20
 """A larger JSON stays in the file that ``--json`` wrote."""
@@ -78,6 +78,7 @@ def write_report(
         _summary(content)
         | _charts(content, measured)
         | _recalls(content)
+        | _blocks(content)
         | changed_answers(content, clips or {})
         | _origin(content, data, bench_data)
     )
@@ -301,6 +302,48 @@ def _recalls(content: Content) -> dict[str, Any]:
         rows.append({"name": name, "clips": f"{count:,}", "cells": cells})
     absent = [name for name, count in zip(content.class_names, clips, strict=True) if not count]
     return {"classes": rows, "absent": absent}
+
+
+def _blocks(content: Content) -> dict[str, Any]:
+    """Each block's own error as a bar whose whole width is the tolerance; what the bisection and the ensembles say."""
+    found = content.localisation
+    layers, suspect = ((), None) if found is None else (found.layers, found.suspect)
+    return {
+        "blocks": [
+            {
+                "name": block.block,
+                "precision": block.precision,
+                "own": _error(block.own),
+                "tolerance": _error(block.tolerance),
+                "width": f"{_share(block.own, block.tolerance):.1f}",
+                "logits": "" if block.logits is None else f"{block.logits:.2g}",
+                "look": "good" if block.within else "bad",
+                "note": "suspect" if block.block == suspect else "" if block.within else "fails",
+            }
+            for block in layers
+        ],
+        "effects": any(block.logits is not None for block in layers),
+        "bisected": None if content.bisection is None else _bisected(content.bisection),
+        "ensembles": [
+            f"{name}: {'an answer is not finite or missing' if error is None else f'at most {error:.2g}'}"
+            for name, error in content.ensembles.items()
+        ],
+    }
+
+
+def _bisected(found: Bisection) -> str:
+    if found.keep_fp32 is None:
+        return "With every block in fp32 the limits do not hold either, so precision is not the reason."
+    if not found.keep_fp32:
+        return "No block must stay fp32: exported in fp16, the limits hold."
+    return f"{', '.join(found.keep_fp32)} must stay fp32 for the limits to hold, all others may be fp16."
+
+
+def _share(own: float | None, tolerance: float | None) -> float:
+    """Percent of the tolerance, at most 100; None stands for infinity."""
+    if tolerance is None or own == 0:
+        return 0.0
+    return 100.0 if own is None or own >= tolerance else 100 * own / tolerance
 
 
 def _origin(content: Content, data: bytes, bench_data: bytes | None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def test_the_command_that_bisect_prints_mends_the_export(
     assert result.exit_code == 3, result.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["localisation"]["where"] == "no block alone leaves its tolerance"
+    assert report["localisation"]["suspect"] is None
     assert "blocks: all 6 are within their tolerance on 3 clips" in result.output
     found = report["bisection"]
     assert found["keep_fp32"] == ["encoder.1"]
@@ -66,13 +67,17 @@ def test_a_failed_verification_says_which_block(
     assert cli("export", tmp_path / "moved.pt", "-o", tmp_path / "b").exit_code == 0
     result = cli(
         "verify", tmp_path / "b", "--checkpoint", own_checkpoint, "--data", clip_list, "--in-process",
-        "--json", tmp_path / "v.json", "--bisect",
+        "--json", tmp_path / "v.json", "--bisect", "--report", tmp_path / "r.html",
     )  # fmt: skip
     assert result.exit_code == 1
     assert "where: encoder.0 leaves its tolerance" in result.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert [layer["block"] for layer in report["localisation"]["layers"] if not layer["within"]] == ["encoder.0"]
     assert report["failures"][0] == report["localisation"]["where"]
+    assert report["localisation"]["suspect"] == "encoder.0"
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count("</span> suspect</span>") == 1
+    assert report["bisection"]["command"] in page
     assert 1e4 < report["localisation"]["roundings"]["fp32"] < 1e6
     # A fresh export of the right checkpoint holds in fp16: the bundle is at fault, not its precision.
     assert report["bisection"]["keep_fp32"] == []

@@ -53,6 +53,7 @@ VERIFICATION: dict[str, Any] = {
     "unreadable": {},
     "left_out": {},
     "reading": None,
+    "ensembles": {},
     "provenance": {
         "chain": [
             {"stage": "checkpoint", "file": "", "sha256": "ab" * 32},
@@ -66,6 +67,8 @@ VERIFICATION: dict[str, Any] = {
         "synthetic": None,
     },
 }
+BLOCK = {"block": "encoder.0", "precision": "fp32", "own": 1e-6, "tolerance": 1e-5, "within": True, "logits": None}
+LOCALISED = {"clips": 3, "where": "no block alone leaves its tolerance", "suspect": None, "layers": [BLOCK]}
 BENCH: dict[str, Any] = {
     "machine": "a machine",
     "subject": {"manifest_sha256": "cd" * 32, "checkpoint_sha256": "ab" * 32, "precision": "fp32"},
@@ -177,6 +180,13 @@ def test_a_difference_of_more_than_100_points_is_refused(cli: Any, tmp_path: Pat
             [{"confidence": 0.5, "accuracy": 0.5, "clips": n} for n in (-1, 31)],
             "not that",
         ),
+        (("ensembles",), {"dfer_stream": "small"}, "the difference of 'dfer_stream' is 'small'"),
+        (("localisation",), LOCALISED | {"layers": []}, "localisation has 0 layers"),
+        (("localisation",), LOCALISED | {"layers": [BLOCK] * 401}, "localisation has 401 layers"),
+        (("localisation",), LOCALISED | {"layers": [BLOCK | {"own": -1.0}]}, "own of the block 'encoder.0' is -1.0"),
+        (("localisation",), LOCALISED | {"layers": [BLOCK | {"block": "\ud800"}]}, "empty or not printable"),
+        (("localisation",), LOCALISED | {"where": "\ud800"}, "surrogates not allowed"),
+        (("bisection",), {"keep_fp32": "encoder.0", "command": None}, "bisection.keep_fp32 is 'encoder.0'"),
         ((*FIRST, "equivalence", "interval_war"), {"low": 1.0, "high": -1.0, "method": "exact"}, "with the interval"),
     ],
 )

@@ -78,6 +78,7 @@ def planted(
         "unreadable": {},
         "left_out": {"the engines": "there is no GPU"},
         "reading": None,
+        "ensembles": {},
         "provenance": {
             "chain": [
                 {"stage": "checkpoint", "file": "", "sha256": "ab" * 32},
@@ -507,6 +508,47 @@ def test_a_benchmark_of_another_bundle_is_refused(tmp_path: Path) -> None:
     del without["provenance"]["chain"][1]
     with pytest.raises(DferDeployError, match="the verification of one with none"):
         write_report(tmp_path / "report.html", without, bench=bench_json())
+
+
+def blocks_json(*errors: float | None, suspect: str | None = None, logits: float | None = None) -> dict[str, Any]:
+    """What ``verify --json`` writes about blocks with such errors, each with a tolerance of 1."""
+    layers = [
+        {"block": f"encoder.{index}", "precision": "fp16", "own": own, "tolerance": 1.0, "within": (own or 9) <= 1,
+         "logits": logits, "not shown": 0}
+        for index, own in enumerate(errors)
+    ]  # fmt: skip
+    return {"clips": 3, "where": f"{HOSTILE[0]} leaves its tolerance", "suspect": suspect, "layers": layers}
+
+
+def test_the_page_says_where_the_error_comes_from(tmp_path: Path) -> None:
+    content = planted(70) | {
+        "localisation": blocks_json(0.25, 37.0, 2.0, None, suspect="encoder.1", logits=0.5),
+        "bisection": {
+            "keep_fp32": ["encoder.1"],
+            "command": "dfer-deploy export <b>",
+            "localisation": {},
+            "trials": [],
+        },
+        "ensembles": {"dfer_stream": 2e-6, "dfer_encoded": None},
+    }
+    page = page_of(tmp_path, content)
+    assert page.wrong == []
+    assert f"on 3 of the worst clips: {HOSTILE[0]} leaves its tolerance." in page.text
+    bars = [tag["style"] for tag in page.all("span") if tag.get("class") == "bar"]
+    assert bars[:4] == ["width: 25.0%", "width: 100.0%", "width: 100.0%", "width: 100.0%"]
+    assert [page.text.count(f"✗ {word}") for word in ("suspect", "fails")] == [1, 2]
+    assert page.text.index("encoder.1") < page.text.index("suspect") < page.text.index("encoder.2")
+    assert "encoder.3 fp16 ✗ fails not finite 1 0.5" in page.text
+    assert "encoder.1 must stay fp32 for the limits to hold" in page.text
+    assert "dfer-deploy export <b>" in page.text
+    assert "dfer_stream: at most 2e-06; dfer_encoded: an answer is not finite or missing" in page.text
+    within = page_of(tmp_path, planted(70) | {"localisation": blocks_json(0.25, 0.5)}).text
+    assert "✗ suspect" not in within
+    assert "|Δlogit|: the largest change" not in within
+    for kept, sentence in (([], "No block must stay fp32"), (None, "precision is not the reason")):
+        bisected = {"bisection": {"keep_fp32": kept, "command": None}}
+        assert sentence in page_of(tmp_path, planted(70) | bisected).text
+    assert "Where the error comes from" not in page_of(tmp_path, planted(70)).text
 
 
 def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
