@@ -49,8 +49,9 @@ class Row:
         roundings: the errors of the frame features and of the temporal head's logits on the first clips, as root mean
             squares, in multiples of what rounding costs the model; the larger one.
         probability_error: the largest.
+        softmax_error: the largest of a probability against the softmax of the logits that came with it.
         agreement: share of the clips with PyTorch's answer.
-        within_limit: whether logits and roundings are within what ``verify`` accepts; None where nothing ran.
+        within_limit: whether logits, roundings and softmax are within what ``verify`` accepts; None where nothing ran.
         left_out: why nothing ran, or nothing.
     """
 
@@ -62,6 +63,7 @@ class Row:
     logit_error: float | None = None
     roundings: float | None = None
     probability_error: float | None = None
+    softmax_error: float | None = None
     agreement: float | None = None
     within_limit: bool | None = None
     left_out: str = ""
@@ -136,9 +138,9 @@ def compare(bundle: Bundle, truth: Predictor, clips: Frames, cost: Rounding) -> 
             logit_error=seen["logit_error"],
             roundings=seen["roundings"],
             probability_error=seen["probability_error"],
+            softmax_error=seen["softmax_error"],
             agreement=seen["agreement"],
-            within_limit=seen["logit_error"] <= LIMITS[manifest.precision].logits
-            and seen["roundings"] <= ROUNDINGS[manifest.precision],
+            within_limit=within_limit(seen, manifest.precision),
         )  # fmt: skip
 
     for runtime in RUNTIMES:
@@ -160,6 +162,16 @@ def compare(bundle: Bundle, truth: Predictor, clips: Frames, cost: Rounding) -> 
         endpoints = stack.enter_context(served_bundle(bundle, installation))
         for way, url in (("Triton gRPC", endpoints.grpc_url), ("Triton HTTP", endpoints.http_url)):
             yield row(stack.enter_context(TritonPredictor(url, bundle.contract)), way)
+
+
+def within_limit(seen: dict[str, float], precision: Precision) -> bool:
+    """Whether what ``differences`` found is accepted; what is not finite never is."""
+    limits = LIMITS[precision]
+    return (
+        seen["logit_error"] <= limits.logits
+        and seen["roundings"] <= ROUNDINGS[precision]
+        and seen["softmax_error"] <= limits.probabilities
+    )
 
 
 def differences(
@@ -184,9 +196,10 @@ def differences(
     head = predictor.classify(features[:FEW_CLIPS]).logits - logits[:FEW_CLIPS]
     return {
         "feature_error": float(np.abs(errors).max()) / scale,
-        "logit_error": max(float(np.abs(found - expected).max()) for found, _, expected in answers),
+        "logit_error": float(np.max([np.abs(found - expected).max() for found, _, expected in answers])),
         "roundings": Rounding.of(errors[:FEW_CLIPS], head).multiples_of(cost),
-        "probability_error": max(float(np.abs(found - softmax(expected)).max()) for _, found, expected in answers),
+        "probability_error": float(np.max([np.abs(found - softmax(right)).max() for _, found, right in answers])),
+        "softmax_error": float(np.max([np.abs(found - softmax(own)).max() for own, found, _ in answers])),
         "agreement": float((batch.logits.argmax(axis=1) == logits.argmax(axis=1)).mean()),
     }
 

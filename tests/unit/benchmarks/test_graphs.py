@@ -19,6 +19,7 @@ from dfer_deploy.bundle import Bundle
 from dfer_deploy.limits import ROUNDINGS
 from dfer_deploy.rounding import rounding_costs
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.predictor import Frames, Prediction
 from dfer_deploy.runtimes.torch import TorchPredictor
 
 
@@ -83,6 +84,9 @@ def test_parity_sees_another_model(bundle: Bundle) -> None:
         same = parity.differences(exported, clips, features, logits, cost)
         other = parity.differences(exported, clips, features, logits[::-1], cost)
         moved = parity.differences(TorchPredictor(drifted), clips, features, logits, cost)
+    assert parity.within_limit(same, "fp32")
+    assert not parity.within_limit(same | {"softmax_error": same["softmax_error"] + 0.1}, "fp32")
+    assert not parity.within_limit(same | {"logit_error": float("nan")}, "fp32")
     assert same["logit_error"] < 0.01
     assert same["agreement"] == 1
     assert same["feature_error"] < 1e-4
@@ -91,6 +95,29 @@ def test_parity_sees_another_model(bundle: Bundle) -> None:
     assert other["roundings"] > ROUNDINGS["fp32"]
     assert moved["logit_error"] < 0.01, "of the logits alone it would not be seen"
     assert moved["roundings"] > ROUNDINGS["fp32"]
+    assert not parity.within_limit(moved, "fp32")
+
+
+class Skewed(TorchPredictor):
+    """Right logits with probabilities that are not theirs, for single clips only."""
+
+    def predict(self, frames: Frames) -> Prediction:
+        answer = super().predict(frames)
+        return answer if len(frames) > 1 else Prediction(answer.logits, np.full_like(answer.logits, 1 / 3))
+
+
+def test_parity_sees_wrong_probabilities() -> None:
+    clips = clips_of(4)
+    with Skewed(tiny_model()) as skewed:
+        seen = parity.differences(
+            skewed,
+            clips,
+            skewed.encode(clips),
+            skewed.predict(clips).logits,
+            rounding_costs(tiny_model(), clips)["fp32"],
+        )
+    assert seen["logit_error"] < 0.01
+    assert not parity.within_limit(seen, "fp32")
 
 
 def test_the_shares_of_the_operators_are_those_of_every_run(bundle: Bundle, tmp_path: Path) -> None:
