@@ -6,7 +6,8 @@ Requests come over gRPC, over HTTP, and over gRPC with the tensors in the system
 with one clip in a request and more and more requests in flight, then with one request in flight and more and more clips
 in it; in every round the graphs are measured in this process too. The result tells
 
-- what the server adds: the share of the in-process throughput that is missing, round by round;
+- what the server adds: the share of the in-process throughput that is missing, round by round; at saturation
+  also against executions in process of the sizes that the server's batcher made;
 - the saturation point: the fewest requests in flight whose median lies within the range of the best;
 - what the batcher makes of it: inferences / executions of the image encoder, from Triton's statistics;
 - where a request waits: queue and execution in the server, and all else (client and network).
@@ -17,6 +18,7 @@ The server of this benchmark runs on the loopback and lets clients register shar
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import (
     COLOURS,
     draw_lines,
@@ -46,10 +49,9 @@ from dfer_deploy.bundle import Bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
-from dfer_deploy.triton.environment import TritonEnvironment, triton_environment
+from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import RESTRICTED
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
-from dfer_deploy.triton.ports import Endpoints
 from dfer_deploy.triton.server import TritonServer
 from dfer_deploy.triton.statistics import executed_batches
 
@@ -68,16 +70,6 @@ class Level:
 
     def __str__(self) -> str:
         return f"{self.way}, {self.concurrency} in flight, {self.batch} clip(s) in each"
-
-
-@dataclass(frozen=True)
-class SharingTriton(TritonEnvironment):
-    """The embedded server, with the protocol of shared memory left open."""
-
-    def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
-        closed = ",".join(name for name in RESTRICTED.split(",") if name != "shared-memory")
-        command = super().server_command(repository, endpoints, mark, exit_timeout_s)
-        return [word.replace(RESTRICTED, closed) for word in command]
 
 
 def main() -> None:
@@ -106,7 +98,8 @@ def main() -> None:
     )
     for way, found in result["saturation"].items():
         stdout.print(
-            f"{way}: saturated from {found['concurrency']} in flight, where the server costs {found['server_adds']}"
+            f"{way}: saturated from {found['concurrency']} in flight, where the server costs {found['server_adds']} "
+            f"against the same executions in process, and {found['server_adds_to_single_clips']} against single clips"
         )
     write(arguments, result, draw(result, quick=arguments.quick))
 
@@ -121,30 +114,32 @@ def measure(bundle: Bundle, loads: Sequence[Level], *, rounds: int, quick: bool)
     """Loads one server with every level in turn, ``rounds`` times."""
     clips = drawn_clips(4, bundle.spec.clip.vision.image_size)
     environment = triton_environment()
-    sharing = SharingTriton(
-        **{field.name: getattr(environment, field.name) for field in dataclasses.fields(environment)}
-    )
+    closed = tuple(name for name in RESTRICTED if name != "shared-memory")
+    sharing = dataclasses.replace(environment, restricted=closed)
     encoder = bundle.contract.image_encoder.name
-    in_process: list[float] = []
+    largest = max(level.concurrency * level.batch for level in loads)
+    in_process: dict[int, list[float]] = {2**power: [] for power in range((largest - 1).bit_length() + 1)}
     measured: dict[Level, list[LoadResult]] = {level: [] for level in loads}
-    batches: dict[Level, Counter[int]] = {level: Counter() for level in loads}
+    batches: dict[Level, list[Counter[int]]] = {level: [] for level in loads}
     with ExitStack() as stack:
         predictor = stack.enter_context(OnnxRuntimePredictor.from_bundle(bundle))
         server = stack.enter_context(TritonServer(sharing, bundle.model_repository))
         bar = stack.enter_context(progress_bar())
-        task = bar.add_task("", total=rounds * (len(loads) + 1))
+        contestants: list[int | Level] = [*in_process, *loads]
+        task = bar.add_task("", total=rounds * len(contestants))
         predictor.predict(clips[:1])
         one_s = seconds_of(lambda: predictor.predict(clips[:1]))
-        count = max(3, round(SECONDS[quick] / one_s))
         for turn in range(rounds):
-            bar.update(task, description="in process")
-            in_process.append(
-                1 / statistics.mean(seconds_of(lambda: predictor.predict(clips[:1])) for _ in range(count))
-            )
-            bar.advance(task)
-            # There and back, so that no level always follows the same one.
-            for level in loads if turn % 2 == 0 else reversed(loads):
-                bar.update(task, description=str(level))
+            # There and back, so that none is always first or always follows the same one.
+            for level in contestants if turn % 2 == 0 else reversed(contestants):
+                bar.update(task, description=str(level) if isinstance(level, Level) else f"in process, batch {level}")
+                if not isinstance(level, Level):
+                    shown = clips[np.arange(level) % len(clips)]
+                    count = max(3, round(SECONDS[quick] / one_s / level))
+                    taken = (seconds_of(lambda s=shown: predictor.predict(s)) for _ in range(count))  # type: ignore[misc]
+                    in_process[level].append(statistics.mean(taken))
+                    bar.advance(task)
+                    continue
                 before = executed_batches(server.endpoints.grpc_url, encoder)
                 url = server.endpoints.http_url if level.way == "HTTP" else server.endpoints.grpc_url
                 measured[level] += measure_load(
@@ -152,15 +147,24 @@ def measure(bundle: Bundle, loads: Sequence[Level], *, rounds: int, quick: bool)
                     shared_memory=level.way == "shared memory",
                     requests=min(500, max(12 * level.concurrency, round(SECONDS[quick] / one_s / level.batch))),
                 )  # fmt: skip
-                batches[level] += executed_batches(server.endpoints.grpc_url, encoder) - before
+                batches[level].append(executed_batches(server.endpoints.grpc_url, encoder) - before)
                 bar.advance(task)
     return summary(in_process, measured, batches)
 
 
 def summary(
-    in_process: Sequence[float], measured: Mapping[Level, Sequence[LoadResult]], batches: Mapping[Level, Counter[int]]
+    seconds: Mapping[int, Sequence[float]],
+    measured: Mapping[Level, Sequence[LoadResult]],
+    batches: Mapping[Level, Sequence[Counter[int]]],
 ) -> dict[str, Any]:
-    """What ``measure`` gives, from clips a second in process and the results of every level."""
+    """What ``measure`` gives, each value once a round.
+
+    Args:
+        seconds: of one execution in process, by its batch.
+        measured: the results of every level.
+        batches: the encoder's executions of every level, by their batch.
+    """
+    in_process = [1 / value for value in seconds[1]]
     rows = []
     for level, results in measured.items():
         throughput = [found.throughput for found in results]
@@ -183,7 +187,7 @@ def summary(
                 "queue_ms": queue,
                 "execution_ms": execution,
                 "else_ms": max(0.0, whole - queue - execution),
-                "clips_per_execution": clips_per_execution(batches[level]),
+                "clips_per_execution": clips_per_execution(sum(batches[level], Counter())),
             }
         )
     saturation = {}
@@ -194,10 +198,14 @@ def summary(
             if level.way == way and level.batch == 1
         }
         point = saturation_point(by_concurrency)
-        kept = ratio(by_concurrency[point], in_process)
+        alike = [
+            in_process_throughput(counted, {batch: values[turn] for batch, values in seconds.items()})
+            for turn, counted in enumerate(batches[Level(way, point, 1)])
+        ]
         saturation[way] = {
             "concurrency": point,
-            "server_adds": f"{1 - kept.median:.1%} of the throughput ({1 - kept.high:.1%} to {1 - kept.low:.1%})",
+            "server_adds": _missing(by_concurrency[point], alike),
+            "server_adds_to_single_clips": _missing(by_concurrency[point], in_process),
         }
     return {"in_process": figures(in_process), "levels": rows, "saturation": saturation}
 
@@ -206,6 +214,25 @@ def saturation_point(throughput: Mapping[int, Sequence[float]]) -> int:
     """The fewest requests in flight whose median throughput reaches into the range of the best one's rounds."""
     best = max(throughput.values(), key=statistics.median)
     return min(number for number, rounds in throughput.items() if statistics.median(rounds) >= min(best))
+
+
+def in_process_throughput(batches: Counter[int], seconds: Mapping[int, float]) -> float:
+    """Clips a second of the same executions in this process.
+
+    Args:
+        batches: how many executions there were, by their batch; at least one.
+        seconds: of one execution by its batch; between those that were measured it is interpolated.
+    """
+    sizes = sorted(seconds)
+    spent = sum(
+        count * float(np.interp(batch, sizes, [seconds[size] for size in sizes])) for batch, count in batches.items()
+    )
+    return sum(batch * count for batch, count in batches.items()) / spent
+
+
+def _missing(throughput: Sequence[float], base: Sequence[float]) -> str:
+    kept = ratio(throughput, base)
+    return f"{1 - kept.median:.1%} ({1 - kept.high:.1%} to {1 - kept.low:.1%})"
 
 
 def clips_per_execution(batches: Counter[int]) -> float:
@@ -229,7 +256,7 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
         axes.axhspan(alone["low"], alone["high"], color="0.85", zorder=0)
         axes.axhline(alone["median"], color="0.4", linestyle="--", linewidth=1, zorder=1, label="in process")
         axes.set_ylim(top=1.1 * max(alone["high"], *(row["throughput"]["high"] for row in rows)))
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        _legend_above(axes)
     shown = [row for row in rows if row["way"] == "gRPC" and row["batch"] == 1]
     labels = [str(row["concurrency"]) for row in shown]
     left = [0.0] * len(shown)
@@ -244,14 +271,22 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
     where.invert_yaxis()
     where.set_xlabel("mean ms of a gRPC request")
     where.set_ylabel("requests in flight")
-    where.legend(frameon=False, fontsize=8)
+    _legend_above(where)
     return picture
 
 
+def _legend_above(axes: Any) -> None:
+    """Where it crosses no line."""
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(sorted({1, *(int(part) for part in text.split(","))}))
+    try:
+        numbers = tuple(sorted({1, *(int(part) for part in text.split(","))}))
+    except ValueError:
+        numbers = (0,)
     if numbers[0] < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1 on such as 1,2,4")
     return numbers
 
 

@@ -25,7 +25,7 @@ import platformdirs
 from dfer_deploy.console import stderr, step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import write_json
-from dfer_deploy.triton.installation import address_options, server_options
+from dfer_deploy.triton.installation import RESTRICTED, address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
 from dfer_deploy.triton.ports import Endpoints
 
@@ -53,6 +53,7 @@ class TritonEnvironment:
         backend_directory: what ``--backend-directory`` wants: it holds ``python/``.
         libraries: the folders of shared libraries, in the order of the search.
         perf_analyzer: the load generator's executable.
+        restricted: interfaces of the server that nobody may use, by Triton's names.
     """
 
     root: Path
@@ -61,6 +62,7 @@ class TritonEnvironment:
     backend_directory: Path
     libraries: tuple[Path, ...]
     perf_analyzer: Path
+    restricted: tuple[str, ...] = RESTRICTED
 
     description = "the embedded server"
     has_gpu = False
@@ -71,7 +73,7 @@ class TritonEnvironment:
             str(self.tritonserver),
             f"--backend-directory={self.backend_directory}",
             f"--backend-config=python,shm-region-prefix-name={mark}",
-            *server_options(repository, exit_timeout_s),
+            *server_options(repository, exit_timeout_s, self.restricted),
             *address_options(endpoints),
             "--allow-gpu-metrics=false",
             # There is no GPU to pin memory for; the pool would only take 256 MB.

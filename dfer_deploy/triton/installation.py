@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from dfer_deploy.triton.ports import Endpoints
 
-RESTRICTED = "shared-memory,model-repository,trace,logging"
+RESTRICTED = ("shared-memory", "model-repository", "trace", "logging")
 """Interfaces that change what a server does, which nobody needs who only asks it."""
 
 
@@ -85,13 +86,13 @@ class TritonOnPath:
         return dict(os.environ)
 
 
-def server_options(repository: Path, exit_timeout_s: int) -> list[str]:
+def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[str] = RESTRICTED) -> list[str]:
     """What every server is told: the repository is loaded once, and nothing changes models, traces or logs later.
 
     Source: Triton's customization guide, "Secure Deployment Considerations" and "Limit Endpoint Access".
     """
     # Nobody knows the value, so nobody gets in.
-    restriction = f"{RESTRICTED}:dfer-deploy={secrets.token_hex(16)}"
+    restriction = f"{','.join(restricted)}:dfer-deploy={secrets.token_hex(16)}"
     return [
         f"--model-repository={repository}",
         "--model-control-mode=none",

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -397,22 +397,9 @@ def test_a_full_queue_refuses_and_is_waited_for(environment: TritonEnvironment, 
         assert {answer.expression for answer in answers} == {answers[0].expression}
 
 
-@dataclass(frozen=True)
-class SharesMemory:
-    """The embedded server as somebody else may start it: shared memory is not restricted."""
-
-    environment: TritonEnvironment
-
-    def __getattr__(self, name: str):
-        return getattr(self.environment, name)
-
-    def server_command(self, *args) -> list[str]:
-        return [word.replace("shared-memory,", "") for word in self.environment.server_command(*args)]
-
-
 def test_late_answers_leave_no_shared_memory_in_the_server(environment: TritonEnvironment, bundle: Bundle) -> None:
     batch = np.repeat(clips_of(4), 4, axis=0)
-    with TritonServer(SharesMemory(environment), bundle.model_repository, exit_timeout_s=0) as server:
+    with TritonServer(replace(environment, restricted=("trace",)), bundle.model_repository, exit_timeout_s=0) as server:
         ends = server.endpoints
         with grpc_client.InferenceServerClient(ends.grpc_url[7:]) as status, Client(ends.grpc_url) as client:
             client.predict(batch)
@@ -437,7 +424,7 @@ def test_late_answers_leave_no_shared_memory_in_the_server(environment: TritonEn
 def test_shared_memory_where_the_server_allows_it(environment: TritonEnvironment, bundle: Bundle, offline) -> None:
     batch = clips_of(9)
     expected = offline.predict(batch).logits
-    with TritonServer(SharesMemory(environment), bundle.model_repository, exit_timeout_s=0) as server:
+    with TritonServer(replace(environment, restricted=("trace",)), bundle.model_repository, exit_timeout_s=0) as server:
         ends = server.endpoints
         with grpc_client.InferenceServerClient(ends.grpc_url[7:]) as status:
 
