@@ -2,7 +2,7 @@
 
     python benchmarks/cold_start.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
 
-Every stage is a process of its own, started anew in every round:
+Every stage is a process of its own, started anew in every round; each round begins with another one:
 
 - ``export fp32``, ``export fp16`` (not with --quick): ``dfer-deploy export``.
 - ``PyTorch``, ``onnxruntime``: a fresh interpreter until the first clip is answered, imports and weights included.
@@ -11,8 +11,8 @@ Every stage is a process of its own, started anew in every round:
 - ``server ready``: the same with the copy there; ``first answer`` and ``second answer`` of a clip of 16 frames over
   gRPC follow, the first with connection and configuration.
 
-Memory is the peak of the resident set, of the server the sum over its processes (what they share counts for each). The
-files were read before: they come from the page cache.
+Memory is the peak of the resident set until the end of the stage, of the server the sum over its processes (what they
+share counts for each). The files were read before: they come from the page cache.
 
 What a second instance costs is what all processes of a server with two instances of each model hold after an answer,
 less what one with single instances holds: the sum of their proportional set sizes, in which a page that k processes
@@ -27,10 +27,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, seconds_of, write
+from common import (
+    draw_bars,
+    exported,
+    figure,
+    figures,
+    in_words,
+    parsed,
+    parser,
+    random_checkpoint,
+    rotated,
+    seconds_of,
+    write,
+)
 
 from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
@@ -39,10 +53,12 @@ from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.resources import held_bytes, server_processes
 from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.triton.environment import cache_folder, triton_environment
+from dfer_deploy.triton.environment import TritonEnvironment, cache_folder, triton_environment
 from dfer_deploy.triton.server import TritonServer
 
 RUNTIMES = ("PyTorch", "onnxruntime")
+Stages = dict[str, tuple[float, float]]
+"""Seconds and peak memory in GB, by stage."""
 LAUNCHER = """
 import os, sys, time
 start = time.perf_counter()
@@ -66,10 +82,7 @@ def main() -> None:
     table(
         "from nothing to the first answer: median (range) over the rounds",
         ("stage", "seconds", "peak GB"),
-        [
-            (name, in_words(row["seconds"]), in_words(row["peak_gb"]) if "peak_gb" in row else "")
-            for name, row in result["stages"].items()
-        ],
+        [(name, in_words(row["seconds"]), in_words(row["peak_gb"])) for name, row in result["stages"].items()],
     )
     stdout.print(f"a second instance costs {in_words(result['second_instance_mb'])} MB", markup=False)
     stages = result["stages"]
@@ -77,8 +90,8 @@ def main() -> None:
     draw_bars(
         seconds, "seconds (bar: median, dots: rounds)", {n: row["seconds"]["rounds"] for n, row in stages.items()}
     )
-    peaks = {name: row["peak_gb"]["rounds"] for name, row in stages.items() if "peak_gb" in row}
-    draw_bars(memory, "peak memory, GB", peaks)
+    draw_bars(memory, "peak memory, GB", {name: row["peak_gb"]["rounds"] for name, row in stages.items()})
+    memory.set_yticklabels([])
     write(arguments, result, picture)
 
 
@@ -88,51 +101,51 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     bundle = exported(checkpoint)
     environment = triton_environment()  # where it has to be made first, that is not a start
     size = bundle.spec.clip.vision.image_size
-    stages: dict[str, Callable[[], tuple[float, float]]] = {
-        f"export {precision}": lambda p=precision: run_alone(  # type: ignore[misc]
-            "-m", "dfer_deploy", "export", checkpoint, "-o", folder / "again", "--target", "embedded", "--precision", p,
-            "--force",
+    held: dict[int, list[float]] = {1: [], 2: []}
+
+    def alone(name: str, *words: object) -> Stages:
+        return {name: run_alone(*words)}
+
+    def served(instances: int, *, new: bool = False) -> Stages:
+        configured, _ = configure_bundle(bundle.path, ServingOptions(max_batch_size=16, instances=instances))
+        if new:
+            remove_packed_copies(bundle)
+        found, memory = start_server(environment, configured, size)
+        if new:
+            return {"server ready, new": found["server ready"]}
+        held[instances].append(memory)
+        return found if instances == 1 else {}
+
+    work: dict[str, Callable[[], Stages]] = {
+        f"export {precision}": partial(
+            alone, f"export {precision}", "-m", "dfer_deploy", "export", checkpoint, "-o", folder / "again", "--target",
+            "embedded", "--precision", precision, "--force",
         )
         for precision in (("fp32",) if quick else ("fp32", "fp16"))
     }  # fmt: skip
     for name, path in zip(RUNTIMES, (checkpoint, bundle.path), strict=True):
-        stages[name] = lambda n=name, p=path: run_alone(__file__, "--runtime", n, p)  # type: ignore[misc]
+        work[name] = partial(alone, name, __file__, "--runtime", name, path)
+    # The first round is in this order, so that there is a packed copy for the two that need one.
+    work["server, new"] = partial(served, 1, new=True)
+    work["server"] = partial(served, 1)
+    work["server, instances: 2"] = partial(served, 2)
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, list[float]] = {}
-    second: list[float] = []
     with progress_bar() as bar:
-        task = bar.add_task("", total=rounds * (len(stages) + 3))
-        for _ in range(rounds):
-            for name, stage in stages.items():
+        task = bar.add_task("", total=rounds * len(work))
+        for turn in range(rounds):
+            for name in rotated(list(work), turn):
                 bar.update(task, description=name)
-                taken, peak = stage()
-                seconds.setdefault(name, []).append(taken)
-                peaks.setdefault(name, []).append(peak)
+                for stage, (taken, peak) in work[name]().items():
+                    seconds.setdefault(stage, []).append(taken)
+                    peaks.setdefault(stage, []).append(peak)
                 bar.advance(task)
-            held = {}
-            for instances in (1, 2):
-                configured, _ = configure_bundle(bundle.path, ServingOptions(max_batch_size=16, instances=instances))
-                if instances == 1:
-                    bar.update(task, description="server, new")
-                    remove_packed_copies(bundle)
-                    server, _, _ = start_server(environment, configured, size)
-                    seconds.setdefault("server ready, new", []).append(server["server ready"])
-                    bar.advance(task)
-                bar.update(task, description=f"server, instances: {instances}")
-                server, peak, held[instances] = start_server(environment, configured, size)
-                if instances == 1:
-                    for name, taken in server.items():
-                        seconds.setdefault(name, []).append(taken)
-                    peaks.setdefault("server ready", []).append(peak)
-                bar.advance(task)
-            second.append((held[2] - held[1]) * 1e3)
     remove_packed_copies(bundle)
     return {
         "stages": {
-            name: {"seconds": figures(values)} | ({"peak_gb": figures(peaks[name])} if name in peaks else {})
-            for name, values in seconds.items()
+            name: {"seconds": figures(values), "peak_gb": figures(peaks[name])} for name, values in seconds.items()
         },
-        "second_instance_mb": figures(second),
+        "second_instance_mb": figures([(two - one) * 1e3 for one, two in zip(held[1], held[2], strict=True)]),
     }
 
 
@@ -171,24 +184,32 @@ def first_answer(runtime: str, path: Path) -> None:
         OnnxRuntimePredictor.from_bundle(bundle).predict(drawn_clips(1, bundle.spec.clip.vision.image_size))
 
 
-def start_server(environment: Any, bundle: Bundle, image_size: int) -> tuple[dict[str, float], float, float]:
-    """Seconds of the server's start and of two answers, and all its processes' peak memory and held memory in GB."""
+def start_server(environment: TritonEnvironment, bundle: Bundle, image_size: int) -> tuple[Stages, float]:
+    """The server's start and two answers, with the peak of all its processes until then; and the GB that they hold."""
     clips = drawn_clips(1, image_size)
     server = TritonServer(environment, bundle.model_repository)
+    found: Stages = {}
+
+    def peak() -> float:
+        return sum(map(peak_gb, server_processes(server.endpoints.grpc_port)))
+
     try:
-        ready = seconds_of(server.start)
-        start = time.perf_counter()
-        with TritonPredictor(server.endpoints.grpc_url, bundle.contract) as client:
+        taken = seconds_of(server.start)
+        found["server ready"] = taken, peak()
+        with ExitStack() as stack:
+            start = time.perf_counter()
+            client = stack.enter_context(TritonPredictor(server.endpoints.grpc_url, bundle.contract))
             client.predict(clips)
-            first = time.perf_counter() - start
-            second = seconds_of(lambda: client.predict(clips))
-        processes = server_processes(server.endpoints.grpc_port)
-        peak, held = sum(map(peak_gb, processes)), held_bytes(processes)
+            taken = time.perf_counter() - start
+            found["first answer"] = taken, peak()
+            taken = seconds_of(lambda: client.predict(clips))
+            found["second answer"] = taken, peak()
+        held = held_bytes(server_processes(server.endpoints.grpc_port))
     finally:
         server.stop()
     if held is None:
         raise RuntimeError("the memory of the server's processes cannot be read")
-    return {"server ready": ready, "first answer": first, "second answer": second}, peak, held / 1e9
+    return found, held / 1e9
 
 
 def peak_gb(process: int) -> float:

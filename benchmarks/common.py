@@ -122,8 +122,7 @@ def take_turns(
     with progress_bar() as bar:
         task = bar.add_task("", total=rounds * len(names))
         for turn in range(rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            for name in rotated(names, turn):
                 bar.update(task, description=name)
                 start = time.perf_counter()
                 for _ in range(repeats[name]):
@@ -131,6 +130,12 @@ def take_turns(
                 times[name].append((time.perf_counter() - start) / repeats[name])
                 bar.advance(task)
     return times
+
+
+def rotated(names: Sequence[str], turn: int) -> list[str]:
+    """The names in their order, each turn beginning with the next one."""
+    first = turn % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def figures(values: Sequence[float]) -> dict[str, Any]:

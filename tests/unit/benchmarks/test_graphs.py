@@ -10,6 +10,7 @@ import parity
 import pytest
 import torch
 from against_reference import REFERENCE, logit_errors, reference
+from common import rotated
 from fused_vs_ensemble import add_fused_model, fuse
 from roofline import PRODUCTS_NAME, count, operator_shares
 from session_settings import SETTINGS, sessions
@@ -21,6 +22,10 @@ from dfer_deploy.rounding import rounding_costs
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames, Prediction
 from dfer_deploy.runtimes.torch import TorchPredictor
+
+
+def test_every_round_begins_with_another_contestant() -> None:
+    assert [rotated("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
 
 
 def test_the_merged_graph_answers_like_the_two(bundle: Bundle, tmp_path: Path) -> None:
