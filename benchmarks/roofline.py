@@ -4,9 +4,10 @@
 
 The roof is measured in the same run: the fastest fp32 matrix product of NumPy, PyTorch and onnxruntime over several
 sizes, and the bandwidth of copying an array that no cache holds (Williams, Waterman and Patterson, "Roofline", CACM
-2009). A graph's floating-point operations are counted by PyTorch's ``FlopCounterMode`` (matrix products only, two for
-each multiply-add) on the graph that is exported; its traffic is the least there can be: weights, inputs and outputs
-once. Achieved FLOP/s are onnxruntime's in this process, all cores.
+2009). What the vector units could do if nothing had to be loaded or stored, the FMA peak, is measured by
+``fma_peak.py`` where there is a C compiler. A graph's floating-point operations are counted by PyTorch's
+``FlopCounterMode`` (matrix products only, two for each multiply-add) on the graph that is exported; its traffic is the
+least there can be: weights, inputs and outputs once. Achieved FLOP/s are onnxruntime's in this process, all cores.
 
 Then the encoder's time over clips B, frames T and the image's size, and the head's over B; and, by onnxruntime's own
 profile, the share of the encoder's time (one clip) that is not spent in matrix products, and in what.
@@ -37,6 +38,7 @@ from common import (
     take_turns,
     write,
 )
+from fma_peak import multiply_adds
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import stdout, table
@@ -64,16 +66,20 @@ def main() -> None:
         result = measure(Path(folder), rounds=arguments.rounds, quick=arguments.quick)
     table(
         "fp32 in onnxruntime: median (range) over the rounds",
-        ("", "B", "T", "pixels", "GFLOP", "FLOP/byte", "seconds", "GFLOP/s", "of the peak"),
+        ("", "B", "T", "pixels", "GFLOP", "FLOP/byte", "seconds", "GFLOP/s", "of the fastest product",
+         "of the FMA peak"),
         [
             (point["graph"], point["batch"], point["time"], point["image_size"], f"{point['flop'] / 1e9:.3g}",
              f"{point['flop'] / point['bytes']:.3g}", in_words(point["seconds"]), in_words(point["gflop_per_s"]),
-             in_words(point["of_peak"]))
+             in_words(point["of_peak"]), in_words(point["of_fma_peak"]) if "of_fma_peak" in point else "")
             for point in result["points"]
         ],
     )  # fmt: skip
+    fma = ", the FMA peak was not measured, since no C compiler works here"
+    if "fma_peak_gflop_per_s" in result:
+        fma = f", {in_words(result['of_fma_peak'])} of the FMA peak of {in_words(result['fma_peak_gflop_per_s'])}"
     stdout.print(
-        f"peak: {in_words(result['peak_gflop_per_s'])} GFLOP/s ({result['peak_of']}); "
+        f"fastest product: {in_words(result['peak_gflop_per_s'])} GFLOP/s ({result['peak_of']}){fma}; "
         f"copying: {in_words(result['copy_gb_per_s'])} GB/s",
         markup=False,
     )
@@ -92,6 +98,9 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         roof, flop_of = matrix_products(folder, PRODUCTS[quick])
         work: dict[str, Callable[[], object]] = dict(roof)
+        fma = multiply_adds(folder)
+        if fma is not None:
+            work["FMA"] = fma[0]
         source = np.ones(COPIED_BYTES[quick] // 4, np.float32)
         target = np.zeros_like(source)
         work["copy"] = lambda: np.copyto(target, source)
@@ -127,7 +136,13 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
         point["seconds"] = figures(seconds[name])
         point["gflop_per_s"] = figures([value / 1e9 for value in achieved])
         point["of_peak"] = figures([a / b for a, b in zip(achieved, peak, strict=True)])
-    return {
+        if fma is not None:
+            point["of_fma_peak"] = figures([a * b / fma[1] for a, b in zip(achieved, seconds["FMA"], strict=True)])
+    of_fma = {} if fma is None else {
+        "fma_peak_gflop_per_s": figures([fma[1] / value / 1e9 for value in seconds["FMA"]]),
+        "of_fma_peak": figures([a * b / fma[1] for a, b in zip(peak, seconds["FMA"], strict=True)]),
+    }  # fmt: skip
+    return of_fma | {
         "peak_of": best,
         "peak_gflop_per_s": figures([value / 1e9 for value in peak]),
         "products_gflop_per_s": {name: speed / 1e9 for name, speed in speeds.items()},
@@ -229,7 +244,7 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
     intensities = [point["flop"] / point["bytes"] for point in points]
     x = np.geomspace(min(*intensities, peak / bandwidth) / 3, max(intensities) * 3, 200)
     roofline.plot(x, np.minimum(peak, bandwidth * x), color="black", linewidth=1.5)
-    roofline.text(x[-1], peak * 1.08, f"{result['peak_of']}: {peak:.0f} GFLOP/s", ha="right", size=8)
+    roofline.text(x[-1], peak * 0.93, f"{result['peak_of']}: {peak:.0f} GFLOP/s", ha="right", va="top", size=8)
     for place, graph in enumerate(("image encoder", "temporal head")):
         shown = [point for point in points if point["graph"] == graph]
         roofline.plot(
@@ -237,6 +252,10 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
             [point["gflop_per_s"]["median"] for point in shown],
             MARKERS[place], color=COLOURS[place], markersize=5, label=graph,
         )  # fmt: skip
+    if "fma_peak_gflop_per_s" in result:
+        fma = result["fma_peak_gflop_per_s"]["median"]
+        roofline.axhline(fma, color="0.4", linestyle=":", linewidth=1.2)
+        roofline.text(x[0], fma * 1.08, f"FMA: {fma:.0f} GFLOP/s", size=8)
     roofline.set_xscale("log", base=10)
     roofline.set_yscale("log", base=2)
     roofline.set_ylim(top=peak * 2)

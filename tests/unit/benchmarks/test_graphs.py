@@ -11,6 +11,7 @@ import pytest
 import torch
 from against_reference import REFERENCE, logit_errors, reference
 from common import rotated
+from fma_peak import STEPS, multiply_adds
 from fused_vs_ensemble import add_fused_model, fuse
 from roofline import PRODUCTS_NAME, count, operator_shares
 from session_settings import SETTINGS, sessions
@@ -131,3 +132,16 @@ def test_the_shares_of_the_operators_are_those_of_every_run(bundle: Bundle, tmp_
     assert not {"MatMul", "Gemm", "FusedMatMul"} & set(shares)
     assert [sum(values) for values in zip(*shares.values(), strict=True)] == pytest.approx([1, 1, 1])
     assert 0 < min(shares[PRODUCTS_NAME]) < 1
+
+
+def test_the_fma_peak_counts_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the twelve chains ends at 1, the fixed point of 0.5 x + 0.5."""
+    found = multiply_adds(tmp_path)
+    if found is None:
+        pytest.skip("no C compiler works here")
+    work, flop = found
+    answers = work()
+    assert set(answers) == {12.0}
+    assert flop / len(answers) / STEPS in (2 * 12 * 4, 2 * 12 * 8, 2 * 12 * 16)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert multiply_adds(tmp_path) is None
