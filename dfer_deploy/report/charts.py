@@ -80,11 +80,12 @@ def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
 
 
 @_styled
-def confusion_chart(name: str, confusion: Int64, class_names: Sequence[str]) -> str:
+def confusion_chart(name: str, whose: str, confusion: Int64, class_names: Sequence[str]) -> str:
     """A confusion matrix; see ``pictures.draw_confusion``. Its time grows with the square of the classes.
 
     Args:
         name: what the ids in this chart start with, unique on the page.
+        whose: who answered so.
         confusion: counts [C, C]; rows are labels, columns predictions.
         class_names: C names.
     """
@@ -93,7 +94,11 @@ def confusion_chart(name: str, confusion: Int64, class_names: Sequence[str]) -> 
     cells = CELL_INCHES * len(names)
     figure, axes = _figure(cells + 0.95 + 0.075 * longest, cells + 0.45 + 0.06 * longest)
     draw_confusion(axes, confusion, names)
-    return _svg(figure, name, f"confusion matrix of {int(confusion.sum())} clips")
+    right = "; ".join(
+        f"{label}: {confusion[row, row]:,} of {confusion[row].sum():,}" for row, label in enumerate(class_names)
+    )
+    title = f"confusion matrix of {whose} on {confusion.sum():,} clips"
+    return _svg(figure, name, title, f"answered rightly: {right}")
 
 
 @_styled
@@ -136,9 +141,8 @@ def recall_chart(name: str, deltas: Mapping[str, Sequence[float | None]], class_
             candidates whose recalls did not are not drawn.
         class_names: C names.
     """
-    step = 0.16
     shown = [(index, candidate, values) for index, (candidate, values) in enumerate(deltas.items()) if any(values)]
-    figure, axes = _figure(5.0, 1.1 + len(class_names) * (0.22 + step * len(shown)))
+    figure, axes = _figure(5.0, 1.1 + len(class_names) * (0.16 + 0.09 * len(shown)))
     axes.axvline(0, color=INK, linewidth=0.8)
     height = 0.8 / len(shown)
     for line, (index, candidate, values) in enumerate(shown):
@@ -195,19 +199,21 @@ def error_chart(name: str, quantiles: Mapping[str, Mapping[float, float]], limit
 
 
 @_styled
-def calibration_chart(name: str, curves: Sequence[tuple[str, Sequence[CalibrationBin]]]) -> str:
-    """A reliability diagram: the share answered rightly over the confidence, the reference's curve first.
+def calibration_chart(name: str, curves: Sequence[tuple[Sequence[str], Sequence[CalibrationBin]]]) -> str:
+    """A reliability diagram: the share answered rightly over the confidence.
 
-    The area of a point is the share of the clips in it.
+    The reference's curve comes first; each has the names of all whose it is. The area of a point is the share of the
+    clips in it.
     """
     figure, axes = _figure(5.0, 4.2)
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=0.9)
-    for index, (label, bins) in enumerate(curves):
+    for index, (names, bins) in enumerate(curves):
         colour, marker, line = (INK, "o", "-") if index == 0 else _look(index)
+        label = "\n= ".join(_labels(names))
         xs, ys = [b.confidence for b in bins], [b.accuracy for b in bins]
         sizes = [12 + 300 * b.clips / sum(b.clips for b in bins) for b in bins]
         axes.plot(xs, ys, color=colour, linestyle=line, linewidth=1)
-        axes.scatter(xs, ys, sizes, color=colour, marker=marker, alpha=0.6, linewidths=0, label=_labels([label])[0])
+        axes.scatter(xs, ys, sizes, color=colour, marker=marker, alpha=0.6, linewidths=0, label=label)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("confidence (dotted: at its word; area: clips)")
@@ -292,7 +298,7 @@ def _legend(figure: Figure, entries: int) -> None:
     figure.legend(loc="outside upper left", ncols=min(entries, 2), handlelength=3)
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
+def _svg(figure: Figure, name: str, title: str, description: str = "") -> str:
     """The drawing as an element for HTML: without a namespace, with ids of its own, in the page's colours and font."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -311,9 +317,11 @@ def _svg(figure: Figure, name: str, title: str) -> str:
         "role": "img",
         "style": f"max-width: {width * 4 / 3:.0f}px; stroke-linejoin: round",
     }
-    label = ElementTree.Element("title")
-    label.text = title
-    root.insert(0, label)
+    for tag, text in (("desc", description), ("title", title)):
+        if text:
+            words = ElementTree.Element(tag)
+            words.text = text
+            root.insert(0, words)
     return ElementTree.tostring(root, encoding="unicode")
 
 

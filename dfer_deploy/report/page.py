@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -73,6 +74,7 @@ def write_report(
     data = _as_json("verification", verification)
     bench_data = None if bench is None else _as_json("benchmark", bench)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["breakable"] = _breakable
     template = environment.from_string(files("dfer_deploy.report").joinpath("report.html").read_text("utf-8"))
     page = template.render(
         _summary(content)
@@ -84,6 +86,11 @@ def write_report(
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a slash, a dot, an underscore or a hyphen."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/._-])", name))
 
 
 def _as_json(what: str, values: Mapping[str, Any]) -> bytes:
@@ -242,7 +249,6 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
         bins = answers.calibration_bins
         alike = tuple((round(b.confidence, 3), round(b.accuracy, 3), b.clips) for b in bins)
         curves.setdefault(alike, ([], bins))[0].append(answers.name)
-    calibration = [(" = ".join(names), bins) for names, bins in curves.values()]
     deltas = {
         candidate.name: [_delta(content, candidate, name) for name in content.class_names]
         for candidate in content.comparisons
@@ -253,7 +259,11 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
         "matrices": [
             {
                 "names": " = ".join(names),
-                "svg": drawn(charts.confusion_chart(f"confusion-{index}", np.array(matrix), content.class_names))
+                "svg": drawn(
+                    charts.confusion_chart(
+                        f"confusion-{index}", " = ".join(names), np.array(matrix), content.class_names
+                    )
+                )
                 if drawable
                 else None,
                 "confusions": [] if drawable else _largest_confusions(np.array(matrix), content.class_names),
@@ -262,7 +272,7 @@ def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
         ],
         "most_confusions": _MOST_CONFUSIONS,
         "recalls": drawn(charts.recall_chart("recalls", deltas, content.class_names)) if changed else None,
-        "calibration": drawn(charts.calibration_chart("calibration", calibration)),
+        "calibration": drawn(charts.calibration_chart("calibration", list(curves.values()))),
         "errors": drawn(charts.error_chart("errors", quantiles, content.limits.logits)) if erring else None,
         "load": None if bench is None else drawn(charts.load_chart("load", bench)),
         "machine": "" if bench is None else bench.machine,

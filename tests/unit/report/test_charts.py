@@ -21,7 +21,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     """The axes of every chart, in the order in which they are drawn."""
     found: list[Axes] = []
 
-    def svg(figure: Figure, name: str, title: str) -> str:
+    def svg(figure: Figure, name: str, title: str, description: str = "") -> str:
         found.extend(figure.axes)
         return ""
 
@@ -74,10 +74,11 @@ def test_errors_stand_above_their_quantiles_and_the_limit_across(drawn: list[Axe
 
 
 def test_calibration_is_accuracy_over_confidence_with_points_of_the_clips_area(drawn: list[Axes]) -> None:
-    charts.calibration_chart("c", [("a", [CalibrationBin(0.4, 0.25, 10), CalibrationBin(0.9, 0.8, 30)])])
+    charts.calibration_chart("c", [(["a", "b"], [CalibrationBin(0.4, 0.25, 10), CalibrationBin(0.9, 0.8, 30)])])
     (axes,) = drawn
     assert ([0.4, 0.9], [0.25, 0.8]) in points(axes)
     assert ([0, 1], [0, 1]) in points(axes)
+    assert axes.get_legend_handles_labels()[1] == ["a\n= b"]
     (scattered,) = axes.collections
     sizes: Any = scattered.get_sizes()
     assert (sizes[1] - 12) / (sizes[0] - 12) == pytest.approx(3)
@@ -85,7 +86,7 @@ def test_calibration_is_accuracy_over_confidence_with_points_of_the_clips_area(d
 
 def test_calibration_curves_differ_in_marker_and_line_from_the_reference_s(drawn: list[Axes]) -> None:
     bins = [CalibrationBin(0.4, 0.25, 10), CalibrationBin(0.9, 0.8, 30)]
-    charts.calibration_chart("c", [(name, bins) for name in ("reference", "a", "b")])
+    charts.calibration_chart("c", [([name], bins) for name in ("reference", "a", "b")])
     (axes,) = drawn
     markers = {scattered.get_paths()[0].vertices.tobytes() for scattered in axes.collections}
     lines = {line.get_linestyle() for line in axes.lines[1:]}
@@ -93,7 +94,7 @@ def test_calibration_curves_differ_in_marker_and_line_from_the_reference_s(drawn
 
 
 def test_names_in_any_writing_are_drawn_without_a_word_about_fonts() -> None:
-    svg = charts.confusion_chart("c", np.eye(2, dtype=np.int64), ("中立", "กลัว"))  # warnings are errors here
+    svg = charts.confusion_chart("c", "a", np.eye(2, dtype=np.int64), ("中立", "กลัว"))  # warnings are errors here
     assert "中立" in svg
     assert "กลัว" in svg
 

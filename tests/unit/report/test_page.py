@@ -171,7 +171,7 @@ def nested(depth: int) -> list[Any]:
 class Page(html.parser.HTMLParser):
     """A page taken apart: ``tags`` with their attributes, the whole text, and what is not closed as it was opened."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "wbr")
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -180,6 +180,7 @@ class Page(html.parser.HTMLParser):
         self.words: list[str] = []
         self.wrong: list[str] = []
         self._open: list[str] = []
+        self._word_goes_on = False
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         self.wrong += self._open
@@ -193,6 +194,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        self._word_goes_on = tag == "wbr"
         if tag not in self.VOID:
             self._open.append(tag)
 
@@ -204,6 +206,9 @@ class Page(html.parser.HTMLParser):
             self.wrong.append(f"/{tag} at {self.getpos()}")
 
     def handle_data(self, data: str) -> None:
+        if self._word_goes_on:
+            data = self.words.pop() + data
+        self._word_goes_on = False
         self.words.append(data)
 
 
@@ -578,3 +583,18 @@ def test_what_verify_did_not_write_is_refused(tmp_path: Path, change: dict[str, 
     with pytest.raises(DferDeployError, match=re.escape(message)):
         write_report(tmp_path / "report.html", planted(630) | change)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_matrix_says_whose_it_is_and_what_is_right_to_who_cannot_see_it(tmp_path: Path) -> None:
+    content = planted(70, (0, 3))
+    text = page_of(tmp_path, content).text
+    for whose in ("PyTorch fp32 = candidate 0", "candidate 1"):
+        assert f"confusion matrix of {whose} on 70 clips answered rightly: {CLASSES[0]}: " in text
+    count = content["truth"]["confusion"][0][0]
+    assert f"answered rightly: {CLASSES[0]}: {count} of 10; {CLASSES[1]}" in text
+
+
+def test_a_clips_name_breaks_between_its_parts(tmp_path: Path) -> None:
+    content = planted(70, (1,))
+    content["comparisons"][0]["flips"][0]["clip"] = "a_<b>/c.mp4"
+    assert "<h3>a_<wbr>&lt;b&gt;/<wbr>c.<wbr>mp4</h3>" in page_of(tmp_path, content).path.read_text(encoding="utf-8")
