@@ -1,6 +1,8 @@
 """What the benchmarks share: the model with random weights, contestants that take turns, what is written and drawn.
 
-Nothing here imports PyTorch before a function is called that needs it: its threads read ``OMP_WAIT_POLICY`` then.
+``OMP_WAIT_POLICY`` is left as it is: the reference implementation does not set it, and the PASSIVE of our command line
+slows a small model in PyTorch down to half. PyTorch's threads then spin for less than a millisecond into another
+contestant's turn (libgomp's manual, GOMP_SPINCOUNT).
 """
 
 from __future__ import annotations
@@ -34,8 +36,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def parser(script: str, documentation: str | None, *, rounds: bool = True) -> argparse.ArgumentParser:
     """The options of every benchmark; result and picture are named after the script and lie in the current folder."""
-    # As on the command line: PyTorch's threads would otherwise burn the cores while another contestant has its turn.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stem = Path(script).stem
     options = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="a tiny model and few rounds, to see that it runs")

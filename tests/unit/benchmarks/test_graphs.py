@@ -1,5 +1,6 @@
 """The benchmarks that look into the graphs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import parity
 import pytest
 import torch
 from against_reference import REFERENCE, logit_errors, reference
-from common import rotated
+from common import parser, rotated
 from fma_peak import STEPS, multiply_adds
 from fused_vs_ensemble import add_fused_model, fuse
 from roofline import PRODUCTS_NAME, count, operator_shares
@@ -27,6 +28,12 @@ from dfer_deploy.runtimes.torch import TorchPredictor
 
 def test_every_round_begins_with_another_contestant() -> None:
     assert [rotated("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+
+
+def test_the_reference_waits_as_it_does_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    parser("against_reference.py", "")
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_the_merged_graph_answers_like_the_two(bundle: Bundle, tmp_path: Path) -> None:
