@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, NoPlaceError
 
 if TYPE_CHECKING:
     from dfer_deploy.client import AsyncClient, CallError, Client
 
-__all__ = ["AsyncClient", "CallError", "Client", "DferDeployError", "__version__"]
+__all__ = ["AsyncClient", "CallError", "Client", "DferDeployError", "NoPlaceError", "__version__"]
 
 __version__ = "0.1.0"
 
