@@ -85,7 +85,7 @@ class BenchResult:
     Attributes:
         machine: what the absolute numbers belong to.
         subject: whose graphs were measured.
-        requests: how many requests perf_analyzer counted in each measurement.
+        requests: how many requests perf_analyzer counted in each measurement, or ``counted`` with many in flight.
         in_process: predictors in this process.
         served: the server, by concurrency.
     """
@@ -181,7 +181,7 @@ def bench(
             for concurrency, results in loads.items():
                 assert server is not None  # noqa: S101 - else there are no loads, for mypy
                 bar.update(task, description=f"served, {concurrency} in flight")
-                count = max(requests, 4 * concurrency)
+                count = counted(requests, concurrency)
                 results += measure_load(
                     server.environment, server.url, server.model, clips, [concurrency], requests=count
                 )
@@ -203,6 +203,11 @@ def bench(
             for concurrency, results in loads.items()
         ),
     )
+
+
+def counted(requests: int, concurrency: int) -> int:
+    """Requests of one measurement, of which at least ``requests`` are wanted: four for each in flight."""
+    return max(requests, 4 * concurrency)
 
 
 def machine() -> str:

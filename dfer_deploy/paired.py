@@ -74,7 +74,7 @@ class Rate:
         of = f"{self.count} of {self.n}" + ("" if self.sources is None else f" from {self.sources} sources")
         if self.count == 0:
             about = f", about 3 / {self.n}" if self.sources is None and self.n >= _RULE_OF_THREE else ""
-            return f"{of} (at most {100 * self.high:.2g} %{about})"
+            return f"{of} (at most {100 * self.high:.3g} %{about})"
         return f"{of} ({100 * self.low:.3g}–{100 * self.high:.3g} %)"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult
+from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult, counted
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.limits import Limits
 from dfer_deploy.runtimes.available import Runtime
@@ -143,7 +143,7 @@ class BenchPolicy:
             DferDeployError: a limit is about what is not measured.
         """
         require(
-            self.p99_ms is None or requests is None or requests >= REQUESTS_FOR_P99,
+            self.p99_ms is None or requests is None or counted(requests, self.concurrency) >= REQUESTS_FOR_P99,
             f"the policy limits p99_ms, and of {requests} requests the 99th percentile is the largest latency; give "
             f"--requests {REQUESTS_FOR_P99} or more, or leave it away",
         )

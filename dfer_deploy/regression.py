@@ -7,7 +7,8 @@ others has regressed if its throughput has fallen **and** the ratio to the first
 fallen too: what slows the whole machine down moves no ratio, and a faster first contestant moves no throughput.
 
 A noise above ``MOST_NOISE`` hides a fall of as much, so a contestant that has not regressed is *undecided* if no
-quantity that shows it is quieter. What only the old run measured is undecided too.
+quantity that shows it is quieter, and also if it lost more than that while the first contestant has not regressed: two
+noises together hide more than each. What only the old run measured is undecided too.
 
 Where nothing changed and the rounds scatter normally, a fall is reported in 0.7 % of the comparisons of three rounds
 and in 0.05 % of those of four (simulated). Noise that only shows between runs is not in the rounds: so both must come
@@ -114,6 +115,7 @@ class Comparison:
     @property
     def undecided(self) -> tuple[str, ...]:
         """One sentence for everything that cannot be told."""
+        first = self.contestants[0]
         return (
             *(
                 f"{name} of the older run was not measured; measure with the same --concurrency, --runtime, "
@@ -121,10 +123,12 @@ class Comparison:
                 for name in self.missing
             ),
             *(
-                f"{one.name}: too noisy to tell, the rounds of both runs differ by {one.throughput.noise:.0%} in all, "
-                f"at most {MOST_NOISE:.0%} is accepted; measure both on a quieter machine"
+                f"{one.name}: too noisy to tell whether it is slower, throughput {one.throughput}"
+                + ("" if one.against_first is None else f", ratio to {first.name} {one.against_first}")
+                + f"; at most {MOST_NOISE:.0%} of loss and noise are accepted: measure both runs on a quieter machine"
                 for one in self.contestants
                 if one.is_undecided
+                or (one.throughput.ratio < 1 - MOST_NOISE and not one.has_regressed and not first.has_regressed)
             ),
         )
 
@@ -208,10 +212,10 @@ def read_bench(path: Path) -> BenchResult:
     except (ValueError, RecursionError) as error:
         raise DferDeployError(f"{path} is not valid JSON ({error}); write one with: bench --json FILE") from error
     names = {field.name for field in dataclasses.fields(BenchResult)}
-    if not isinstance(values, dict) or not names <= set(values):
+    if not isinstance(values, dict) or not names & set(values):
         raise DferDeployError(f"{path} is no result of bench; write one with: bench --json FILE")
     try:
-        result = spec_from_dict(BenchResult, {name: values[name] for name in names})
+        result = spec_from_dict(BenchResult, {name: values[name] for name in names & set(values)})
     except DferDeployError as error:
         raise DferDeployError(f"{path} is no result of this version's bench ({error}); measure it again") from error
     throughputs = _throughputs(result)

@@ -9,7 +9,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import LEAST_REQUESTS, REQUESTS_FOR_P99, BenchResult, LoadTarget, Subject, machine, ratio, spread
+from dfer_deploy.bench import (
+    LEAST_REQUESTS,
+    REQUESTS_FOR_P99,
+    BenchResult,
+    LoadTarget,
+    Subject,
+    counted,
+    machine,
+    ratio,
+    spread,
+)
 from dfer_deploy.bench import bench as run_bench
 from dfer_deploy.bundle import MANIFEST_NAME, open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
@@ -17,7 +27,7 @@ from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.commands.proposal import propose_serving
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
-from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.commands.serving import check_served, served_bundle
 from dfer_deploy.console import stdout, step, table, warn
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import check_outputs, sha256_of_file, write_json
@@ -160,7 +170,7 @@ def bench(
             if address is None:
                 endpoints = stack.enter_context(served_bundle(opened, host_code_allowed=allow_host_code))
                 own_port, address = endpoints.grpc_port, endpoints.grpc_url
-            stack.enter_context(TritonPredictor(address, opened.contract))  # refuses what is no server of this model
+            check_served(stack.enter_context(TritonPredictor(address, opened.contract)), opened)
             server = LoadTarget(triton_environment(), address, manifest.name)
         result = run_bench(
             subject,
@@ -209,7 +219,7 @@ def _print(result: BenchResult) -> None:
     for served in result.served:
         fields = ("p50_ms", "p95_ms", "p99_ms", "queue_ms", "compute_infer_ms")
         p50, p95, p99, queue, compute = (f"{served.median(field):.1f}" for field in fields)
-        tail = p99 if result.requests >= REQUESTS_FOR_P99 else ""
+        tail = p99 if counted(result.requests, served.concurrency) >= REQUESTS_FOR_P99 else ""
         times = (p50, p95, tail, queue, compute)
         rows.append((served.name, spread(served.throughput), ratio(served.throughput, base.throughput), *times))
     table(

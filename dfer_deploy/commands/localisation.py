@@ -92,9 +92,9 @@ def bisected(
     truth = _RememberedTruth(result, bundle.manifest.checkpoint.sha256)
 
     def gate(predictor: Predictor) -> Sequence[str]:
-        return run_verification(
-            bundle.spec, truth, [predictor], clips, limits, batch_size=batch_size, groups=groups
-        ).failures
+        tried = run_verification(bundle.spec, truth, [predictor], clips, limits, batch_size=batch_size, groups=groups)
+        # Clips that cannot be read are no failure here either.
+        return [failure for comparison in tried.comparisons for failure in comparison.failures]
 
     found = bisect(model, _worst(clips, result), gate)
     _print(

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfer_deploy.bundle import Bundle
-from dfer_deploy.console import step
+from dfer_deploy.console import step, warn
 from dfer_deploy.doctor.servers import probe_docker
 from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.runtimes.available import cuda_devices
+from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import Installation, TritonOnPath
@@ -54,6 +55,29 @@ def served_bundle(
         yield server.endpoints
     finally:
         server.stop()
+
+
+def check_served(client: TritonPredictor, bundle: Bundle) -> None:
+    """Refuses a server that says itself that it serves another model than the bundle's.
+
+    Raises:
+        DferDeployError: its class names or the SHA-256 of its graphs are others.
+    """
+    labels, class_names = client.labels(), bundle.spec.prompts.class_names
+    if labels != class_names:
+        raise DferDeployError(
+            f"the server names the classes {', '.join(labels)}, the bundle {', '.join(class_names)}; "
+            "it serves another model"
+        )
+    told, expected = client.graphs_sha256, bundle.graphs_sha256
+    if told is None:
+        warn("the server does not tell which graphs it serves; its answers alone show whether they are this bundle's")
+    elif told != expected:
+        of_server, of_bundle = (" and ".join(f"{digest[:12]}…" for digest in both) for both in (told, expected))
+        raise DferDeployError(
+            f"the server says that its graphs have the SHA-256 {of_server}, those of {bundle.path} have {of_bundle}; "
+            "serve this bundle, or verify the one that is served"
+        )
 
 
 def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allowed: bool = False) -> Installation:

@@ -20,7 +20,7 @@ from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.commands.localisation import bisected, blamed, localisation_as_json, localised, print_localisation
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
 from dfer_deploy.commands.runtimes import TRITON, choose_contestants, host_code_option, open_predictors, runtime_option
-from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.commands.serving import check_served, served_bundle
 from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
 from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.ensembles import EnsembleAnswers, ensemble_answers
@@ -203,7 +203,7 @@ def verify(
                 urls = endpoints.grpc_url, endpoints.http_url
             for url in urls:
                 client = stack.enter_context(TritonPredictor(url, opened.contract))
-                _check_served(client, opened)
+                check_served(client, opened)
                 if client.name in {predictor.name for predictor in predictors}:
                     raise DferDeployError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
                 predictors.append(client)
@@ -335,25 +335,6 @@ def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verificat
     except DferDeployError as error:  # the clips have been compared, and their results are to be written
         unanswered = dict.fromkeys((contract.stream.name, contract.encoded.name), math.inf)
         return EnsembleAnswers(contract.ensemble.name, unanswered, (f"streams or encoded images: {error}",))
-
-
-def _check_served(client: TritonPredictor, bundle: Bundle) -> None:
-    """Refuses a server that says itself that it serves another model."""
-    labels, class_names = client.labels(), bundle.spec.prompts.class_names
-    if labels != class_names:
-        raise DferDeployError(
-            f"the server names the classes {', '.join(labels)}, the bundle {', '.join(class_names)}; "
-            "it serves another model"
-        )
-    told, expected = client.graphs_sha256, bundle.graphs_sha256
-    if told is None:
-        warn("the server does not tell which graphs it serves; its answers alone show whether they are this bundle's")
-    elif told != expected:
-        of_server, of_bundle = (" and ".join(f"{digest[:12]}…" for digest in both) for both in (told, expected))
-        raise DferDeployError(
-            f"the server says that its graphs have the SHA-256 {of_server}, those of {bundle.path} have {of_bundle}; "
-            "serve this bundle, or verify the one that is served"
-        )
 
 
 def _reading(

@@ -58,6 +58,24 @@ def test_the_command_that_bisect_prints_mends_the_export(
     assert "is up to date" in again.output
 
 
+def test_clips_that_cannot_be_read_are_no_reason_to_keep_blocks(
+    cli: Any, overflowing: Path, clip_list: Path, tmp_path: Path
+) -> None:
+    """They fail the verification whatever the precision is."""
+    lines = [line.split() for line in clip_list.read_text().splitlines()]
+    readable = [f"{clip_list.parent}/{folder} {n} {label}" for folder, n, label in lines if label != "2"]
+    (tmp_path / "list.txt").write_text("\n".join([*readable, f"{tmp_path}/absent 16 2"]))
+    assert cli("export", overflowing, "-o", tmp_path / "b").exit_code == 0
+    result = cli(
+        "verify", tmp_path / "b", "--checkpoint", overflowing, "--data", tmp_path / "list.txt", "--in-process",
+        "--bisect", "--json", tmp_path / "v.json",
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    report = json.loads((tmp_path / "v.json").read_text())
+    assert report["failures"][-1].startswith("no clip of ")
+    assert report["bisection"]["keep_fp32"] == ["encoder.1"]
+
+
 def test_a_failed_verification_says_which_block(
     cli: Any, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:

@@ -226,7 +226,7 @@ def test_equivalence_is_decided_on_the_pooled_clips_and_their_groups() -> None:
     few = dataclasses.replace(NO_LIMITS, flips=0.01)
     assert compared(EXPECTED, EXPECTED, limits=few, decided_on=pool).undecided == ()
     (open_question,) = compared(EXPECTED, EXPECTED, limits=few, decided_on=by_film).undecided
-    assert open_question.startswith("served: 0 of 1400 from 70 sources (at most 4.2 %) answers changed, at most 1 %")
+    assert open_question.startswith("served: 0 of 1400 from 70 sources (at most 4.19 %) answers changed, at most 1 %")
 
 
 class Colours:

@@ -61,7 +61,7 @@ def test_twelve_clips_without_a_flip_prove_nothing() -> None:
     assert found.verdict == "undecided"
     assert str(found) == "too few clips to tell: n ≥ 598 needed for ±0.5 points"
     assert found.interval_war.high == pytest.approx(22.1, abs=0.1)
-    assert str(events(0, 12)) == "0 of 12 (at most 22 %, about 3 / 12)"
+    assert str(events(0, 12)) == "0 of 12 (at most 22.1 %, about 3 / 12)"
 
 
 def test_a_lost_class_is_different_with_few_clips_and_with_many() -> None:
@@ -105,7 +105,7 @@ def test_the_rate_of_events_from_few_sources_is_known_as_badly_as_of_so_few_even
     films = [f"film {index // 30}" for index in range(2100)]
     none = rate(np.zeros(2100, dtype=bool), films)
     assert none.high == pytest.approx(1 - 0.05 ** (1 / 70))
-    assert str(none) == "0 of 2100 from 70 sources (at most 4.2 %)"
+    assert str(none) == "0 of 2100 from 70 sources (at most 4.19 %)"
     two = rate(np.arange(2100) < 60, films)
     exact = stats.binomtest(2, 70).proportion_ci(0.95, "exact")
     assert (two.count, two.sources) == (60, 70)
@@ -113,6 +113,7 @@ def test_the_rate_of_events_from_few_sources_is_known_as_badly_as_of_so_few_even
     of_one_film_a_part = rate(np.arange(2100) < 15, films)
     assert of_one_film_a_part.low < 15 / 2100 < 2 * exact.high
     assert of_one_film_a_part.high > events(15, 2100).high
+    assert str(rate(np.zeros(10, dtype=bool), list("aaaabbbbbb"))) == "0 of 10 from 2 sources (at most 100 %)"
 
 
 def test_groups_count_instead_of_clips() -> None:

@@ -161,4 +161,6 @@ def test_a_p99_of_too_few_requests_is_refused() -> None:
     with pytest.raises(DferDeployError, match="of 99 requests the 99th percentile is the largest latency"):
         BenchPolicy(p99_ms=1).check_measurable(served=True, memory=True, requests=99)
     BenchPolicy(p99_ms=1).check_measurable(served=True, memory=True, requests=100)
+    # Of many in flight more are counted.
+    BenchPolicy(p99_ms=1, concurrency=32).check_measurable(served=True, memory=True, requests=50)
     BenchPolicy(throughput=1).check_measurable(served=True, memory=True, requests=8)

@@ -78,11 +78,33 @@ def test_what_is_too_noisy_is_no_proof() -> None:
     noisy = (9.0, 10.0, 11.0)
     found = compare(result(noisy, None), result(noisy, None))
     assert (found.regressed, len(found.undecided)) == ((), 1)
-    assert "onnxruntime fp32: too noisy to tell, the rounds of both runs differ by 40% in all" in found.undecided[0]
+    assert (
+        "onnxruntime fp32: too noisy to tell whether it is slower, throughput +0.0% (noise 40.0%)" in found.undecided[0]
+    )
     assert compare(result(noisy, None), result(scaled(noisy, 0.5), None)).regressed == ("onnxruntime fp32",)
     # The whole machine wavers: the ratio of the server to the first contestant does not, and it holds.
     found = compare(result(noisy, scaled(noisy, 0.9)), result(noisy, scaled(noisy, 0.9)))
     assert [change.is_undecided for change in found.contestants] == [True, False]
+
+
+def test_two_noises_together_hide_no_more_than_one() -> None:
+    """The first contestant loses 19 % and the ratio to it 19 %, each just within its noise: together 34 %."""
+    first, ratios = ((10.5, 10.0, 9.5), (8.5, 8.1, 7.7)), ((1.05, 1.0, 0.95), (0.85, 0.81, 0.77))
+    old, new = (
+        result(of_first, tuple(a * b for a, b in zip(of_first, of_ratio, strict=True)))
+        for of_first, of_ratio in zip(first, ratios, strict=True)
+    )
+    found = compare(old, new)
+    assert found.regressed == ()
+    (sentence,) = found.undecided
+    assert sentence.startswith("dfer served, 1 in flight: too noisy to tell whether it is slower, throughput -34.4%")
+
+
+def test_a_noisy_first_contestant_is_told_as_the_reason() -> None:
+    noisy = (8.0, 10.0, 12.0)
+    found = compare(result(noisy, (9.0, 9.0, 9.0)), result(noisy, (7.0, 7.0, 7.0)))
+    assert found.contestants[1].throughput.has_fallen
+    assert "throughput -22.2% (noise 0.0%), ratio to onnxruntime fp32 -22.2% (noise 83.3%)" in found.undecided[1]
 
 
 def test_another_bundle_checkpoint_or_precision_is_told() -> None:
@@ -117,6 +139,11 @@ def test_a_written_result_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps(dataclasses.asdict(result()) | {"left_out": {}, "of a later version": 1}))
     assert read_bench(path) == result()
+    older = dataclasses.asdict(result())
+    del older["subject"]
+    path.write_text(json.dumps(older))
+    with pytest.raises(DferDeployError, match=r"no result of this version's bench \(subject is missing .*measure it"):
+        read_bench(path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def tensorrt_bundle(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFact
 
 
 def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
+    (path / "onnx").mkdir(parents=True)
+    shutil.copy(model.image_encoder_onnx, path / "onnx" / "dfer_image_encoder.onnx")
+    shutil.copy(model.temporal_head_onnx, path / "onnx" / "dfer_temporal_head.onnx")
     write_model_repository(
         path / "model_repository",
         contract=model.contract,

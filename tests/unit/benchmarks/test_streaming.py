@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
-from streaming import FRAMES_A_TURN, Turn, largest_error, padded, streamed, take_turns
+from streaming import FRAMES_A_TURN, Turn, largest_error, streamed, take_turns
 from tiny import clips_of, tiny_model
 
 from dfer_deploy.bundle import Bundle
@@ -55,9 +54,3 @@ def test_every_round_begins_with_another_contestant() -> None:
     assert order == ["a", "b", "a", "b", "b", "a"]
     assert [turn.rate for turn in turns["a"]] == [3, 6]
     assert [turn.rate for turn in turns["b"]] == [4, 5]
-
-
-def test_the_newest_frame_is_repeated_until_there_are_sixteen() -> None:
-    frames = np.arange(18, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    assert padded(frames[:3]).ravel().tolist() == [0, 1, *[2] * 14]
-    assert padded(frames).ravel().tolist() == list(range(2, 18))
