@@ -41,6 +41,7 @@ class Connection:
         self._is_grpc = address.scheme == "grpc"
         self._failures = Failures(address)
         self._is_closed = False
+        self._process = os.getpid()
         if self._is_grpc:
             from tritonclient import grpc as library
 
@@ -50,8 +51,9 @@ class Connection:
             )
             self._channel = self._opened()
         else:
-            self._http = _on_loop(_opened(address))
-            self._abandoned = weakref.finalize(self, _close_later, self._http)
+            self._loop = _loop()
+            self._http = _on_loop(self._loop, _opened(address))
+            self._abandoned = weakref.finalize(self, _close_later, self._process, self._loop, self._http)
 
     def run(self, flow: Flow[T]) -> T:
         """Performs every step of ``flow`` and returns its result.
@@ -79,18 +81,22 @@ class Connection:
             flow.close()
 
     def close(self) -> None:
-        """Closes the connection. Can be repeated."""
+        """Closes the connection. Can be repeated. In a forked process, the parent's stays open."""
         self._is_closed = True
+        if self._process != os.getpid():
+            return
         if self._is_grpc:
             self._channel.close()
         elif self._abandoned.detach():
-            _on_loop(self._http.close())
+            _on_loop(self._loop, self._http.close())
 
     def _perform(self, attempt: Attempt) -> Any:
         if self._is_closed:
             raise CallError("the client is closed; open another one", "refused")
+        if self._process != os.getpid():  # the threads that would answer are the parent's
+            raise CallError("the client was opened before this process was forked; open another one in it", "refused")
         if not self._is_grpc:
-            return _on_loop(self._http.perform(attempt))
+            return _on_loop(self._loop, self._http.perform(attempt))
         call, timeout_s, channel = attempt.call, attempt.timeout_s, self._channel
         method, arguments = call.request(self._library, "grpc", timeout_s)
         try:
@@ -172,20 +178,35 @@ class AsyncConnection:
             raise
 
 
-@functools.cache
+_starting = threading.Lock()
+
+
 def _loop() -> asyncio.AbstractEventLoop:
     """An event loop that runs in a thread of its own, as long as the process."""
+    with _starting:  # the cache alone would let threads that come first together start one each
+        return _started_loop()
+
+
+@functools.cache
+def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="dfer_deploy HTTP", daemon=True).start()
     return loop
 
 
-if hasattr(os, "register_at_fork"):  # a child has no such thread
-    os.register_at_fork(after_in_child=_loop.cache_clear)
+def _after_fork() -> None:
+    """A child has no such thread, and nobody who would release the lock."""
+    global _starting
+    _starting = threading.Lock()
+    _started_loop.cache_clear()
 
 
-def _on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result()
     except BaseException:
@@ -197,8 +218,9 @@ async def _opened(address: Address) -> AsyncConnection:
     return AsyncConnection(address)
 
 
-def _close_later(connection: AsyncConnection) -> None:
-    asyncio.run_coroutine_threadsafe(connection.close(), _loop())
+def _close_later(process: int, loop: asyncio.AbstractEventLoop, connection: AsyncConnection) -> None:
+    if process == os.getpid():  # a forked process would close the parent's connection
+        asyncio.run_coroutine_threadsafe(connection.close(), loop)
 
 
 def _channel_options(address: Address) -> list[tuple[str, int]]:

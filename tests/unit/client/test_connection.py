@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from dfer_deploy.client.calls import Attempt, Call, Flow, ReadConfig
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import Patience
+
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 class SlowServer:
@@ -174,12 +177,61 @@ def test_a_connection_that_is_not_closed_ends_with_its_last_reference(server: Sl
     assert server.ended.wait(10)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_process_that_forked_can_connect_again(server: SlowServer) -> None:
-    Connection(parse_url(server.url)).close()
+def in_a_fork(check: Callable[[], bool]) -> bool:
+    """What ``check`` returns in a child, which has opened no connection yet; False if it raises."""
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
-            os._exit(Connection(parse_url(server.url)).run(asked(ReadConfig("m"), 10)) != {})
+            os._exit(not check())
         os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+    return os.waitpid(child, 0)[1] == 0
+
+
+@FORKS
+def test_a_process_that_forked_can_connect_again(server: SlowServer) -> None:
+    Connection(parse_url(server.url)).close()
+    assert in_a_fork(lambda: Connection(parse_url(server.url)).run(asked(ReadConfig("m"), 10)) == {})
+
+
+@FORKS
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_connection_from_before_a_fork_is_refused(scheme: str, server: SlowServer) -> None:
+    connection = Connection(parse_url(server.url.replace("http", scheme)))
+    if scheme == "http":
+        connection.run(asked(ReadConfig("m"), 10))
+
+    def refused() -> bool:
+        with pytest.raises(CallError, match="opened before this process was forked; open another one"):
+            connection.run(asked(ReadConfig("m"), 10))
+        connection.close()
+        return True
+
+    assert in_a_fork(refused)
+    if scheme == "http":  # the parent's is as it was
+        assert connection.run(asked(ReadConfig("m"), 10)) == {}
+        assert server.accepted == 1
+    connection.close()
+
+
+@FORKS
+def test_the_first_connections_of_many_threads_share_a_loop(server: SlowServer) -> None:
+    start = threading.Thread.start
+
+    def slow_start(thread: threading.Thread) -> None:
+        if thread.name == "dfer_deploy HTTP":
+            time.sleep(0.1)
+        start(thread)
+
+    def check() -> bool:
+        threading.Thread.start = slow_start  # type: ignore[method-assign]
+        together = threading.Barrier(6)
+
+        def connected(_: int) -> Connection:
+            together.wait()
+            return Connection(parse_url(server.url))
+
+        with concurrent.futures.ThreadPoolExecutor(6) as threads:
+            connections = list(threads.map(connected, range(6)))
+        return all(connection.run(asked(ReadConfig("m"), 5)) == {} for connection in connections)
+
+    assert in_a_fork(check)
