@@ -47,6 +47,7 @@ class FaceAnswer:
         answer: for the window that ends with this frame; None while the face is not found, or has no place among the
             server's streams.
         box: in pixels; None where no faces are looked for.
+        has_place: among the server's streams.
     """
 
     track: int
@@ -55,6 +56,7 @@ class FaceAnswer:
     latency_s: float
     answer: StreamAnswer | None
     box: Box | None
+    has_place: bool
 
 
 @dataclass
@@ -158,7 +160,8 @@ class LiveSession:
         face.times_s.append(frame.time_s)
         if detected:
             answer = self._pushed(frame, face)
-        return FaceAnswer(track, frame.time_s, face.times_s[0], time.monotonic() - frame.arrived_s, answer, box)
+        latency_s = time.monotonic() - frame.arrived_s
+        return FaceAnswer(track, frame.time_s, face.times_s[0], latency_s, answer, box, face.has_place)
 
     def _pushed(self, frame: LiveFrame, face: _Face) -> StreamAnswer | None:
         """The answer after all that was held, None where there is no place."""

@@ -13,7 +13,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dfer_deploy.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.windows import WHOLE
@@ -56,7 +55,7 @@ class LiveView:
         self.update(0.0, ())
 
     def update(self, time_s: float, faces: Sequence[FaceAnswer]) -> None:
-        """Shows the answers for a frame. A face that is not found at the moment keeps its last answer."""
+        """Shows the answers for a frame. A face that has none at the moment keeps its last one, and it is said why."""
         tally, last = self._tally, {face.track: last for face, last in self._shown.faces}
         shown = tuple((face, face if face.answer else last.get(face.track, face)) for face in faces)
         latency = f"{tally.latency_ms(50):.0f} ms" if tally.answers else "–"
@@ -77,7 +76,7 @@ class LiveView:
         if waiting_s > _WAITING_S:
             line.append(f"   waiting for an answer for {waiting_s:.0f} s", style="yellow")
         above, below = Text(self._title, style="bold"), Group(line, Text("Ctrl-C ends", style="dim"))
-        shown = [(face, last) for face, last in now.faces if last.answer is not None]
+        shown = now.faces
         room = console.height - 1 - len(console.render_lines(below, options))
         body: RenderableType = (
             Columns([_panel(*face) for face in shown]) if shown else Text("no face in the picture", style="dim")
@@ -91,8 +90,9 @@ class LiveView:
 
 
 def _panel(face: FaceAnswer, last: FaceAnswer) -> Panel:
-    answer = last.answer
-    assert answer is not None  # noqa: S101 - those without one are left out
+    title, state, answer = Text(_told(face, last)), Text(_state(face)), last.answer
+    if answer is None:
+        return Panel(state, title=title)
     grid = Table.grid(padding=(0, 1))
     for name, probability in answer.probabilities.items():
         best = name == answer.expression
@@ -100,19 +100,19 @@ def _panel(face: FaceAnswer, last: FaceAnswer) -> Panel:
         bar = Bar(1.0, 0.0, probability, width=_BAR_WIDTH, color="cyan")
         marker = "▶" if best else " "
         grid.add_row(Text(f"{marker} {name}", style=style), bar, Text(f"{probability:.2f}", style=style))
-    return Panel(grid, title=Text(_told(face, answer)), subtitle=Text(_state(face, answer)))
+    return Panel(grid, title=title, subtitle=state)
 
 
 def _row(face: FaceAnswer, last: FaceAnswer) -> Text:
-    answer = last.answer
-    assert answer is not None  # noqa: S101 - as above
-    return Text(f"{_told(face, answer)}, {_state(face, answer)}")
+    return Text(f"{_told(face, last)}, {_state(face)}")
 
 
-def _told(face: FaceAnswer, answer: StreamAnswer) -> str:
+def _told(face: FaceAnswer, last: FaceAnswer) -> str:
     who = "whole picture" if face.track == WHOLE else f"face {face.track}"
-    return f"{who}: {answer.expression} {answer.confidence:.2f}"
+    return f"{who}: {last.answer.expression} {last.answer.confidence:.2f}" if last.answer else who
 
 
-def _state(face: FaceAnswer, answer: StreamAnswer) -> str:
-    return f"{answer.frames} frames" if face.answer is not None else "not found at the moment"
+def _state(face: FaceAnswer) -> str:
+    if face.answer is not None:
+        return f"{face.answer.frames} frames"
+    return "not found at the moment" if face.has_place else "no place on the server"

@@ -70,6 +70,7 @@ def test_every_face_has_a_stream_of_its_own() -> None:
 def test_frames_of_a_gap_are_pushed_when_the_face_is_found_again() -> None:
     streams, answers = run(Scripted((LEFT,), (), (), (LEFT,)), 4)
     assert [faces[0].answer is not None for faces in answers] == [True, False, False, True]
+    assert all(faces[0].has_place for faces in answers)
     (stream,) = streams
     assert len(stream.frames) == 4
 
@@ -112,7 +113,8 @@ def test_a_face_without_a_place_is_tried_again_and_costs_the_others_nothing(caps
             time_s = 0.2 * index
             answers.append(session.answered(LiveFrame(time_s, 100 + time_s, image_at(index))))
         assert "as many streams" in str(session.refusal)
-    assert all(faces[0].answer for faces in answers[:60])
+    assert all(faces[0].answer and faces[0].has_place for faces in answers[:60])
+    assert not any(faces[1].has_place for faces in answers[:60])
     assert len(streams[0].frames) == 60
     # Every five seconds, and once more when the other one is given up, 0.75 s after it was seen last.
     assert tries == pytest.approx([0.0, 5.0, 10.0])
