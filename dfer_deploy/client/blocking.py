@@ -41,7 +41,7 @@ class Client(ConnectedModel):
 
     Attempts that failed because the server is away, full or was restarted are repeated, with pauses that grow, until
     the retries or the deadline are used up; what the server refused is not. Where there is no answer, the error is a
-    ``CallError``, whose ``kind`` tells why.
+    ``CallError``, whose ``kind`` tells why; where there is no place for a stream, a ``NoPlaceError``.
 
     Example:
         >>> with Client("grpc://127.0.0.1:8001") as client:
@@ -156,8 +156,12 @@ class Client(ConnectedModel):
         """Opens a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``.
 
         Args:
-            place_timeout_s: how long a push may wait for a place where the server follows as many streams as it may;
-                None for nearly the deadline.
+            place_timeout_s: how long a push may wait for a place where the server follows as many streams as it may,
+                more than 0 and at most 86400; None for nearly the deadline. Without a place by then, the push raises a
+                ``NoPlaceError``.
+
+        Raises:
+            DferDeployError: the timeout is out of range.
         """
         return Stream(self, StreamFlows(self._flows, place_timeout_s))
 

@@ -21,7 +21,7 @@ from dfer_deploy.client.patience import Patience, Question
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError, NoPlaceError
 from dfer_deploy.runtimes.predictor import Float32
-from dfer_deploy.specs import MAX_FRAMES
+from dfer_deploy.specs import MAX_FRAMES, require
 
 END_TIMEOUT_S = 5.0
 """For telling the server that a stream has ended; it finds out by itself when the stream has idled out. So long a push
@@ -34,6 +34,19 @@ class StreamFlows:
     """One stream's steps, for the blocking and the asynchronous client alike."""
 
     def __init__(self, flows: Flows, place_timeout_s: float | None = None) -> None:
+        """
+        Args:
+            flows: of the model.
+            place_timeout_s: how long the first frame may wait for a place among the server's streams, more than 0; None
+                for nearly the deadline.
+
+        Raises:
+            DferDeployError: the timeout is out of range.
+        """
+        require(
+            place_timeout_s is None or (isinstance(place_timeout_s, int | float) and 0 < place_timeout_s <= 86_400),
+            f"the timeout for a place is {place_timeout_s!r} s, expected more than 0 and at most 86400, or None",
+        )
         self._flows, self._place_timeout_s = flows, place_timeout_s
         self._window: list[Clip] = []
         self._correlation_id = 0

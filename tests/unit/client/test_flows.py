@@ -598,3 +598,9 @@ def test_only_a_streams_first_frame_waits_for_a_place() -> None:
         script(stream.push(frame(number)))
     waits = [call.request(grpc, "grpc", 60.0)[1]["timeout"] for call in script.infers]
     assert waits == [250_000, 59_000_000]
+
+
+@pytest.mark.parametrize("place_timeout_s", [0, -1, float("nan"), 1e9, "1"])
+def test_waits_for_a_place_that_are_out_of_range(place_timeout_s: Any) -> None:
+    with pytest.raises(DferDeployError, match=r"the timeout for a place is .* expected more than 0"):
+        StreamFlows(connected(Script()), place_timeout_s)
