@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -57,12 +59,15 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are called (click's documentation, "Lazily Loading")."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for before, word in zip(["", *args], args, strict=False):
-            # For Python, an empty path is the current folder.
-            if not word or re.fullmatch(r"--[a-z0-9-]+=", word):
-                what = word.rstrip("=") or f"the argument after {before or 'dfer-deploy'}"
-                raise click.UsageError(f"{what} is empty, as an unset shell variable is; give a value or leave it away")
-        return super().parse_args(ctx, args)
+        with _printable_refusal():
+            for before, word in zip(["", *args], args, strict=False):
+                # For Python, an empty path is the current folder.
+                if not word or re.fullmatch(r"--[a-z0-9-]+=", word):
+                    what = word.rstrip("=") or f"the argument after {before or 'dfer-deploy'}"
+                    raise click.UsageError(
+                        f"{what} is empty, as an unset shell variable is; give a value or leave it away"
+                    )
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -80,13 +85,8 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _printable_refusal():
             return self._invoked(ctx)
-        except click.ClickException as error:
-            from dfer_deploy.console import printable
-
-            error.message = printable(error.message)  # type: ignore[misc]
-            raise
 
     def _invoked(self, ctx: click.Context) -> Any:
         try:
@@ -104,6 +104,18 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # whoever read, such as head, has enough; click would exit with 1, "the gate failed"
             _discard_stdout()
             raise SystemExit(BROKEN_PIPE) from None
+
+
+@contextlib.contextmanager
+def _printable_refusal() -> Iterator[None]:
+    """A terminal would obey control characters of an argument."""
+    try:
+        yield
+    except click.ClickException as error:
+        from dfer_deploy.console import printable
+
+        error.message = printable(error.message)  # type: ignore[misc]
+        raise
 
 
 def _discard_stdout() -> None:

@@ -119,6 +119,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(cli: Any, tmp_path: Pat
         (("predict", "--bundle", "", "a.mp4"), "the argument after --bundle"),
         (("export", "a.pt", "--output="), "--output"),
         (("stream", "", "--bundle", "b"), "the argument after stream"),
+        (("predict", "a\x1b[31m", ""), r"the argument after a\x1b[31m"),
     ],
 )
 def test_an_empty_argument_is_no_path(cli: Any, arguments: tuple[str, ...], what: str) -> None:
