@@ -23,6 +23,9 @@ from dfer_deploy.specs import ModelSpec, PromptPosition, spec_from_dict
 
 FORMAT = "dfer-deploy-checkpoint/1"
 
+FRAME_INTERVAL = "model_frame_interval_s"
+"""In the provenance. Not ``frame_interval_s``, which in older files is that of the clips' folders."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -47,7 +50,7 @@ class Checkpoint:
     @property
     def frame_interval_s(self) -> float | None:
         """Seconds between the 16 frames that the model saw of the median training clip, where that was known."""
-        interval = self.provenance.get("frame_interval_s")
+        interval = self.provenance.get(FRAME_INTERVAL)
         return float(interval) if isinstance(interval, int | float) and math.isfinite(interval) else None
 
     def build_model(self) -> DferClip:

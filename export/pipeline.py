@@ -211,6 +211,9 @@ def _deployment_files(target: Target) -> dict[str, str]:
 
 def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
     """The manifest as far as it is known before the work begins."""
+    frame_interval_s = options.frame_interval_s or checkpoint.frame_interval_s
+    if frame_interval_s is not None:
+        check_interval(frame_interval_s)
     return Manifest(
         format=MANIFEST_FORMAT,
         name=options.name,
@@ -221,7 +224,7 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
         keep_fp32=checked_blocks(options.keep_fp32, checkpoint.spec),
         serving=options.serving,
         checkpoint=CheckpointRecord(sha256_of_file(checkpoint.path), checkpoint.format, checkpoint.best_acc),
-        frame_interval_s=options.frame_interval_s or checkpoint.frame_interval_s,
+        frame_interval_s=frame_interval_s,
         preprocessing=_preprocessing(checkpoint.spec),
         parity={},
         tools={"dfer-deploy": __version__} | _tool_versions(),

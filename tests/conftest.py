@@ -14,7 +14,7 @@ from PIL import ImageDraw
 from tiny import clips_of, tiny_model, write_frames
 
 from dfer_deploy.bundle import Bundle
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.cli import group
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.environment import TritonEnvironment, check_platform, triton_environment
@@ -26,7 +26,7 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 @pytest.fixture(scope="session")
 def own_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
-    save_checkpoint(path, tiny_model(), {"note": "random weights", "frame_interval_s": 0.1})
+    save_checkpoint(path, tiny_model(), {"note": "random weights", FRAME_INTERVAL: 0.1})
     return path
 
 

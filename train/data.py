@@ -16,6 +16,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import MOST_UNREADABLE, is_present
 from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path, frame_paths
 from dfer_deploy.clips.sampling import Indices, sample_indices, training_indices
+from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import progress, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import MAX_FRAMES
@@ -271,8 +272,16 @@ def frame_interval_s(annotations: Sequence[Annotation], frames_per_s: float) -> 
     Args:
         annotations: the clips, at least one. Folders are counted; of a video or an absent folder the list is believed.
         frames_per_s: of the clips.
+
+    Raises:
+        DferDeployError: videos are not cut into such steps.
     """
-    return max(1.0, statistics.median(map(_frames_of, annotations)) / MAX_FRAMES) / frames_per_s
+    interval_s = max(1.0, statistics.median(map(_frames_of, annotations)) / MAX_FRAMES) / frames_per_s
+    try:
+        check_interval(interval_s)
+    except DferDeployError as error:
+        raise DferDeployError(f"{error}; correct data.frames_per_s, which is {frames_per_s:g}") from error
+    return interval_s
 
 
 def _frames_of(annotation: Annotation) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dfer_deploy.checkpoint import FRAME_INTERVAL, load_checkpoint, save_checkpoint
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
@@ -315,7 +315,7 @@ class _Run:
             "optimistic": self.select == "test",
             **{name: entry.get(name) for name in ("validation_uar", "validation_war", "test_uar", "test_war")},
             "train_loss": entry.get("loss"),
-            "frame_interval_s": self.frame_interval_s,
+            FRAME_INTERVAL: self.frame_interval_s,
             "recipe": recipe.to_dict(),
             "dataset": _dataset_description(Path(recipe.data.root or ".")),
         }

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import TEXTS, clips_of, reference_names, save_reference, tiny_model
 
-from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dfer_deploy.checkpoint import FRAME_INTERVAL, load_checkpoint, save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 
@@ -25,13 +25,20 @@ def _answers(model: DferClip) -> torch.Tensor:
 
 def test_our_own_format_comes_back_whole(tmp_path: Path) -> None:
     model = tiny_model(depth=2, position="middle", class_specific=False)
-    save_checkpoint(tmp_path / "a.pt", model, {"seed": 3, "frame_interval_s": 0.08})
+    save_checkpoint(tmp_path / "a.pt", model, {"seed": 3, FRAME_INTERVAL: 0.08})
     checkpoint = load_checkpoint(tmp_path / "a.pt")
     assert checkpoint.format == "dfer-deploy"
     assert checkpoint.spec == model.spec
     assert checkpoint.frame_interval_s == 0.08
     assert torch.equal(_answers(checkpoint.build_model()), _answers(model))
     assert isinstance(torch.load(tmp_path / "a.pt", weights_only=True), dict)
+
+
+def test_the_frame_interval_of_an_older_file_is_unknown(tmp_path: Path, cli: Any) -> None:
+    """It was that of the clips' folders, not of the frames that the model sees."""
+    save_checkpoint(tmp_path / "a.pt", tiny_model(), {"frame_interval_s": 0.04})
+    assert load_checkpoint(tmp_path / "a.pt").frame_interval_s is None
+    assert "unknown (not in the file; export --frame-interval-s)" in cli("inspect", tmp_path / "a.pt").output
 
 
 @pytest.mark.parametrize("classifier", ["linear", "image_conditioned_text"])
@@ -237,7 +244,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import dataclasses
 from pathlib import Path
 import torch
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoint import FRAME_INTERVAL, load_checkpoint
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load_checkpoint(Path({str(tmp_path / "big.pth")!r})).build_model()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

@@ -7,7 +7,7 @@ import pytest
 from tiny import save_reference, tiny_model
 
 from dfer_deploy.bundle import Bundle, open_bundle
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
@@ -159,6 +159,12 @@ def test_a_reference_file_exports_with_its_best_acc(tmp_path: Path) -> None:
 def test_intervals_that_no_video_is_cut_into_are_refused(interval_s: float) -> None:
     with pytest.raises(DferDeployError, match=r"frame interval is .* expected 0\.01 to 60"):
         ExportOptions("embedded", frame_interval_s=interval_s)
+
+
+def test_an_interval_of_a_checkpoint_that_no_video_is_cut_into_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(), {FRAME_INTERVAL: 0.0})
+    with pytest.raises(DferDeployError, match=r"frame interval is 0\.0 s, expected 0\.01 to 60"):
+        export_bundle(tmp_path / "a.pt", tmp_path / "b", ExportOptions("embedded"))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 65, "näme"])

@@ -216,3 +216,6 @@ def test_the_frame_interval_is_that_of_the_frames_which_the_model_sees(tmp_path:
     assert frame_interval_s(annotations, 25) == 70 / 16 / 25
     assert frame_interval_s(annotations[:1], 25) == 1 / 25
     assert frame_interval_s([Annotation("a.mp4", tmp_path / "a.mp4", 32, 0)], 25) == 2 / 25
+    for frames_per_s in (1e4, 0.01):
+        with pytest.raises(DferDeployError, match=rf"expected 0.01 to 60; correct .*, which is {frames_per_s:g}"):
+            frame_interval_s(annotations, frames_per_s)
