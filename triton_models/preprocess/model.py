@@ -9,7 +9,8 @@ The names and the image size come from Triton's model configuration, and from th
     max_frames         the largest T of a clip
     max_image_bytes    of one encoded image
     max_pixels         width times height of one image, as its header says; checked before anything is decoded
-    max_request_pixels of all images of a request together, for everybody else waits until it is answered
+    max_request_pixels of all images of a request together, for everybody else waits until it is answered; reading
+                       their files counts too
     decode_threads     that decode at the same time; 0 is one for every core, at most 8
 
 Memory: every thread holds one image. One of more than a quarter of max_pixels or max_image_bytes is decoded while no
@@ -88,8 +89,9 @@ class Work:
             self._pixels += pixels
             if self._pixels > self._most:
                 raise ImageError(
-                    f"is beyond what one request may hold, {self._most} pixels in all its images (those of a JPEG with "
-                    f"more than {USUAL_SCANS} scans count more than once); send fewer or smaller images at a time"
+                    f"is beyond what one request may hold, {self._most} pixels in all its images (every read of a file "
+                    f"counts as {READ_PIXELS} more, a JPEG with more than {USUAL_SCANS} scans more than once); "
+                    "send fewer or smaller images at a time"
                 )
 
 

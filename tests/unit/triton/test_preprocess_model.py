@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import python_backend
 from encoded_images import chunk, encoded, picture, png, readable_images, refused_images
 from google.protobuf import json_format, text_format
+from PIL import Image
 from python_backend import Request, Response, TritonError
 from tritonclient.grpc import model_config_pb2
 
@@ -156,14 +158,45 @@ def test_all_images_of_a_request_have_a_limit_together(tmp_path: Path, monkeypat
             check(response, clip, folder=tmp_path)
         else:
             assert "is beyond what one request may hold, 190000 pixels in all its images" in str(response.error)
+            assert "every read of a file counts as 100 more" in str(response.error)
             assert response.error.code == TritonError.INVALID_ARG
+
+
+def in_small_chunks(image: Image.Image) -> bytes:
+    """A PNG as libpng writes it, in chunks of 8 KiB."""
+    whole = png(np.asarray(image), colour=2)
+    data = whole[41:-16]
+    pieces = [chunk(b"IDAT", data[start : start + 8192]) for start in range(0, len(data), 8192)]
+    return whole[:33] + b"".join(pieces) + whole[-12:]
 
 
 def test_a_clip_of_large_photos_is_within_the_limits(model) -> None:
     """16 of 4000 × 3000 pixels, from a telephone."""
-    assert model._max_request_pixels >= 16 * 4000 * 3000
-    (response,) = model.execute([request_of([encoded(picture(1, 1).resize((4000, 3000)), "JPEG")] * 2)])
-    assert response.value("frames").shape == (1, 2, SIZE, SIZE, 3)
+    photo = encoded(picture(400, 300).resize((4000, 3000)), "JPEG")
+    (response,) = model.execute([request_of([photo] * 16)])
+    assert response.value("frames").shape == (1, 16, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "width", "height", "file"),
+    [
+        (23, 3840, 2160, lambda photo: encoded(photo, "JPEG", quality=95)),
+        (256, 800, 800, in_small_chunks),
+    ],
+)
+def test_as_many_images_as_the_documentation_says_are_within_the_limits(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    images: int,
+    width: int,
+    height: int,
+    file: Callable[[Image.Image], bytes],
+) -> None:
+    """Each keeps to its share, with what reading its file costs."""
+    limit = loaded(written(tmp_path), monkeypatch)._max_request_pixels
+    model = loaded(tmp_path / "model.py", monkeypatch, max_request_pixels=limit // images)
+    image = file(picture(width, height))
+    check(model.execute([request_of([image])])[0], [image], folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +314,6 @@ def test_what_the_server_runs_needs_nothing_of_this_package(tmp_path: Path) -> N
 
 
 def test_pictures_of_the_tests_are_what_they_say() -> None:
-    from PIL import Image
-
     assert Image.open(io.BytesIO(READABLE["JPEG CMYK"])).mode == "CMYK"
     assert Image.open(io.BytesIO(READABLE["PNG interlaced"])).info["interlace"] == 1
     assert Image.open(io.BytesIO(READABLE["JPEG of two pictures (MPO)"])).n_frames == 2
