@@ -244,7 +244,8 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
     intensities = [point["flop"] / point["bytes"] for point in points]
     x = np.geomspace(min(*intensities, peak / bandwidth) / 3, max(intensities) * 3, 200)
     roofline.plot(x, np.minimum(peak, bandwidth * x), color="black", linewidth=1.5)
-    roofline.text(x[-1], peak * 0.93, f"{result['peak_of']}: {peak:.0f} GFLOP/s", ha="right", va="top", size=8)
+    # Above the roof: below it are the points.
+    roofline.text(x[-1], peak * 1.02, f"{result['peak_of']}: {peak:.0f} GFLOP/s", ha="right", va="bottom", size=7)
     for place, graph in enumerate(("image encoder", "temporal head")):
         shown = [point for point in points if point["graph"] == graph]
         roofline.plot(
