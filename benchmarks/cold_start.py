@@ -116,13 +116,15 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
         held[instances].append(memory)
         return found if instances == 1 else {}
 
+    def export(precision: str) -> Stages:
+        output = folder / "again"
+        shutil.rmtree(output, ignore_errors=True)  # an export that is up to date is not made again
+        options = ("--target", "embedded", "--precision", precision)
+        return alone(f"export {precision}", "-m", "dfer_deploy", "export", checkpoint, "-o", output, *options)
+
     work: dict[str, Callable[[], Stages]] = {
-        f"export {precision}": partial(
-            alone, f"export {precision}", "-m", "dfer_deploy", "export", checkpoint, "-o", folder / "again", "--target",
-            "embedded", "--precision", precision, "--force",
-        )
-        for precision in (("fp32",) if quick else ("fp32", "fp16"))
-    }  # fmt: skip
+        f"export {precision}": partial(export, precision) for precision in (("fp32",) if quick else ("fp32", "fp16"))
+    }
     for name, path in zip(RUNTIMES, (checkpoint, bundle.path), strict=True):
         work[name] = partial(alone, name, __file__, "--runtime", name, path)
     # The first round is in this order, so that there is a packed copy for the two that need one.
