@@ -13,7 +13,7 @@ in it; in every round the graphs are measured in this process too. The result te
 - where a request waits: queue and execution in the server, and all else (client and network).
 
 The server of this benchmark runs on the loopback and lets clients register shared memory, which the one of
-``dfer-deploy serve`` refuses.
+``dfer-deploy serve`` refuses. On two cores a full run takes more than a quarter of an hour.
 """
 
 from __future__ import annotations
