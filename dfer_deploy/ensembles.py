@@ -1,9 +1,9 @@
 """The ensembles beside the one for clips, for streams and for encoded images, held against what is verified.
 
-That are the answers of the ensemble for clips and of its two models. Images are decoded by the server, so their answers
-must be those of the clip. A stream shows the encoder one frame at a time, which rounds otherwise than sixteen together,
-and has a head of its own: so the features of single frames are held against what rounding costs the model, and the
-answers against those of the temporal head for the very same features.
+Verified are the answers of the ensemble for clips and of its two models. Images are decoded by the server, so their
+answers must be those of the clip. A stream shows the encoder one frame at a time, which rounds otherwise than sixteen
+together, and has a head of its own: so the features of single frames are held against what rounding costs the model, and
+the answers against those of the temporal head for the very same features.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dfer_deploy.answers import Answer
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.comparison import largest
 from dfer_deploy.limits import Limits, Rounding
 from dfer_deploy.metrics import softmax
@@ -80,7 +81,7 @@ def ensemble_answers(
     failures: list[str] = []
     moved: list[Float32] = []
     for annotation, clip in clips:
-        padded = np.minimum(np.arange(MAX_FRAMES), _NOT_YET_FULL - 1)
+        padded = sample_indices(_NOT_YET_FULL)
         expected = client.predict_frames(np.stack([clip[padded], clip])).logits
         together = client.encode(clip[np.newaxis])[0]
         alone = np.concatenate([client.encode(frame[np.newaxis, np.newaxis])[0] for frame in clip])
