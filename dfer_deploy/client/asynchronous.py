@@ -16,7 +16,6 @@ from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows, not_connected
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
-from dfer_deploy.client.shared_memory import SharedMemory, is_wanted
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
@@ -41,7 +40,6 @@ class AsyncClient(ConnectedModel):
         *,
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: int = DEFAULT_RETRIES,
-        shared_memory: SharedMemory = "auto",
     ) -> None:
         """Arguments as of ``Client``; entering the context (or ``connect``) connects.
 
@@ -49,10 +47,7 @@ class AsyncClient(ConnectedModel):
             DferDeployError: an argument is out of range.
         """
         self._url = url
-        self._flows = Flows(
-            parse_url(url), model, Patience(deadline_s, retries), shared_memory=is_wanted(shared_memory)
-        )
-        self._shared_memory: SharedMemory = shared_memory
+        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries))
         self._connection: AsyncConnection | None = None
 
     async def connect(self) -> None:
@@ -95,13 +90,7 @@ class AsyncClient(ConnectedModel):
         patience, address, model = self._flows.patience, self._flows.address, self._flows.model.name
 
         def windows() -> Generator[Window, None, None]:
-            with Client(
-                str(address),
-                model,
-                deadline_s=patience.deadline_s,
-                retries=patience.retries,
-                shared_memory=self._shared_memory,
-            ) as client:
+            with Client(str(address), model, deadline_s=patience.deadline_s, retries=patience.retries) as client:
                 yield from client.predict_video(path, interval_s=interval_s, stride=stride, faces=faces, margin=margin)
 
         # Everything happens in the thread, the closing too: after the step that it may be at, while nobody waits.
@@ -140,7 +129,6 @@ class AsyncClient(ConnectedModel):
         """As ``Client.close``."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            await connection.run(self._flows.close())
             await connection.close()
 
     async def __aenter__(self) -> AsyncClient:

@@ -15,7 +15,6 @@ from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
-from dfer_deploy.client.shared_memory import SharedMemory, is_wanted
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.reading import Clip
@@ -56,7 +55,6 @@ class Client(ConnectedModel):
         *,
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: int = DEFAULT_RETRIES,
-        shared_memory: SharedMemory = "auto",
     ) -> None:
         """Connects, and reads what the model is.
 
@@ -67,14 +65,11 @@ class Client(ConnectedModel):
                 for nobody.
             retries: attempts after the first, with pauses that grow to 2 s. The default ones last about 16 s, longer
                 than a server's restart. Connecting has at most 5.
-            shared_memory: whether frames may go through the machine's memory where the server is on it and allows that.
 
         Raises:
             DferDeployError: an argument is out of range, no server answers there, or it has no such model.
         """
-        self._flows = Flows(
-            parse_url(url), model, Patience(deadline_s, retries), shared_memory=is_wanted(shared_memory)
-        )
+        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries))
         self._connection = Connection(self._flows.address)
         try:
             self.run(self._flows.connect())
@@ -182,8 +177,7 @@ class Client(ConnectedModel):
         return self._connection.run(flow)
 
     def close(self) -> None:
-        """Closes the connection; the server forgets the shared memory. Can be repeated."""
-        self.run(self._flows.close())
+        """Closes the connection. Can be repeated."""
         self._connection.close()
 
     def __enter__(self) -> Client:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.client.address import Scheme
-from dfer_deploy.client.shared_memory import Region
 
 T = TypeVar("T")
 
@@ -81,7 +80,6 @@ class Infer:
         class_count: how many classes the classification extension ranks; 0 for plain numbers.
         position: of a request that belongs to a sequence.
         place_timeout_s: how long the server lets it wait for a place among the streams; None for as long as there is.
-        region: shared memory that holds the values already.
     """
 
     model: str
@@ -91,14 +89,10 @@ class Infer:
     class_count: int = 0
     position: Position | None = None
     place_timeout_s: float | None = None
-    region: Region | None = None
 
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
         tensor = library.InferInput(self.name, list(self.array.shape), _TRITON_TYPES[self.array.dtype.name])
-        if self.region is None:
-            tensor.set_data_from_numpy(self.array)
-        else:
-            tensor.set_shared_memory(self.region.name, self.array.nbytes)
+        tensor.set_data_from_numpy(self.array)
         waiting_s = timeout_s - min(_TO_SAY_SO_S, timeout_s / 10)
         if self.place_timeout_s is not None:
             waiting_s = min(waiting_s, self.place_timeout_s)
@@ -149,35 +143,6 @@ class ListModels:
     def reply(self, raw: Any) -> list[str]:
         entries = raw if isinstance(raw, list) else [{"name": model.name} for model in raw.models]
         return sorted({str(entry["name"]) for entry in entries})
-
-
-@dataclass(frozen=True)
-class Register:
-    """Makes a region of shared memory known to the server."""
-
-    region: Region
-    model: str = ""
-
-    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
-        arguments = {"name": self.region.name, "key": self.region.key, "byte_size": self.region.size}
-        return "register_system_shared_memory", arguments | _limit(scheme, timeout_s)
-
-    def reply(self, raw: Any) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class Unregister:
-    """The server forgets a region."""
-
-    region: Region
-    model: str = ""
-
-    def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
-        return "unregister_system_shared_memory", {"name": self.region.name, **_limit(scheme, timeout_s)}
-
-    def reply(self, raw: Any) -> None:
-        return None
 
 
 def _limit(scheme: Scheme, timeout_s: float) -> dict[str, float]:

@@ -77,7 +77,7 @@ class Failures:
             text = f"HTTP status {status}, not in Triton's words; is there something in between?"
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
             return self._too_slow(deadline_s)
-        if "unknown model" in text or (("NOT_FOUND" in status or status == "404") and "shared memory" not in text):
+        if "unknown model" in text or "NOT_FOUND" in status or status == "404":
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
         if "timeout of the corresponding sequence" in message:
             return CallError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +13,10 @@ import numpy.typing as npt
 
 from dfer_deploy.answers import Answer, answer_from
 from dfer_deploy.client.address import Address
-from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, Register, Unregister, bytes_array
+from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, bytes_array
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
 from dfer_deploy.client.served_model import ServedModel, served_model
-from dfer_deploy.client.shared_memory import Region, Regions
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
@@ -34,9 +32,8 @@ EncodedImages = Sequence[bytes | str | Path]
 class Flows:
     """The questions to one model of one server."""
 
-    def __init__(self, address: Address, name: str, patience: Patience, *, shared_memory: bool) -> None:
+    def __init__(self, address: Address, name: str, patience: Patience) -> None:
         self._address, self._name, self._patience = address, name, patience
-        self._regions = Regions(wanted=shared_memory and address.is_this_machine)
         self._labels: tuple[str, ...] | None = None
         self._model: ServedModel | None = None
 
@@ -119,15 +116,6 @@ class Flows:
         ]
         return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
 
-    def close(self) -> Flow[None]:
-        """Takes the shared memory away from the server; while that still reads from it, it is asked for 5 s at most."""
-        question = replace(self._patience, deadline_s=min(5.0, self._patience.deadline_s), retries=1000).question()
-        self._regions.forget()
-        with contextlib.suppress(CallError):
-            while (refusal := (yield from self._unregister(question))) and "in use" in str(refusal):
-                yield from question.pause_after(refusal)
-        self._regions.dropped()
-
     def reply(self, question: Question, call: Infer) -> Flow[list[Any]]:
         """The arrays that one attempt at an inference brings."""
         try:
@@ -177,68 +165,11 @@ class Flows:
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
     def _replies(self, question: Question, call: Infer) -> Flow[list[Any]]:
-        """The arrays of one inference, with retries, through shared memory where that is allowed."""
+        """The arrays of one inference, with retries."""
         try:
-            region = yield from self._shared(question, call)
-            if region is not None:
-                shared = Infer(call.model, call.name, call.array, call.outputs, call.class_count, region=region)
-                answered = False
-                try:
-                    replies = yield from question.answered(shared)
-                    answered = True
-                    return self._complete(call, replies)
-                except CallError as error:
-                    if "shared memory" not in str(error):
-                        answered = error.kind in ("refused", "absent", "full")
-                        raise
-                    # A server that was restarted does not know the regions any more.
-                    self._regions.forget()
-                finally:
-                    if answered:
-                        self._regions.give_back(region)
-                    else:  # the server may still read from it
-                        self._regions.drop(region)
             return self._complete(call, (yield from question.answered(call)))
         except CallError as error:
             raise (yield from self._with_known_models(question, error)) from error
-
-    def _shared(self, question: Question, call: Infer) -> Flow[Region | None]:
-        """Shared memory that holds the call's frames, or None where there is none."""
-        if not self._regions.usable or call.name != "frames" or not call.array.nbytes:
-            return None
-        yield from self._unregister(question)
-        region = self._regions.take(call.array.nbytes)
-        if region is None:
-            return None
-        if not region.registered:
-            try:
-                yield from question.attempt(Register(region))
-                region.registered = True
-                region.remove_name()
-            except CallError as error:
-                # As by the servers of `dfer-deploy serve`; whatever else it is, the question itself will meet.
-                if error.kind == "refused":
-                    region.close()
-                    self._regions.give_up()
-                else:
-                    self._regions.drop(region)
-                return None
-            except BaseException:  # cancelled
-                self._regions.drop(region)
-                raise
-        region.fill(call.array)
-        return region
-
-    def _unregister(self, question: Question) -> Flow[CallError | None]:
-        """The server forgets what was dropped; what it still reads from, it refuses to (the refusal is returned)."""
-        refusal = None
-        for region in self._regions.dropped():
-            try:
-                yield from question.attempt(Unregister(region))
-            except CallError as error:  # noqa: PERF203 - a network is slower
-                self._regions.drop(region)
-                refusal = error
-        return refusal
 
     def _complete(self, call: Infer, replies: list[Any]) -> list[Any]:
         for output, answer in zip(call.outputs, replies, strict=True):

@@ -328,7 +328,7 @@ def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verificat
     try:
         with (
             step("ask for streams and encoded images"),
-            Client(url, contract.ensemble.name, retries=0, shared_memory="never") as client,
+            Client(url, contract.ensemble.name, retries=0) as client,
         ):
             rounding = result.rounding[result.limits.precision]
             return ensemble_answers(client, contract, few, result.limits, rounding, same_runtime=same_runtime)

@@ -25,7 +25,7 @@ class TritonPredictor(ServedPredictor):
             DferDeployError: no server answers there, it has no such model, or the model breaks the contract.
         """
         name = model if isinstance(model, str) else model.ensemble.name
-        super().__init__(Client(url, name, deadline_s=timeout_s, retries=0, shared_memory="never"))
+        super().__init__(Client(url, name, deadline_s=timeout_s, retries=0))
         if not isinstance(model, str):
             try:
                 self._check_contract(model)

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import io
-import os
 import shutil
 import socket
 import sys
@@ -49,10 +48,6 @@ def encoded(image: np.ndarray, kind: str) -> bytes:
     return file.getvalue()
 
 
-def leftovers() -> list[Path]:
-    return list(Path("/dev/shm").glob(f"dfer_deploy_client_{os.getpid()}_*"))
-
-
 def test_answers_equal_the_offline_model(url: str, offline, bundle: Bundle) -> None:
     batch = clips_of(5, frames=24)
     expected = offline.predict(batch[:, sample_indices(24)]).logits
@@ -65,7 +60,6 @@ def test_answers_equal_the_offline_model(url: str, offline, bundle: Bundle) -> N
         assert one.expression == client.labels[int(expected[3].argmax())]
         assert one.confidence == max(one.probabilities.values())
         assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert leftovers() == []
 
 
 def test_encoded_images_equal_frames(url: str, offline) -> None:
@@ -332,7 +326,7 @@ def test_a_broken_network_is_survived(broken: tuple[Proxy, str], offline, frames
 def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tuple[Proxy, str], offline) -> None:
     proxy, url = broken
     clip, expected = clips_of(1)[0], offline.predict(clips_of(1)).logits[0]
-    with Client(url, retries=0, shared_memory="never") as client:
+    with Client(url, retries=0) as client:
         patience = client._flows._patience
         client.predict(clip)
         proxy.silence()
@@ -343,7 +337,7 @@ def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tu
         assert np.abs(logits(client.predict(clip)) - expected).max() < EXACT
 
     async def asked() -> Answer:
-        async with AsyncClient(url, retries=0, shared_memory="never") as client:
+        async with AsyncClient(url, retries=0) as client:
             proxy.silence()
             client._flows._patience = Patience(0.3, 0)
             with pytest.raises(DferDeployError, match="did not answer within"):
@@ -356,7 +350,7 @@ def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tu
 
 def test_without_retries_a_broken_network_is_an_error(broken: tuple[Proxy, str]) -> None:
     proxy, url = broken
-    with Client(url, retries=0, shared_memory="never") as client:
+    with Client(url, retries=0) as client:
         proxy.break_for(1)
         with pytest.raises(DferDeployError, match="went away during a request"):
             client.predict(clips_of(1)[0])
@@ -395,69 +389,6 @@ def test_a_full_queue_refuses_and_is_waited_for(environment: TritonEnvironment, 
         assert said and all("is full" in sentence for sentence in said)
         answers = [request.result() for request in [pool.submit(patient.predict, clip) for _ in range(32)]]
         assert {answer.expression for answer in answers} == {answers[0].expression}
-
-
-def test_late_answers_leave_no_shared_memory_in_the_server(environment: TritonEnvironment, bundle: Bundle) -> None:
-    batch = np.repeat(clips_of(4), 4, axis=0)
-    with TritonServer(replace(environment, restricted=("trace",)), bundle.model_repository, exit_timeout_s=0) as server:
-        ends = server.endpoints
-        with grpc_client.InferenceServerClient(ends.grpc_url[7:]) as status, Client(ends.grpc_url) as client:
-            client.predict(batch)
-            patience, late = client._flows._patience, 0
-            for number in range(40):
-                client._flows._patience = Patience(0.0005 * 2 ** (number % 6), 0)
-                try:
-                    client.predict(batch)
-                except DferDeployError:
-                    late += 1
-            assert late
-            client._flows._patience = patience
-            deadline = time.monotonic() + 30
-            while len(status.get_system_shared_memory_status(as_json=True)["regions"]) > 2:
-                client.predict(batch)
-                assert time.monotonic() < deadline
-            client.close()
-            assert not status.get_system_shared_memory_status(as_json=True).get("regions")
-    assert leftovers() == []
-
-
-def test_shared_memory_where_the_server_allows_it(environment: TritonEnvironment, bundle: Bundle, offline) -> None:
-    batch = clips_of(9)
-    expected = offline.predict(batch).logits
-    with TritonServer(replace(environment, restricted=("trace",)), bundle.model_repository, exit_timeout_s=0) as server:
-        ends = server.endpoints
-        with grpc_client.InferenceServerClient(ends.grpc_url[7:]) as status:
-
-            def regions() -> list[str]:
-                return list(status.get_system_shared_memory_status(as_json=True).get("regions", {}))
-
-            for url in (ends.grpc_url, ends.http_url):
-                with Client(url) as client:
-                    for _ in range(2):
-                        answers = np.stack([logits(answer) for answer in client.predict(batch)])
-                        assert np.abs(answers - expected).max() < EXACT
-                    assert regions()
-                    assert leftovers() == []  # their names are gone while they are in use
-                assert regions() == []
-
-                async def asked(url: str = url) -> list[Answer]:
-                    async with AsyncClient(url) as client:
-                        answers = await asyncio.gather(*(client.predict(clip) for clip in batch))
-                        assert regions()
-                        return answers
-
-                answers = np.stack([logits(answer) for answer in asyncio.run(asked())])
-                assert np.abs(answers - expected).max() < EXACT
-                assert regions() == []
-            with Client(ends.grpc_url, shared_memory="never") as client:
-                client.predict(batch)
-                assert regions() == []
-            # A server that was started again knows the regions no more; so here.
-            with Client(ends.grpc_url) as client:
-                client.predict(batch[0])
-                status.unregister_system_shared_memory()
-                assert np.abs(logits(client.predict(batch[0])) - expected[0]).max() < EXACT
-    assert leftovers() == []
 
 
 def test_a_stream_survives_the_servers_restart(

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfer_deploy import AsyncClient, Client
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, Position, ReadConfig, Register, Unregister
+from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, Position, ReadConfig
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
 from dfer_deploy.client.served_model import served_model
-from dfer_deploy.client.shared_memory import Region
 from dfer_deploy.client.streams import END_TIMEOUT_S, StreamFlows
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError, NoPlaceError
@@ -67,7 +65,7 @@ class Script:
         assert len(self.calls) < 1000, "it asks for ever"
         if isinstance(call, ReadConfig):
             return CONFIG
-        if isinstance(call, ListModels | Register):
+        if isinstance(call, ListModels):
             raise CallError("restricted", "refused")
         assert isinstance(call, Infer)
         if call.class_count:
@@ -78,8 +76,8 @@ class Script:
         return [values, values / 4]
 
 
-def connected(script: Script, url: str = "grpc://host:1", *, shared_memory: bool = False) -> Flows:
-    flows = Flows(parse_url(url), "dfer", Patience(60, 3), shared_memory=shared_memory)
+def connected(script: Script, url: str = "grpc://host:1") -> Flows:
+    flows = Flows(parse_url(url), "dfer", Patience(60, 3))
     script(flows.connect())
     return flows
 
@@ -130,7 +128,7 @@ def test_another_configuration_is_refused(name: str, config: Any, said: str) -> 
             return call.reply(config)
 
     with pytest.raises(DferDeployError) as refused:
-        Other()(Flows(parse_url("h:1"), name, Patience(60, 0), shared_memory=False).connect())
+        Other()(Flows(parse_url("h:1"), name, Patience(60, 0)).connect())
     assert said in str(refused.value)
 
 
@@ -168,7 +166,7 @@ def test_connecting_is_tried_less_often_than_asking() -> None:
 
     script = Away()
     with pytest.raises(CallError):
-        script(Flows(parse_url("h:1"), "dfer", Patience(60, 1000), shared_memory=False).connect())
+        script(Flows(parse_url("h:1"), "dfer", Patience(60, 1000)).connect())
     assert len(script.calls) == 1 + CONNECT_RETRIES
 
 
@@ -209,156 +207,6 @@ def test_a_list_is_no_array() -> None:
     script = Script()
     with pytest.raises(DferDeployError, match="frames is a list, expected a NumPy array"):
         script(connected(script).predict([1]))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_shared_memory_is_auto_or_never(client: Any) -> None:
-    with pytest.raises(DferDeployError, match="shared_memory is True, expected 'auto' or 'never'"):
-        client("h:1", shared_memory=True)
-
-
-def test_shared_memory_that_is_refused_is_tried_once() -> None:
-    script = Script()
-    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
-    for _ in range(2):
-        script(flows.answer(clip(16)))
-    assert sum(isinstance(call, Register) for call in script.calls) == 1
-    assert all(call.region is None for call in script.infers)
-
-
-def test_shared_memory_is_not_tried_with_another_machine() -> None:
-    script = Script()
-    script(connected(script, "grpc://host:1", shared_memory=True).answer(clip(16)))
-    assert not any(isinstance(call, Register) for call in script.calls)
-
-
-class SharingScript(Script):
-    """A server that maps shared memory; ``mapped`` holds the names."""
-
-    def __init__(self, fail: Callable[[int, Infer], None] | None = None) -> None:
-        super().__init__(fail)
-        self.mapped: set[str] = set()
-        self.in_use: set[str] = set()
-        self.refused = 0
-
-    def _answer(self, call: Call) -> Any:
-        if isinstance(call, Register):
-            self.mapped.add(call.region.name)
-            return None
-        if isinstance(call, Unregister):
-            if call.region.name in self.in_use:
-                self.refused += 1
-                raise CallError("Cannot unregister shared memory region 'r', it is currently in use", "refused")
-            self.mapped.discard(call.region.name)
-            return None
-        if isinstance(call, Infer) and call.region and call.region.name not in self.mapped:
-            self.calls.append(call)
-            raise CallError("Unable to find shared memory region", "refused")
-        return super()._answer(call)
-
-
-@pytest.mark.parametrize("kind", ["late", "unreachable", "refused"])
-def test_failed_requests_leave_no_shared_memory_behind(kind: Any) -> None:
-    def fail(number: int, call: Infer) -> None:
-        if number <= 5:
-            raise CallError("it failed", kind)
-
-    script = SharingScript(fail)
-    flows = Flows(parse_url("grpc://127.0.0.1:1"), "dfer", Patience(60, 0), shared_memory=True)
-    script(flows.connect())
-    for _ in range(5):
-        with pytest.raises(CallError):
-            script(flows.answer(clip(16)))
-        assert len(script.mapped) <= 2  # this request's, and the class names'
-    script(flows.answer(clip(16)))
-    assert len(script.mapped) == 2
-    script(flows.close())
-    assert script.mapped == set()
-
-
-def test_a_cancelled_request_leaves_no_shared_memory_behind() -> None:
-    script = SharingScript()
-    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
-    script(flows.labels())
-    flow = flows.answer(clip(16))
-    next(flow)
-    flow.close()
-    script(flows.close())
-    assert script.mapped == set()
-
-
-def test_shared_memory_that_the_server_still_reads_is_taken_away_later() -> None:
-    script = SharingScript()
-    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
-    script(flows.labels())
-
-    def fail(number: int, call: Infer) -> None:
-        if number == 1:
-            raise CallError("it failed", "late")
-
-    script._fail = fail
-    with pytest.raises(CallError):
-        script(flows.answer(clip(16)))
-    script.in_use = set(script.mapped)
-    script(flows.answer(clip(16)))
-    assert script.in_use <= script.mapped
-    assert len(script.mapped) == 3
-    script.in_use = set()
-    script(flows.answer(clip(16)))
-    assert len(script.mapped) == 2
-    script(flows.close())
-    assert script.mapped == set()
-
-
-def test_closing_waits_for_requests_that_still_read_and_can_be_repeated() -> None:
-    class Busy(SharingScript):
-        def _answer(self, call: Call) -> Any:
-            if self.refused == 3:
-                self.in_use = set()
-            return super()._answer(call)
-
-    script = Busy()
-    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
-    script(flows.answer(clip(16)))
-    (one,) = script.in_use = set(sorted(script.mapped)[:1])
-    script(flows.close())
-    assert one not in script.mapped
-    assert script.mapped == set()
-    assert script.refused == 3
-    calls = len(script.timeouts)
-    script(flows.close())
-    assert len(script.timeouts) == calls
-
-
-def test_closing_does_not_wait_for_ever() -> None:
-    time_s = iter(range(1000))
-    script = SharingScript()
-    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
-    script(flows.answer(clip(16)))
-    script.in_use = set(script.mapped)
-    flows._patience = Patience(5, 0, clock=lambda: float(next(time_s)))
-    script(flows.close())
-    assert 1 <= script.refused < 10
-
-
-def test_a_restarted_server_is_asked_with_no_old_shared_memory() -> None:
-    script = SharingScript()
-    flows = connected(script, "grpc://127.0.0.1:1", shared_memory=True)
-    script(flows.labels())
-    script(flows.answer(clip(16)))
-    stale = Region(1 << 20)
-    stale.registered = True
-    flows._regions.give_back(stale)
-    script.mapped.clear()
-    start = len(script.infers)
-    for _ in range(2):
-        script(flows.answer(clip(16)))
-    refused, asked_again, later = script.infers[start:]
-    assert refused.region is not None
-    assert asked_again.region is None
-    assert later.region is not None and later.region.name in script.mapped
-    script(flows.close())
-    assert script.mapped == set()
 
 
 def failing(numbers: set[int], kind: Any) -> Script:
