@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfer_deploy.errors import DferDeployError, NoPlaceError
+from dfer_deploy.errors import DferDeployError
 
 if TYPE_CHECKING:
-    from dfer_deploy.client import AsyncClient, CallError, Client
+    from dfer_deploy.client import AsyncClient, CallError, Client, IncompatibleServerError
 
-__all__ = ["AsyncClient", "CallError", "Client", "DferDeployError", "NoPlaceError", "__version__"]
+__all__ = ["AsyncClient", "CallError", "Client", "DferDeployError", "IncompatibleServerError", "__version__"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """The clients, imported when they are asked for, so that the command line starts at once."""
-    if name in ("AsyncClient", "CallError", "Client"):
+    if name in ("AsyncClient", "CallError", "Client", "IncompatibleServerError"):
         from dfer_deploy import client
 
         return getattr(client, name)

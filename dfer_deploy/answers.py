@@ -31,7 +31,7 @@ class StreamAnswer(Answer):
 
     Attributes:
         frames: distinct frames in the window, 1 to 16; below 16 the newest is repeated to fill it.
-        resumed: the server had lost the stream, so that the window was sent again before this answer.
+        resumed: another encoder than before answers, so that it has encoded the window again.
     """
 
     frames: int = 16

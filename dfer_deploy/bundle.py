@@ -17,7 +17,7 @@ from dfer_deploy.files import sha256_of_file
 from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, require, spec_from_dict
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = "dfer-deploy-bundle/3"
+MANIFEST_FORMAT = "dfer-deploy-bundle/4"
 MAX_MANIFEST_BYTES = 16 << 20
 
 Target = Literal["tensorrt", "onnxruntime", "embedded"]
@@ -28,7 +28,6 @@ EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
 
 LARGEST_BATCH = 1024
 LARGEST_QUEUE = 1_000_000
-MOST_STREAMS = 4096
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,6 @@ class ServingOptions:
         max_queue_size: requests that may wait for each model, the next one is refused; 0: without limit.
         cuda_graph_batches: batches of 16 frames whose launches the target ``tensorrt`` records once and replays.
         execution_provider: of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines inside onnxruntime.
-        max_streams: live streams at the same time, on every GPU or on the CPU; the next one waits for an end.
-        stream_idle_s: after so many seconds without a frame a stream is forgotten.
     """
 
     max_batch_size: int
@@ -52,8 +49,6 @@ class ServingOptions:
     max_queue_size: int = 0
     cuda_graph_batches: tuple[int, ...] = (1,)
     execution_provider: ExecutionProvider = "cuda"
-    max_streams: int = 64
-    stream_idle_s: float = 10.0
 
     def __post_init__(self) -> None:
         require(
@@ -78,19 +73,6 @@ class ServingOptions:
             list(self.cuda_graph_batches) == sorted(set(self.cuda_graph_batches)),
             f"the batches of the CUDA graphs are {list(self.cuda_graph_batches)}, expected each once and in order",
         )
-        require(
-            1 <= self.max_streams <= MOST_STREAMS,
-            f"the number of streams is {self.max_streams}, expected 1 to {MOST_STREAMS}",
-        )
-        require(
-            0.1 <= self.stream_idle_s <= 86_400,
-            f"a stream is forgotten after {self.stream_idle_s} s, expected 0.1 to 86400",
-        )
-
-    @property
-    def max_stream_batch(self) -> int:
-        """The largest number of streams in one execution of the stream head; each gives one frame."""
-        return min(self.max_batch_size, self.max_streams)
 
 
 def check_serving(target: Target, serving: ServingOptions) -> None:
@@ -199,11 +181,8 @@ class Bundle:
         return self.path / "onnx" / f"{self.contract.temporal_head.name}.onnx"
 
     @property
-    def stream_head_onnx(self) -> Path | None:
-        """The graph of a stream, for servers that keep its state; the embedded one has code that runs the head's."""
-        if self.manifest.target == "embedded":
-            return None
-        return self.path / "onnx" / f"{self.contract.stream_head.name}.onnx"
+    def window_onnx(self) -> Path:
+        return self.path / "onnx" / f"{self.contract.window.name}.onnx"
 
     @property
     def graphs_sha256(self) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.specs import require, spec_from_dict, stream_state_graph
+from dfer_deploy.specs import require, spec_from_dict
 
 if TYPE_CHECKING:
     from dfer_deploy.bundle import Bundle
@@ -134,12 +134,8 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
-    contract, serving = bundle.contract, bundle.manifest.serving
-    for spec, batch, unit in (
-        (contract.image_encoder, serving.max_batch_size, "clips"),
-        (contract.temporal_head, serving.max_batch_size, "clips"),
-        (stream_state_graph(contract.stream_head), serving.max_stream_batch, "streams"),
-    ):
+    batch = bundle.manifest.serving.max_batch_size
+    for spec in (bundle.contract.image_encoder, bundle.contract.temporal_head):
         graph = spec.name
         if graph not in found.engines:
             raise DferDeployError(f"{path} has no engine of {graph}, the build was interrupted; {again}")
@@ -159,7 +155,7 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
                 raise DferDeployError(f"{path} has no profile of {tensor.name!r} with {rank} dimensions; {again}")
             if shapes.max[0] != batch:
                 raise DferDeployError(
-                    f"{plan} takes up to {shapes.max[0]} {unit}, the bundle is configured for {batch}; {again}"
+                    f"{plan} takes up to {shapes.max[0]} clips, the bundle is configured for {batch}; {again}"
                 )
     return found
 

@@ -74,10 +74,17 @@ def ensemble_answers(
     """
     head_limit = limits.same_graphs if same_runtime else limits.head_logits
     clip_limit = limits.same_graphs if same_runtime else limits.logits
-    reference, head, stream_name, encoded_name = (
-        g.name for g in (contract.ensemble, contract.temporal_head, contract.stream, contract.encoded)
+    reference, head, stream_name, encoded_name, encoded_stream_name = (
+        graph.name
+        for graph in (
+            contract.ensemble,
+            contract.temporal_head,
+            contract.stream,
+            contract.encoded,
+            contract.encoded_stream,
+        )
     )
-    differences = {stream_name: 0.0, encoded_name: 0.0}
+    differences = {stream_name: 0.0, encoded_name: 0.0, encoded_stream_name: 0.0}
     failures: list[str] = []
     moved: list[Float32] = []
     for annotation, clip in clips:
@@ -88,10 +95,14 @@ def ensemble_answers(
         of_head = client.classify(np.stack([alone[padded], alone])).logits
         with client.stream() as stream:
             pushed = [stream.push(frame) for frame in clip]
-        encoded = client.predict([_png(frame) for frame in clip])
+        images = [_png(frame) for frame in clip]
+        with client.stream() as stream:
+            of_images = [stream.push(image) for image in images]
+        encoded = client.predict(images)
         for name, answer, of_clip, other, due, most, frames in (
             (stream_name, pushed[_NOT_YET_FULL - 1], expected[0], head, of_head[0], head_limit, _NOT_YET_FULL),
             (stream_name, pushed[-1], expected[1], head, of_head[1], head_limit, MAX_FRAMES),
+            (encoded_stream_name, of_images[-1], expected[1], head, of_head[1], head_limit, MAX_FRAMES),
             (encoded_name, encoded, expected[1], reference, expected[1], clip_limit, MAX_FRAMES),
         ):
             logits, probabilities = _values(answer)

@@ -22,10 +22,6 @@ class DferDeployError(Exception):
     """
 
 
-class NoPlaceError(DferDeployError):
-    """A live stream too many for whoever answers; there may be a place for it when another one has ended."""
-
-
 class OutputError(DferDeployError):
     """What a command prints cannot be written, such as to a full disk."""
 

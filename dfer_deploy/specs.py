@@ -291,7 +291,7 @@ class TensorSpec:
     """One input or output of a graph. A string in ``shape`` is a dynamic dimension; ``bytes`` are of any length."""
 
     name: str
-    dtype: Literal["uint8", "float32", "bytes"]
+    dtype: Literal["uint8", "int32", "float32", "bytes"]
     shape: tuple[int | str, ...]
 
     @property
@@ -318,8 +318,9 @@ class Contract:
         ensemble: clips of frames to probabilities.
         preprocess: encoded images (JPEG, PNG, WebP) to frames; code, no graph.
         encoded: ensemble from clips of encoded images to probabilities.
-        stream_head: one frame's features to the probabilities of the window that it ends, with a state per stream.
-        stream: ensemble from one frame of a stream to probabilities.
+        window: ONNX graph that joins the newest frame's features to those before it; no weights.
+        stream: ensemble from the newest frame of a stream, and the features of the frames before it, to probabilities.
+        encoded_stream: the same from one encoded image.
     """
 
     image_encoder: GraphSpec
@@ -327,8 +328,9 @@ class Contract:
     ensemble: GraphSpec
     preprocess: GraphSpec
     encoded: GraphSpec
-    stream_head: GraphSpec
+    window: GraphSpec
     stream: GraphSpec
+    encoded_stream: GraphSpec
 
 
 def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
@@ -336,46 +338,38 @@ def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
 
     Frames are RGB in [0, 255], already resized to the model's image size; all arithmetic on them is in the graph.
     """
-    size, features = spec.clip.vision.image_size, spec.clip.embed_dim
+    size, features, time = spec.clip.vision.image_size, spec.clip.embed_dim, spec.temporal.max_frames
     frames = TensorSpec("frames", "uint8", ("batch", "time", size, size, 3))
     images = TensorSpec("images", "bytes", ("batch", "time"))
     frame_features = TensorSpec("frame_features", "float32", ("batch", "time", features))
     new_frame = TensorSpec("frames", "uint8", ("batch", 1, size, size, 3))
+    new_image = TensorSpec("images", "bytes", ("batch", 1))
     new_features = TensorSpec("frame_features", "float32", ("batch", 1, features))
+    recent = (
+        TensorSpec("recent_features", "float32", ("batch", time - 1, features)),
+        TensorSpec("recent_count", "int32", ("batch", 1)),
+    )
+    window_features = TensorSpec("window_features", "float32", ("batch", time, features))
+    of_encoder = TensorSpec("encoder_id", "int32", ("batch", 1))
     logits = TensorSpec("logits", "float32", ("batch", spec.prompts.num_classes))
     probabilities = TensorSpec("probabilities", "float32", ("batch", spec.prompts.num_classes))
+    of_stream = (probabilities, logits, new_features, of_encoder)
     return Contract(
         image_encoder=GraphSpec(f"{name}_image_encoder", (frames,), (frame_features,)),
         temporal_head=GraphSpec(f"{name}_temporal_head", (frame_features,), (logits, probabilities)),
         ensemble=GraphSpec(name, (frames,), (probabilities, logits)),
         preprocess=GraphSpec(f"{name}_preprocess", (images,), (frames,)),
         encoded=GraphSpec(f"{name}_encoded", (images,), (probabilities, logits)),
-        stream_head=GraphSpec(f"{name}_stream_head", (new_features,), (logits, probabilities)),
-        stream=GraphSpec(f"{name}_stream", (new_frame,), (probabilities, logits)),
+        window=GraphSpec(f"{name}_window", (new_features, *recent), (window_features, of_encoder)),
+        stream=GraphSpec(f"{name}_stream", (new_frame, *recent), of_stream),
+        encoded_stream=GraphSpec(f"{name}_encoded_stream", (new_image, *recent), of_stream),
     )
 
 
-def stream_state_graph(stream_head: GraphSpec) -> GraphSpec:
-    """The ONNX graph of a stream head whose state the server keeps and passes in and out (Triton's implicit state).
+def encoder_id(image_encoder_sha256: str) -> int:
+    """Return the number by which a stream's client knows whose features it holds: 1 to 2³¹ − 1.
 
-    ``start`` is 1 with the first frame of a stream, else 0; ``state_in`` and ``count_in`` are then of no matter. The
-    state holds the frame features of the window, padded as the window is; the count says how many of them are frames of
-    their own. Triton pairs inputs with outputs in the order of their names (core, ``SequenceStates::OutputState``), so
-    the input states have to sort as the output states do.
+    Args:
+        image_encoder_sha256: hexadecimal, of the encoder's ONNX file.
     """
-    (frame_features,) = stream_head.inputs
-    window = ("batch", MAX_FRAMES, *frame_features.shape[2:])
-    return GraphSpec(
-        stream_head.name,
-        (
-            frame_features,
-            TensorSpec("start", "float32", ("batch", 1)),
-            TensorSpec("state_in", "float32", window),
-            TensorSpec("count_in", "float32", ("batch", 1)),
-        ),
-        (
-            *stream_head.outputs,
-            TensorSpec("state_out", "float32", window),
-            TensorSpec("count_out", "float32", ("batch", 1)),
-        ),
-    )
+    return int(image_encoder_sha256[:8], 16) % (2**31 - 1) + 1

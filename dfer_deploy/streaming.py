@@ -20,11 +20,7 @@ class FrameStream(Protocol):
     """What frames are pushed into: a stream in this process, or one through a server (``client.Stream``)."""
 
     def push(self, frame: Clip) -> StreamAnswer:
-        """The answer for the window that ends with ``frame``, uint8 [S, S, 3].
-
-        Raises:
-            NoPlaceError: there are too many streams; the same frame can be pushed again later.
-        """
+        """The answer for the window that ends with ``frame``, uint8 [S, S, 3]."""
         ...
 
     def close(self) -> None:

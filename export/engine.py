@@ -503,7 +503,6 @@ def _manifest(bundle: Path) -> dict[str, Any]:
             "precision": str(content["precision"]),
             "version": int(content["version"]),
             "max_batch_size": int(content["serving"]["max_batch_size"]),
-            "max_streams": int(content["serving"]["max_streams"]),
             "image_size": int(clip["vision"]["image_size"]),
             "embed_dim": int(clip["embed_dim"]),
             "layers": int(clip["vision"]["layers"]),
@@ -521,15 +520,12 @@ def _manifest(bundle: Path) -> dict[str, Any]:
 
 
 def _profiles(manifest: Mapping[str, Any], opt_batch: int | None) -> dict[str, dict[str, Profile]]:
-    """For every graph: 1 clip of 1 frame, the usual batch of 16 frames, the largest batch of 16 frames.
-
-    Of the stream head 1 stream, the usual and the largest number of streams, each with one new frame.
-    """
+    """For both graphs: 1 clip of 1 frame, the usual batch of 16 frames, the largest batch of 16 frames."""
     largest, side, features = manifest["max_batch_size"], manifest["image_size"], manifest["embed_dim"]
     usual = min(DEFAULT_OPT_BATCH, largest) if opt_batch is None else opt_batch
     if not 1 <= usual <= largest:
         raise EngineError(f"the usual batch has {usual} clips, expected 1 to {largest}, the bundle's largest")
-    profiles = {
+    return {
         f"{manifest['name']}_{graph}": {
             tensor: Profile((1, 1, *shape), (usual, MAX_FRAMES, *shape), (largest, MAX_FRAMES, *shape))
         }
@@ -538,17 +534,6 @@ def _profiles(manifest: Mapping[str, Any], opt_batch: int | None) -> dict[str, d
             ("temporal_head", "frame_features", (features,)),
         )
     }
-    most = min(largest, manifest["max_streams"])
-    profiles[f"{manifest['name']}_stream_head"] = {
-        tensor: Profile((1, *shape), (min(usual, most), *shape), (most, *shape))
-        for tensor, shape in (
-            ("frame_features", (1, features)),
-            ("start", (1,)),
-            ("state_in", (MAX_FRAMES, features)),
-            ("count_in", (1,)),
-        )
-    }
-    return profiles
 
 
 def _products(manifest: Mapping[str, Any], graph: str) -> list[str] | None:

@@ -18,7 +18,7 @@ from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, open_session
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.runtimes.torch import TorchPredictor
-from dfer_deploy.specs import MAX_FRAMES, Precision
+from dfer_deploy.specs import MAX_FRAMES, GraphSpec, Precision
 
 BATCHES = (1, 2, 5)
 TIMES = (1, 9, MAX_FRAMES)
@@ -97,65 +97,31 @@ def measure_parity(
     }
 
 
-def measure_stream_parity(model: DferClip, stream_head: Path, precision: Precision) -> dict[str, Any]:
-    """Follows drawn streams through the graph that passes its state on, and compares every answer with PyTorch's.
-
-    Every frame's answer is held against the model's for the same window: the frames so far and the newest repeated, or
-    the last 16. One stream starts while another is under way, in the same batch, and after 20 frames both start again.
+def check_window(path: Path, spec: GraphSpec, encoder_id: int) -> None:
+    """Check that the graph of a stream's window copies every feature to the bit, whatever count a client sends.
 
     Args:
-        model: the checkpoint's model.
-        stream_head: the exported ONNX file.
-        precision: decides what is accepted: the limit of ``verify`` for the temporal head.
-
-    Returns:
-        An upper bound of what was seen, for the manifest.
+        path: the exported ONNX file.
+        spec: ``contract.window``.
+        encoder_id: the number that the graph must answer with.
 
     Raises:
-        DferDeployError: an error leaves the tolerance.
+        RuntimeError: the graph does something else, which is a bug.
     """
-    limit = LIMITS[precision].head_logits
-    clips = drawn_clips(max(BATCHES), model.spec.clip.vision.image_size)
-    session = open_session(stream_head, 1)
-    error = 0.0
-    with TorchPredictor(model) as torch_model:
-        # Two streams of 24 frames, out of clips that differ.
-        frames = torch_model.encode(clips[:3]).reshape(2, -1, model.spec.clip.embed_dim)
-        # What a server's memory may hold before the first frame.
-        state = np.full((2, MAX_FRAMES, frames.shape[2]), np.nan, np.float32)
-        count = np.full((2, 1), np.nan, np.float32)
-        began = [0, 0]
-        for time in range(frames.shape[1]):
-            starts = (time in (0, 20), time in (0, 3, 20))
-            began = [time if is_first else start for is_first, start in zip(starts, began, strict=True)]
-            logits, probabilities, state, count = session.run(
-                ["logits", "probabilities", "state_out", "count_out"],
-                {
-                    "frame_features": np.ascontiguousarray(frames[:, time : time + 1]),
-                    "start": np.array(starts, np.float32)[:, None],
-                    "state_in": state,
-                    "count_in": count,
-                },
-            )
-            expected = torch_model.classify(
-                np.stack([_window(stream[start : time + 1]) for stream, start in zip(frames, began, strict=True)])
-            )
-            _check(logits, expected.logits.shape, stream_head)
-            _check(probabilities, expected.logits.shape, stream_head)
-            error = max(error, _max_error(logits, expected.logits))
-    if not error <= limit:
-        raise DferDeployError(
-            f"the exported graph of a stream does not answer like PyTorch: its logits differ by {error:.3g}, expected "
-            f"at most {limit:.3g}; export with --precision fp32"
-            + (", and report it: this is a bug in dfer-deploy" if precision == "fp32" else "")
-        )
-    return {"stream_logit_error": rounded_up(error)}
-
-
-def _window(features: Float32) -> Float32:
-    """The last 16 of the frames so far [T, L], or all of them and then the newest repeated."""
-    last = features[-MAX_FRAMES:]
-    return np.concatenate([last, np.repeat(last[-1:], MAX_FRAMES - len(last), axis=0)])
+    _, recent, _ = spec.inputs
+    earlier, width = (int(size) for size in recent.shape[1:])
+    counts = np.array([-5, *range(earlier + 1), earlier + 9, 2**31 - 1], np.int32)
+    random = np.random.default_rng(0)
+    newest = random.standard_normal((len(counts), 1, width)).astype(np.float32)
+    before = random.standard_normal((len(counts), earlier, width)).astype(np.float32)
+    expected = np.repeat(newest, earlier + 1, axis=1)
+    for row, count in enumerate(np.clip(counts, 0, earlier)):
+        expected[row, :count] = before[row, :count]
+        before[row, count:] = np.nan  # a client need not fill what is not used
+    feeds = dict(zip((tensor.name for tensor in spec.inputs), (newest, before, counts[:, None]), strict=True))
+    window, ids = open_session(path, 1).run([tensor.name for tensor in spec.outputs], feeds)
+    if not (np.array_equal(window, expected) and np.array_equal(ids, np.full((len(counts), 1), encoder_id, np.int32))):
+        raise RuntimeError(f"{path.name} does not join the features of a stream as it must")
 
 
 def rounded_up(error: float) -> float:

@@ -32,9 +32,9 @@ from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
-from dfer_deploy.export.parity import measure_parity, measure_stream_parity
+from dfer_deploy.export.parity import check_window, measure_parity
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
-from dfer_deploy.export.stream_graph import StreamHeadGraph
+from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
 from dfer_deploy.specs import (
     MAX_FRAMES,
@@ -43,8 +43,8 @@ from dfer_deploy.specs import (
     Precision,
     PromptPosition,
     contract_for,
+    encoder_id,
     require,
-    stream_state_graph,
 )
 from dfer_deploy.triton_models import container_files
 
@@ -157,20 +157,20 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
         (contract.image_encoder, bundle.image_encoder_onnx, ImageEncoderGraph),
         (contract.temporal_head, bundle.temporal_head_onnx, TemporalHeadGraph),
     ]
-    if bundle.stream_head_onnx is not None:
-        graphs.append((stream_state_graph(contract.stream_head), bundle.stream_head_onnx, StreamHeadGraph))
     for spec, path, graph in graphs:
         with step(f"export {spec.name}.onnx") as notes:
             with torch.inference_mode():
                 module = graph(model, plan.precision, plan.keep_fp32)
             onnx_from_graph(module, spec, path)
             notes.append(f"{path.stat().st_size / 1e6:.1f} MB")
+    with step(f"export {contract.window.name}.onnx"):
+        of_encoder = encoder_id(sha256_of_file(bundle.image_encoder_onnx))
+        onnx_from_graph(WindowGraph(plan.spec.temporal.max_frames, of_encoder), contract.window, bundle.window_onnx)
     with step("compare onnxruntime with PyTorch") as notes:
         parity = measure_parity(
             model, bundle.image_encoder_onnx, bundle.temporal_head_onnx, plan.precision, plan.keep_fp32
         )
-        if bundle.stream_head_onnx is not None:
-            parity |= measure_stream_parity(model, bundle.stream_head_onnx, plan.precision)
+        check_window(bundle.window_onnx, contract.window, of_encoder)
         notes.append(f"logits within {parity['logit_error']:g}")
     with step(f"write the Triton model repository for the target {plan.target}"):
         write_model_repository(
@@ -183,7 +183,7 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             version=plan.version,
             image_encoder_onnx=bundle.image_encoder_onnx,
             temporal_head_onnx=bundle.temporal_head_onnx,
-            stream_head_onnx=bundle.stream_head_onnx or bundle.temporal_head_onnx,
+            window_onnx=bundle.window_onnx,
         )
         for name, text in _deployment_files(plan.target).items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -20,11 +20,11 @@ from dfer_deploy.specs import (
     GraphSpec,
     ModelSpec,
     TensorSpec,
-    stream_state_graph,
 )
 
 _DATA_TYPES = {
     "uint8": model_config_pb2.TYPE_UINT8,
+    "int32": model_config_pb2.TYPE_INT32,
     "float32": model_config_pb2.TYPE_FP32,
     "bytes": model_config_pb2.TYPE_STRING,
 }
@@ -41,7 +41,7 @@ def write_model_repository(
     version: int,
     image_encoder_onnx: Path,
     temporal_head_onnx: Path,
-    stream_head_onnx: Path,
+    window_onnx: Path,
 ) -> None:
     """Writes ``<folder>/<model>/config.pbtxt`` and ``<folder>/<model>/<version>/…`` for every model.
 
@@ -59,8 +59,7 @@ def write_model_repository(
         version: the version folder's number, at least 1.
         image_encoder_onnx: the graph of ``contract.image_encoder``.
         temporal_head_onnx: the graph of ``contract.temporal_head``.
-        stream_head_onnx: of the target embedded the temporal head's too, whose windows its code keeps; elsewhere the
-            graph of ``stream_state_graph(contract.stream_head)``.
+        window_onnx: the graph of ``contract.window``.
 
     Raises:
         DferDeployError: a number is out of range, the version exists already, or it would serve other classes than the
@@ -73,7 +72,7 @@ def write_model_repository(
     graphs = {
         contract.image_encoder.name: image_encoder_onnx,
         contract.temporal_head.name: temporal_head_onnx,
-        contract.stream_head.name: stream_head_onnx,
+        contract.window.name: window_onnx,
     }
     code = _python_files(contract, target)
     told = _told(frame_interval_s, sha256_of_file(image_encoder_onnx), sha256_of_file(temporal_head_onnx))
@@ -85,7 +84,7 @@ def write_model_repository(
         version_folder.mkdir(parents=True)
         if any(output.label_filename for output in config.output):
             _write_labels(model_folder / "labels.txt", labels)
-        if config.name in graphs and target != "tensorrt":
+        if config.name in graphs and config.backend != "tensorrt":
             link_or_copy(graphs[config.name], version_folder / "model.onnx")
         for name, source in code.get(config.name, {}).items():
             _write_text(version_folder / name, source)
@@ -174,26 +173,27 @@ def _model_configs(
         )
     )
     most, encoder, head = serving.max_batch_size, contract.image_encoder, contract.temporal_head
+    preprocess, window = contract.preprocess, contract.window
     ensembles = [
         _ensemble(_template("ensemble.pbtxt"), contract.ensemble, (encoder, head), most),
-        _ensemble(_template("encoded.pbtxt"), contract.encoded, (contract.preprocess, encoder, head), most),
-        # Triton's sequences take requests of one frame of one stream.
-        _ensemble(_template("stream.pbtxt"), contract.stream, (encoder, contract.stream_head), 1),
+        _ensemble(_template("encoded.pbtxt"), contract.encoded, (preprocess, encoder, head), most),
+        _ensemble(_template("stream.pbtxt"), contract.stream, (encoder, window, head), most),
+        _ensemble(
+            _template("encoded_stream.pbtxt"), contract.encoded_stream, (preprocess, encoder, window, head), most
+        ),
     ]
     for ensemble in ensembles:
         for name, value in told.items():
             ensemble.parameters[name].string_value = value
-    stream_head = _stream_head(contract.stream_head, target, serving)
-    return (*graphs, _preprocess(contract.preprocess, serving), stream_head, *ensembles)
+    return (*graphs, _preprocess(preprocess, serving), _window(window, target, serving), *ensembles)
 
 
 def _python_files(contract: Contract, target: Target) -> dict[str, dict[str, str]]:
     """What the Python backend executes: for each of its models, the files in the version's folder and their content."""
     code = {contract.preprocess.name: triton_models.preprocess_sources()}
     if target == "embedded":
-        for graph in (contract.image_encoder, contract.temporal_head):
+        for graph in (contract.image_encoder, contract.temporal_head, contract.window):
             code[graph.name] = {"model.py": triton_models.onnx_model_source()}
-        code[contract.stream_head.name] = {"model.py": triton_models.stream_head_source()}
     return code
 
 
@@ -213,29 +213,18 @@ def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, servi
         _record_cuda_graphs(config, tensor.name, clip, serving.cuda_graph_batches)
     if target == "onnxruntime" and serving.execution_provider == "tensorrt":
         bounds = ((1, 1, *clip[1:]), (min(8, serving.max_batch_size), *clip), (serving.max_batch_size, *clip))
-        _build_inside_onnxruntime(config, {tensor.name: bounds})
+        _build_inside_onnxruntime(config, tensor.name, bounds)
     return config
 
 
-def _stream_head(graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
-    most = serving.max_stream_batch
-    config = _filled(_template(target, "stream_head.pbtxt"), graph, most)
-    config.sequence_batching.oldest.max_candidate_sequences = serving.max_streams
-    config.sequence_batching.oldest.max_queue_delay_microseconds = serving.queue_delay_us
-    config.sequence_batching.max_sequence_idle_microseconds = round(serving.stream_idle_s * 1e6)
+def _window(graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
+    """TensorRT has nothing to gain from a graph without arithmetic: its bundles serve it with onnxruntime, too."""
+    template = _template("embedded" if target == "embedded" else "onnxruntime", "window.pbtxt")
+    config = _filled(template, graph, serving.max_batch_size)
+    config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
+    _limit_queue(config, serving)
     if target == "embedded":
         config.parameters["max_frames"].string_value = str(MAX_FRAMES)
-        config.parameters["max_streams"].string_value = str(serving.max_streams)
-        return config
-    tensors = {tensor.name: tensor for tensor in stream_state_graph(graph).inputs}
-    for state in config.sequence_batching.state:
-        for entry in (state, *state.initial_state):
-            entry.dims[:] = tensors[state.input_name].shape[1:]
-    if target == "onnxruntime" and serving.execution_provider == "tensorrt":
-        shapes = {name: _dims(tensor, time=1) for name, tensor in tensors.items()}
-        _build_inside_onnxruntime(
-            config, {name: ((1, *dims), (min(8, most), *dims), (most, *dims)) for name, dims in shapes.items()}
-        )
     return config
 
 
@@ -263,19 +252,17 @@ def _record_cuda_graphs(config: ModelConfig, name: str, clip: list[int], batches
         graph.input[name].dim[:] = clip
 
 
-def _build_inside_onnxruntime(config: ModelConfig, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+def _build_inside_onnxruntime(config: ModelConfig, name: str, shapes: Sequence[Sequence[int]]) -> None:
     """onnxruntime's TensorRT provider, with one profile for all shapes instead of a new engine for each.
 
-    ``shapes`` are the smallest, the usual and the largest of every input.
+    ``shapes`` are the smallest, the usual and the largest of the input ``name``.
 
     Without a precision mode onnxruntime makes a strongly typed network, so that the graph's own types hold. Source:
     onnxruntime's documentation, "TensorRT Execution Provider", explicit shape range.
     """
     provider = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-    for index, bound in enumerate(("min", "opt", "max")):
-        provider.parameters[f"trt_profile_{bound}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, bounds[index]))}" for name, bounds in shapes.items()
-        )
+    for bound, shape in zip(("min", "opt", "max"), shapes, strict=True):
+        provider.parameters[f"trt_profile_{bound}_shapes"] = f"{name}:{'x'.join(map(str, shape))}"
 
 
 def _limit_queue(config: ModelConfig, serving: ServingOptions) -> None:

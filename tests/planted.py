@@ -64,11 +64,18 @@ def swap_classes(graph: onnx.GraphProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
+def only_the_newest(graph: onnx.GraphProto) -> None:
+    """A stream's window in which all frames are the newest."""
+    chosen = next(node for node in graph.node if node.op_type == "Where")
+    chosen.input[1] = chosen.input[2]
+
+
 def never_finite(graph: onnx.GraphProto) -> None:
-    """Logits that are no numbers."""
-    product = next(node for node in graph.node if "logits" in node.output)
-    tensor = next(tensor for tensor in graph.initializer if tensor.name in product.input)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(np.nan), tensor.name))
+    """A stream's window of NaN."""
+    last = next(node for node in graph.node if "window_features" in node.output)
+    last.output[0] = "right"
+    graph.initializer.append(numpy_helper.from_array(np.float32(np.nan), "nan"))
+    graph.node.append(helper.make_node("Mul", ["right", "nan"], ["window_features"]))
 
 
 def negate_probabilities(graph: onnx.GraphProto) -> None:

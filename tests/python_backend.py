@@ -42,14 +42,6 @@ class Response:
 @dataclass
 class Request:
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
-    stream: int | str = 0
-    stream_flags: int = 0
-
-    def correlation_id(self) -> int | str:
-        return self.stream
-
-    def flags(self) -> int:
-        return self.stream_flags
 
 
 class Logger:
@@ -58,9 +50,6 @@ class Logger:
     @classmethod
     def log_warn(cls, message: str) -> None:
         cls.warnings.append(message)
-
-
-START, END = 1, 2
 
 
 def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
@@ -76,7 +65,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Tensor", Tensor), ("TritonError", TritonError), ("InferenceResponse", Response),
         ("Logger", Logger),
         ("get_input_tensor_by_name", get_input_tensor_by_name),
-        ("TRITONSERVER_REQUEST_FLAG_SEQUENCE_START", START), ("TRITONSERVER_REQUEST_FLAG_SEQUENCE_END", END),
     ):  # fmt: skip
         setattr(fake, name, value)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)

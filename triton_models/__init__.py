@@ -23,11 +23,6 @@ def onnx_model_source() -> str:
     return _text("onnx_model", "model.py")
 
 
-def stream_head_source() -> str:
-    """The source of the Python-backend model that keeps the windows of live streams."""
-    return _text("stream_head", "model.py")
-
-
 def preprocess_sources() -> dict[str, str]:
     """The files, by name, of the Python-backend model that turns encoded images into frames."""
     decoding = resources.files("dfer_deploy.clips").joinpath("image_decoding.py")

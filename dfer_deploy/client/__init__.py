@@ -5,7 +5,17 @@ from __future__ import annotations
 from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.client.asynchronous import AsyncClient, AsyncStream
 from dfer_deploy.client.blocking import Client, Stream
-from dfer_deploy.client.failures import CallError
+from dfer_deploy.client.failures import CallError, IncompatibleServerError
 from dfer_deploy.windows import Window
 
-__all__ = ["Answer", "AsyncClient", "AsyncStream", "CallError", "Client", "Stream", "StreamAnswer", "Window"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncStream",
+    "CallError",
+    "Client",
+    "IncompatibleServerError",
+    "Stream",
+    "StreamAnswer",
+    "Window",
+]

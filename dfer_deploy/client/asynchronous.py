@@ -103,9 +103,9 @@ class AsyncClient(ConnectedModel):
             thread.submit(found.close)
             thread.shutdown(wait=False)
 
-    def stream(self, *, place_timeout_s: float | None = None) -> AsyncStream:
+    def stream(self) -> AsyncStream:
         """As ``Client.stream``: ``async with client.stream() as stream: await stream.push(frame)``."""
-        return AsyncStream(self, StreamFlows(self._flows, place_timeout_s))
+        return AsyncStream(self, StreamFlows(self._flows))
 
     async def encode(self, frames: Frames) -> Float32:
         """As ``Client.encode``."""
@@ -147,13 +147,13 @@ class AsyncStream:
     def __init__(self, client: AsyncClient, flows: StreamFlows) -> None:
         self._client, self._flows = client, flows
 
-    async def push(self, frame: Clip) -> StreamAnswer:
+    async def push(self, frame: Clip | bytes | str | Path) -> StreamAnswer:
         """As ``Stream.push``."""
         return await self._client.run(self._flows.push(frame))
 
     async def close(self) -> None:
         """As ``Stream.close``."""
-        await self._client.run(self._flows.end())
+        self._flows.close()
 
     async def __aenter__(self) -> AsyncStream:
         return self

@@ -40,7 +40,7 @@ class Client(ConnectedModel):
 
     Attempts that failed because the server is away, full or was restarted are repeated, with pauses that grow, until
     the retries or the deadline are used up; what the server refused is not. Where there is no answer, the error is a
-    ``CallError``, whose ``kind`` tells why; where there is no place for a stream, a ``NoPlaceError``.
+    ``CallError``, whose ``kind`` says why.
 
     Example:
         >>> with Client("grpc://127.0.0.1:8001") as client:
@@ -147,18 +147,9 @@ class Client(ConnectedModel):
             margin=margin,
         )
 
-    def stream(self, *, place_timeout_s: float | None = None) -> Stream:
-        """Opens a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``.
-
-        Args:
-            place_timeout_s: how long a push may wait for a place where the server follows as many streams as it may,
-                more than 0 and at most 86400; None for nearly the deadline. Without a place by then, the push raises a
-                ``NoPlaceError``.
-
-        Raises:
-            DferDeployError: the timeout is out of range.
-        """
-        return Stream(self, StreamFlows(self._flows, place_timeout_s))
+    def stream(self) -> Stream:
+        """Open a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``."""
+        return Stream(self, StreamFlows(self._flows))
 
     def encode(self, frames: Frames) -> Float32:
         """The image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
@@ -190,30 +181,36 @@ class Client(ConnectedModel):
 
 
 class Stream:
-    """A live stream; leaving the context ends it. Not for use by several threads at the same time."""
+    """A live stream. Not for use by several threads at the same time.
+
+    The client remembers what the model needs of earlier frames, so no server knows of the stream: it goes on wherever
+    the next frame is answered, also after a restart.
+    """
 
     def __init__(self, client: Client, flows: StreamFlows) -> None:
         self._client, self._flows = client, flows
 
-    def push(self, frame: Clip) -> StreamAnswer:
-        """Sends the next frame.
+    def push(self, frame: Clip | bytes | str | Path) -> StreamAnswer:
+        """Send the next frame.
 
         Args:
             frame: uint8 [S, S, 3], RGB in [0, 255], S = the client's ``image_size``; one frame interval after the last.
+                Or an encoded image, JPEG, PNG or WebP of any size, as bytes or a path, which the server decodes and
+                resizes (the ensemble ``…_encoded_stream``).
 
         Returns:
             The answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
 
         Raises:
-            NoPlaceError: the server follows as many streams as it may, and none of them ended in time.
+            IncompatibleServerError: the server's streams are of another version of dfer-deploy.
             DferDeployError: there was no answer within the deadline and the retries, the frame is none of the model's,
                 or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
         """
         return self._client.run(self._flows.push(frame))
 
     def close(self) -> None:
-        """Ends the stream. Can be repeated."""
-        self._client.run(self._flows.end())
+        """Forget the frames. Can be repeated."""
+        self._flows.close()
 
     def __enter__(self) -> Stream:
         return self

@@ -18,9 +18,7 @@ from dfer_deploy.client.address import Scheme
 
 T = TypeVar("T")
 
-_TO_SAY_SO_S = 1.0
-
-_TRITON_TYPES = {"uint8": "UINT8", "float32": "FP32", "object": "BYTES"}
+_TRITON_TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "object": "BYTES"}
 
 
 class Call(Protocol):
@@ -60,56 +58,32 @@ Flow = Generator[Attempt | Pause, Any, T]
 
 
 @dataclass(frozen=True)
-class Position:
-    """A request's place in its sequence."""
-
-    correlation_id: int
-    start: bool = False
-    end: bool = False
-
-
-@dataclass(frozen=True)
 class Infer:
-    """An inference of one input array: uint8, float32, or object holding bytes.
+    """An inference.
 
     Attributes:
         model: the Triton model.
-        name: the input's name.
-        array: its values, [B, …].
+        inputs: by name, [B, …]: uint8, int32, float32, or object holding bytes.
         outputs: the outputs to answer with.
         class_count: how many classes the classification extension ranks; 0 for plain numbers.
-        position: of a request that belongs to a sequence.
-        place_timeout_s: how long the server lets it wait for a place among the streams; None for as long as there is.
     """
 
     model: str
-    name: str
-    array: npt.NDArray[Any]
+    inputs: Mapping[str, npt.NDArray[Any]]
     outputs: tuple[str, ...]
     class_count: int = 0
-    position: Position | None = None
-    place_timeout_s: float | None = None
 
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
-        tensor = library.InferInput(self.name, list(self.array.shape), _TRITON_TYPES[self.array.dtype.name])
-        tensor.set_data_from_numpy(self.array)
-        waiting_s = timeout_s - min(_TO_SAY_SO_S, timeout_s / 10)
-        if self.place_timeout_s is not None:
-            waiting_s = min(waiting_s, self.place_timeout_s)
-        arguments: dict[str, Any] = {
+        tensors = []
+        for name, array in self.inputs.items():
+            tensor = library.InferInput(name, list(array.shape), _TRITON_TYPES[array.dtype.name])
+            tensor.set_data_from_numpy(array)
+            tensors.append(tensor)
+        arguments = {
             "model_name": self.model,
-            "inputs": [tensor],
+            "inputs": tensors,
             "outputs": [library.InferRequestedOutput(name, class_count=self.class_count) for name in self.outputs],
-            # For a place among the streams, and where a model's queue policy honours it. The server gives up before
-            # the client does, so that it can say what was missing.
-            "timeout": max(1, int(1e6 * waiting_s)),
         }
-        if self.position is not None:
-            arguments |= {
-                "sequence_id": self.position.correlation_id,
-                "sequence_start": self.position.start,
-                "sequence_end": self.position.end,
-            }
         return "infer", arguments | _limit(scheme, timeout_s)
 
     def reply(self, raw: Any) -> list[Any]:
@@ -151,7 +125,7 @@ def _limit(scheme: Scheme, timeout_s: float) -> dict[str, float]:
 
 
 def bytes_array(items: list[bytes]) -> npt.NDArray[np.object_]:
-    """Triton's BYTES, object [1, T]."""
+    """Return Triton's BYTES, object [1, T]."""
     array = np.empty((1, len(items)), np.object_)
     array[0, :] = items
     return array

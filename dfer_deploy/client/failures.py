@@ -11,10 +11,9 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.client.address import Address
 from dfer_deploy.errors import DferDeployError
 
-Kind = Literal["unreachable", "full", "crowded", "late", "absent", "refused"]
-"""``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``crowded``: there is
-no place for one more stream. ``late``: the deadline passed. ``absent``: the server has no such model. ``refused``: it
-would refuse the same request again."""
+Kind = Literal["unreachable", "full", "late", "absent", "refused"]
+"""``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the
+deadline passed. ``absent``: the server has no such model. ``refused``: it would refuse the same request again."""
 
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
@@ -39,6 +38,13 @@ class CallError(DferDeployError):
         HTTP's 503); pauses that grow and differ between clients let it recover.
         """
         return self.kind in ("unreachable", "full")
+
+
+class IncompatibleServerError(CallError):
+    """A server whose bundle was written by a version of dfer-deploy that this client does not understand."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "refused")
 
 
 class Failures:
@@ -79,12 +85,6 @@ class Failures:
             return self._too_slow(deadline_s)
         if "unknown model" in text or "NOT_FOUND" in status or status == "404":
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
-        if "timeout of the corresponding sequence" in message:
-            return CallError(
-                f"the server at {self._address} follows as many streams as it may, and none ended in time; "
-                "close one, or allow more with: dfer-deploy configure BUNDLE --max-streams N",
-                "crowded",
-            )
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
         # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503), a proxy before it also 502.

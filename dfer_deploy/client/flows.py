@@ -16,7 +16,7 @@ from dfer_deploy.client.address import Address
 from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, bytes_array
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
-from dfer_deploy.client.served_model import ServedModel, served_model
+from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_stream
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
@@ -36,6 +36,7 @@ class Flows:
         self._address, self._name, self._patience = address, name, patience
         self._labels: tuple[str, ...] | None = None
         self._model: ServedModel | None = None
+        self._stream: ServedStream | None = None
 
     @property
     def address(self) -> Address:
@@ -77,8 +78,8 @@ class Flows:
         if self._labels is None:
             model = self.model
             frames = np.zeros((1, 1, model.image_size, model.image_size, 3), np.uint8)
-            call = Infer(model.name, "frames", frames, ("probabilities",), class_count=model.num_classes)
-            ranking = (yield from self._replies(self._patience.question(), call))[0]
+            call = Infer(model.name, {"frames": frames}, ("probabilities",), class_count=model.num_classes)
+            ranking = (yield from self.replies(self._patience.question(), call))[0]
             # Every entry is "value:index:label"; a label may hold colons.
             entries = [entry.decode("utf-8", errors="replace").split(":", 2) for entry in ranking.reshape(-1).tolist()]
             names = {int(entry[1]): entry[2] for entry in entries if len(entry) == 3}
@@ -89,10 +90,26 @@ class Flows:
             self._labels = tuple(names[index] for index in range(model.num_classes))
         return self._labels
 
+    def stream(self) -> Flow[ServedStream]:
+        """Read, the first time, what the server remembers nothing of: the sizes of a stream's window.
+
+        Raises:
+            IncompatibleServerError: its streams are of another version of dfer-deploy.
+        """
+        if self._stream is None:
+            name, question = f"{self.model.name}_stream", self._patience.question()
+            try:
+                config = yield from question.answered(ReadConfig(name))
+            except CallError as error:
+                raise (yield from self._with_known_models(question, error)) from error
+            self._stream = served_stream(name, self._address, config)
+        return self._stream
+
     def encode(self, frames: Frames) -> Flow[Float32]:
         """The image encoder alone."""
         (features,) = yield from self._infer(self.model.image_encoder, "frames", frames, ("frame_features",))
-        return self.checked(features, "frame_features", frames.shape[:2] + features.shape[2:])
+        answer: Float32 = self.checked(features, "frame_features", frames.shape[:2] + features.shape[2:])
+        return answer
 
     def classify(self, frame_features: Float32) -> Flow[Prediction]:
         """The temporal head alone."""
@@ -116,26 +133,18 @@ class Flows:
         ]
         return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
 
-    def reply(self, question: Question, call: Infer) -> Flow[list[Any]]:
-        """The arrays that one attempt at an inference brings."""
-        try:
-            return self._complete(call, (yield from question.attempt(call)))
-        except CallError as error:
-            raise (yield from self._with_known_models(question, error)) from error
-
-    def checked(self, array: Any, name: str, shape: tuple[int, ...]) -> Float32:
-        """``array``, if it is float32 of this shape.
+    def checked(self, array: Any, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> Any:
+        """Return ``array``, if it has this shape and dtype.
 
         Raises:
-            DferDeployError: it is not.
+            DferDeployError: it has not.
         """
-        if array.shape != shape or array.dtype != np.float32:
+        if array.shape != shape or array.dtype != dtype:
             raise DferDeployError(
                 f"{self._address} answered with {name} of the shape {list(array.shape)} and the dtype {array.dtype}, "
-                f"expected {list(shape)} of float32; serve a bundle of this version of dfer-deploy"
+                f"expected {list(shape)} of {np.dtype(dtype)}; serve a bundle of this version of dfer-deploy"
             )
-        answer: Float32 = array
-        return answer
+        return array
 
     def _prediction(self, model: str, name: str, array: npt.NDArray[Any]) -> Flow[Prediction]:
         logits, probabilities = yield from self._infer(model, name, array, ("logits", "probabilities"))
@@ -161,10 +170,10 @@ class Flows:
         parts = []
         for index in range(math.ceil(array.shape[0] / size)):
             part = np.ascontiguousarray(array[index * size : (index + 1) * size])
-            parts.append((yield from self._replies(question, Infer(model, name, part, outputs))))
+            parts.append((yield from self.replies(question, Infer(model, {name: part}, outputs))))
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
-    def _replies(self, question: Question, call: Infer) -> Flow[list[Any]]:
+    def replies(self, question: Question, call: Infer) -> Flow[list[Any]]:
         """The arrays of one inference, with retries."""
         try:
             return self._complete(call, (yield from question.answered(call)))
@@ -242,10 +251,15 @@ def _sixteen_images(images: EncodedImages) -> list[bytes]:
         raise DferDeployError("the clip is a single image; expected a list of images, one for each frame")
     if not isinstance(images, Sequence):
         raise DferDeployError(f"the clip is a {type(images).__name__}, expected an array or a list of encoded images")
-    return [_image_bytes(images[index]) for index in sample_indices(len(images)).tolist()]
+    return [image_bytes(images[index]) for index in sample_indices(len(images)).tolist()]
 
 
-def _image_bytes(image: bytes | str | Path) -> bytes:
+def image_bytes(image: bytes | str | Path) -> bytes:
+    """Return an encoded image, read from its file where it is a path.
+
+    Raises:
+        DferDeployError: it cannot be read, is too large, or is something else.
+    """
     if isinstance(image, bytes):
         name, content = "an image of the clip", image
     elif isinstance(image, str | Path):

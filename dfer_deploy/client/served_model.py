@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfer_deploy.client.address import Address
+from dfer_deploy.client.failures import IncompatibleServerError
 from dfer_deploy.errors import DferDeployError
 
 
@@ -35,6 +36,21 @@ class ServedModel:
     graphs_sha256: tuple[str, str] | None
 
 
+@dataclass(frozen=True)
+class ServedStream:
+    """What a client must know of a model's streams.
+
+    Attributes:
+        name: of the ensemble that takes frames.
+        recent_frames: N − 1, the frames before the newest one in a window.
+        features: L, the size of a frame's features.
+    """
+
+    name: str
+    recent_frames: int
+    features: int
+
+
 def served_model(name: str, address: Address, config: Any) -> ServedModel:
     """Reads the configuration of the model ``name``, as JSON knows it.
 
@@ -50,6 +66,23 @@ def served_model(name: str, address: Address, config: Any) -> ServedModel:
         ) from error
 
 
+def served_stream(name: str, address: Address, config: Any) -> ServedStream:
+    """Read the configuration of the ensemble for streams, as JSON knows it.
+
+    Raises:
+        IncompatibleServerError: it takes no features of earlier frames, so another version of dfer-deploy wrote it.
+    """
+    try:
+        inputs = {entry["name"]: [int(size) for size in entry["dims"]] for entry in config["input"]}
+        recent_frames, features = inputs["recent_features"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise IncompatibleServerError(
+            f"the model {name!r} at {address} keeps the state of streams on the server, which this client does not; "
+            "export the checkpoint again with this version of dfer-deploy and serve that bundle"
+        ) from error
+    return ServedStream(name, recent_frames, features)
+
+
 def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel:
     steps = config.get("ensemble_scheduling", {}).get("step", [])
     if not steps:
@@ -58,7 +91,7 @@ def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel
     time, *shape = (int(size) for size in frames["dims"])
     classes = {int(output["dims"][-1]) for output in config["output"]}
     if len(steps) != 2 or time != -1 or len(shape) != 3 or len(classes) != 1:
-        whole = name.removesuffix("_encoded").removesuffix("_stream")
+        whole = name.removesuffix("_stream").removesuffix("_encoded")
         advice = f"give {whole!r}, which takes images and streams too" if whole != name else "give the name of one"
         raise DferDeployError(f"the model {name!r} at {address} is no ensemble from the frames of a clip; {advice}")
     told = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}

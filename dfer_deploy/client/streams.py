@@ -1,67 +1,74 @@
 """Live streams through the server: one frame a request, every frame encoded once (the ensemble ``…_stream``).
 
-The server keeps the last 16 frames' features of a stream; the client keeps the frames themselves. When the server has
-lost the stream (it was restarted, it let the stream idle out, or an answer did not come, so that nobody knows what it
-holds), the client ends what may be left of it, opens a new one and sends the present window again: the answers go on
-exactly as if nothing had been.
+The server keeps nothing of a stream. The client sends the newest frame with the features of the frames before it, and
+remembers the features that come back. So a request that failed is sent again as it was, to any server. Features mean
+something to one encoder only: where another one answers (a new version of the bundle behind the same address), the
+client has its window encoded again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from dfer_deploy.answers import StreamAnswer, stream_answer_from
-from dfer_deploy.client.calls import Flow, Infer, Pause, Position
+from dfer_deploy.client.calls import Flow, Infer, bytes_array
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import Flows
-from dfer_deploy.client.patience import Patience, Question
+from dfer_deploy.client.flows import Flows, image_bytes
+from dfer_deploy.client.patience import Question
+from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import DferDeployError, NoPlaceError
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32
-from dfer_deploy.specs import MAX_FRAMES, require
 
-END_TIMEOUT_S = 5.0
-"""For telling the server that a stream has ended; it finds out by itself when the stream has idled out. So long a push
-that is in flight is waited for before."""
+Image = npt.NDArray[np.uint8] | bytes
+"""A frame of the model's size, or an encoded image of any."""
 
-_LOOK_AGAIN_S = 0.01
+_SAME_ENCODER_TRIES = 3
+"""So often a frame is sent before its window is encoded again. During a rollout both versions answer behind one
+address, and a frame costs a sixteenth of a window."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame of the window, and its features, float32 [L], by the id of the encoder that made them."""
+
+    image: Image
+    features: dict[int, Float32]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What a server answers: float32 [C], [C] and [L]."""
+
+    logits: Float32
+    probabilities: Float32
+    features: Float32
+    encoder_id: int
 
 
 class StreamFlows:
     """One stream's steps, for the blocking and the asynchronous client alike."""
 
-    def __init__(self, flows: Flows, place_timeout_s: float | None = None) -> None:
-        """
-        Args:
-            flows: of the model.
-            place_timeout_s: how long the first frame may wait for a place among the server's streams, more than 0; None
-                for nearly the deadline.
-
-        Raises:
-            DferDeployError: the timeout is out of range.
-        """
-        require(
-            place_timeout_s is None or (isinstance(place_timeout_s, int | float) and 0 < place_timeout_s <= 86_400),
-            f"the timeout for a place is {place_timeout_s!r} s, expected more than 0 and at most 86400, or None",
-        )
-        self._flows, self._place_timeout_s = flows, place_timeout_s
-        self._window: list[Clip] = []
-        self._correlation_id = 0
-        """Of the sequence that the server may hold; 0 before the first."""
-        self._is_current = False
-        """The server's sequence holds this window, for certain."""
+    def __init__(self, flows: Flows) -> None:
+        self._flows = flows
+        self._recent: tuple[_Frame, ...] = ()
+        """The frames before the next one, oldest first, at most N − 1."""
+        self._encoder_id = 0
+        """Of the last answer; 0 before the first."""
         self._is_pushing = self._is_closed = False
 
-    def push(self, frame: Clip) -> Flow[StreamAnswer]:
-        """The answer for the window that ends with ``frame``.
+    def push(self, frame: Clip | bytes | str | Path) -> Flow[StreamAnswer]:
+        """Answer for the window that ends with ``frame``.
 
         A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
 
         Raises:
-            NoPlaceError: the server follows as many streams as it may.
             DferDeployError: there is no answer; the frame is none of the model's; the stream is closed, or a push is
                 still waiting for its answer.
         """
@@ -69,112 +76,97 @@ class StreamFlows:
             raise DferDeployError("a push waits for its answer; a stream takes one frame after the other, so await it")
         self._is_pushing = True
         try:
+            image = self._checked(frame)
             labels = yield from self._flows.labels()
-            # The caller may write the next frame into the same array.
-            window = [*self._window, self._checked(frame).copy()][-MAX_FRAMES:]
-            (logits, probabilities), resumed = yield from self._answered(self._flows.patience.question(), window)
-            shape = (1, self._flows.model.num_classes)
-            answer = stream_answer_from(
-                labels,
-                self._flows.checked(logits, "logits", shape)[0],
-                self._flows.checked(probabilities, "probabilities", shape)[0],
-                frames=len(window),
-                resumed=resumed,
-            )
-            self._window, self._is_current = window, True
-            return answer
-        except CallError as error:
-            if error.kind == "crowded":
-                raise NoPlaceError(str(error)) from error
-            raise
+            served = yield from self._flows.stream()
+            # What is learned on the way to a failure is forgotten.
+            window = [*(_Frame(frame.image, dict(frame.features)) for frame in self._recent), _Frame(image, {})]
+            reply = yield from self._answered(served, window)
+            resumed = bool(self._recent) and reply.encoder_id != self._encoder_id
+            self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), reply.encoder_id
+            return stream_answer_from(labels, reply.logits, reply.probabilities, frames=len(window), resumed=resumed)
         finally:
             self._is_pushing = False
 
-    def end(self) -> Flow[None]:
-        """Tells the server that no frame will follow; what goes wrong with that does not matter."""
-        self._is_closed = True
-        clock, patience_s = self._flows.patience.clock, min(END_TIMEOUT_S, self._flows.patience.deadline_s)
-        last_look = clock() + patience_s
-        # An END that overtakes a frame ends nothing that the frame begins.
-        while self._is_pushing and clock() < last_look:
-            yield Pause(_LOOK_AGAIN_S)
-        question = Patience(patience_s, 0, clock).question()
-        with contextlib.suppress(DferDeployError):
-            yield from self._ended(question)
+    def close(self) -> None:
+        """Forget the frames. No server has to be told."""
+        self._is_closed, self._recent = True, ()
 
-    def _answered(self, question: Question, window: list[Clip]) -> Flow[tuple[list[Float32], bool]]:
-        """The answer for a window whose last frame is new, and whether the window was sent again."""
-        resumed = False
+    def _answered(self, served: ServedStream, window: Sequence[_Frame]) -> Flow[_Reply]:
+        """The reply for the window's last frame, from the encoder that made the features of those before it.
+
+        Where other servers answer than the one that was meant, their features are kept too, and lead to an answer in
+        the end.
+        """
+        *recent, newest = window
+        question = self._flows.patience.question()
+        tries = misses = 0
+        given_up: set[int] = set()
         while True:
-            # Until the answer is there, nobody knows what the server holds.
-            was_current, self._is_current = self._is_current, False
-            resumed = resumed or (not was_current and len(window) > 1)
-            try:
-                if was_current:
-                    return (yield from self._sent(question, window[-1], Position(self._correlation_id))), resumed
-                return (yield from self._opened(question, window)), resumed
-            except CallError as error:
-                if error.kind == "full":  # which refuses before anything is done
-                    self._is_current = was_current
-                    raise
-                # A stream that the server does not know (any more) is refused.
-                if error.kind == "refused" and was_current:
-                    continue
-                if not error.retryable:
-                    raise
-                yield from question.pause_after(error)
+            meant = self._encoder_of_most(recent, given_up)
+            missing = next((frame for frame in recent if meant not in frame.features), None)
+            if missing is None:
+                features = [frame.features[meant] for frame in recent]
+                reply = yield from self._sent(question, served, newest.image, features)
+                newest.features[reply.encoder_id] = reply.features
+                if reply.encoder_id == meant or not recent:
+                    return reply
+                tries += 1
+                if tries % _SAME_ENCODER_TRIES == 0:
+                    given_up.add(meant)
+            else:
+                reply = yield from self._sent(question, served, missing.image, ())
+                missing.features[reply.encoder_id] = reply.features
+            given_up.discard(reply.encoder_id)
+            misses += meant not in (0, reply.encoder_id)
+            if misses > 2 * len(window):
+                yield from question.pause_after(self._mixed_servers())
 
-    def _opened(self, question: Question, window: list[Clip]) -> Flow[list[Float32]]:
-        """Sends the whole window as a new sequence."""
-        # What is left of the last one would keep its place among the server's streams until it has idled out.
-        yield from self._ended(question)
-        name = secrets.randbits(62) + 1
-        answer: list[Float32] = []
-        for index, frame in enumerate(window):
-            answer = yield from self._sent(question, frame, Position(name, start=index == 0))
-        return answer
+    def _encoder_of_most(self, frames: Sequence[_Frame], given_up: set[int]) -> int:
+        """The id of the encoder whose features of most frames are known, 0 where there is none."""
+        known = Counter(number for frame in frames for number in frame.features if number not in given_up)
+        return max(known, key=lambda number: (known[number], number == self._encoder_id), default=0)
 
-    def _ended(self, question: Question) -> Flow[None]:
-        """Ends the sequence that the server may hold."""
-        if not self._correlation_id:
-            return
-        position, size = Position(self._correlation_id, end=True), self._flows.model.image_size
-        try:
-            # Triton knows no end without a request; its answer is thrown away.
-            yield from self._sent(question, np.zeros((size, size, 3), np.uint8), position)
-        except CallError as error:
-            if error.kind != "refused":  # as it is where the server does not know the sequence (any more)
-                raise
-        self._correlation_id = 0
-
-    def _sent(self, question: Question, frame: Clip, position: Position) -> Flow[list[Float32]]:
-        call = Infer(
-            f"{self._flows.model.name}_stream",
-            "frames",
-            frame[np.newaxis, np.newaxis],
-            ("logits", "probabilities"),
-            position=position,
-            place_timeout_s=self._place_timeout_s if position.start else None,
+    def _sent(self, question: Question, served: ServedStream, image: Image, recent: Sequence[Float32]) -> Flow[_Reply]:
+        """Sends an image as the frame that follows those of the features ``recent``."""
+        if self._is_closed:
+            raise DferDeployError("the stream is closed; open another one with client.stream()")
+        recent_features = np.zeros((1, served.recent_frames, served.features), np.float32)
+        if recent:
+            recent_features[0, : len(recent)] = recent
+        name, newest = (
+            (f"{self._flows.model.name}_encoded_stream", {"images": bytes_array([image])})
+            if isinstance(image, bytes)
+            else (served.name, {"frames": image[np.newaxis, np.newaxis]})
         )
-        while True:
-            if self._is_closed and not position.end:
-                raise DferDeployError("the stream is closed; open another one with client.stream()")
-            if position.start:
-                self._correlation_id = position.correlation_id
-            try:
-                return (yield from self._flows.reply(question, call))
-            except CallError as error:
-                if error.kind != "full":
-                    raise
-                yield from question.pause_after(error)
+        inputs = {**newest, "recent_features": recent_features, "recent_count": np.array([[len(recent)]], np.int32)}
+        call = Infer(name, inputs, ("logits", "probabilities", "frame_features", "encoder_id"))
+        logits, probabilities, features, ids = yield from self._flows.replies(question, call)
+        checked, classes = self._flows.checked, self._flows.model.num_classes
+        return _Reply(
+            checked(logits, "logits", (1, classes))[0],
+            checked(probabilities, "probabilities", (1, classes))[0],
+            checked(features, "frame_features", (1, 1, served.features))[0, 0],
+            int(checked(ids, "encoder_id", (1, 1), np.int32)[0, 0]),
+        )
 
-    def _checked(self, frame: Clip) -> Clip:
+    def _mixed_servers(self) -> CallError:
+        return CallError(
+            f"servers of different weights answer at {self._flows.address} in turn, so that a stream cannot go on; "
+            "wait until all of them serve one bundle",
+            "unreachable",
+        )
+
+    def _checked(self, frame: Clip | bytes | str | Path) -> Image:
+        if isinstance(frame, bytes | str | Path):
+            return image_bytes(frame)
         size = self._flows.model.image_size
-        expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255]"
+        expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255], or an encoded image"
         if not isinstance(frame, np.ndarray):
             raise DferDeployError(f"the frame is a {type(frame).__name__}, {expected}")
         if frame.dtype != np.uint8 or frame.shape != (size, size, 3):
             raise DferDeployError(
                 f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, {expected}"
             )
-        return frame
+        image: npt.NDArray[np.uint8] = frame.copy()  # the caller may write the next frame into the same array
+        return image

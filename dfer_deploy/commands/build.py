@@ -59,7 +59,7 @@ def build(
     with progress_bar(counts=False) as bar:
         tasks = {
             graph.name: bar.add_task(graph.name, total=1.0, start=False)
-            for graph in (opened.contract.image_encoder, opened.contract.temporal_head, opened.contract.stream_head)
+            for graph in (opened.contract.image_encoder, opened.contract.temporal_head)
         }
 
         def report(graph: str, phase: str, share: float) -> None:
@@ -81,7 +81,7 @@ def build(
     table(
         f"{bundle}: {content['builder']['module']} {content['builder']['version']}, "
         + (content["device"] or {"name": "no GPU, built ahead of time"})["name"],
-        ("engine", "precision", "matrix products", "size", "clips or streams, usual and largest", "seconds"),
+        ("engine", "precision", "matrix products", "size", "clips, usual and largest", "seconds"),
         [
             (
                 engine["plan"],

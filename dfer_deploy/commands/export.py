@@ -107,10 +107,6 @@ def export(
         for (path, size), error, blocks in zip(sizes.items(), errors, (encoder_blocks, head_blocks), strict=True)
     ]
     rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
-    if bundle.stream_head_onnx is not None:
-        path, error = bundle.stream_head_onnx, f"≤ {parity['stream_logit_error']:g} logit"
-        size = path.stat().st_size / 1e6
-        rows.append((str(path.relative_to(output)), _precision(manifest, head_blocks), f"{size:.1f} MB", error))
     table(str(output), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
     stdout.print("next:")
     typed, from_checkpoint = shlex.quote(str(output)), shlex.quote(str(checkpoint))

@@ -54,12 +54,6 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         "cuda",
         {"type": click.Choice(EXECUTION_PROVIDERS), "help": "Target onnxruntime: what runs the graphs on a GPU."},
     ),
-    (
-        "max_streams",
-        "64",
-        {"type": int, "help": "Live streams at the same time (on each GPU); the next one waits for an end."},
-    ),
-    ("stream_idle_s", "10", {"type": float, "help": "Seconds without a frame after which a stream is forgotten."}),
 )
 
 

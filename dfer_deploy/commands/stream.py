@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,9 @@ from dfer_deploy.clips.faces import DETECTORS
 from dfer_deploy.commands.answering import Asked, answering_options, open_face_detector
 from dfer_deploy.commands.options import frame_interval_option, margin_option
 from dfer_deploy.console import stdout, table, warn
-from dfer_deploy.errors import DferDeployError, NoPlaceError
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
-from dfer_deploy.live.session import PLACE_TIMEOUT_S, FaceAnswer, LiveSession
+from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import is_camera, live_frames
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.live.view import LiveView
@@ -115,10 +114,8 @@ def stream(
                         shown.show(frame.image, answers)
                         if not shown.is_open:
                             break
-            if session.refusal and not tally.answers:
-                raise session.refusal
         finally:
-            _print_summary(source, tally, frames.dropped, session.refusal)
+            _print_summary(source, tally, frames.dropped)
             if lines:
                 lines.write(json.dumps({"summary": tally.to_dict(frames.dropped)}) + "\n")
 
@@ -126,8 +123,7 @@ def stream(
 def _answering(stack: ExitStack, asked: Asked) -> Answering:
     if asked.url is not None:
         client = stack.enter_context(asked.open_client())
-        new_stream = functools.partial(client.stream, place_timeout_s=PLACE_TIMEOUT_S)
-        return Answering(str(client.address), new_stream, client.image_size, client.frame_interval_s)
+        return Answering(str(client.address), client.stream, client.image_size, client.frame_interval_s)
     bundle, predictor = asked.open_bundle(stack)
     labels = bundle.spec.prompts.class_names
     return Answering(
@@ -195,7 +191,7 @@ def _line(face: FaceAnswer) -> str:
     return json.dumps(content) + "\n"
 
 
-def _print_summary(source: str, tally: Tally, dropped: int, refusal: NoPlaceError | None) -> None:
+def _print_summary(source: str, tally: Tally, dropped: int) -> None:
     if not tally.frames:
         return
     rows: Sequence[Sequence[object]] = [
@@ -210,7 +206,7 @@ def _print_summary(source: str, tally: Tally, dropped: int, refusal: NoPlaceErro
     ]
     if rows:
         table(f"{source}", ("who", "from s", "to s", "answers", "expressions"), rows)
-    elif refusal is None:
+    else:
         stdout.print("no face was found")
     latency = f", latency {tally.latency_ms(50):.0f} ms (95 %: {tally.latency_ms(95):.0f} ms)" if tally.answers else ""
     resumed = f", resumed {tally.resumed} ×" if tally.resumed else ""

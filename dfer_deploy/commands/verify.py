@@ -333,7 +333,9 @@ def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verificat
             rounding = result.rounding[result.limits.precision]
             return ensemble_answers(client, contract, few, result.limits, rounding, same_runtime=same_runtime)
     except DferDeployError as error:  # the clips have been compared, and their results are to be written
-        unanswered = dict.fromkeys((contract.stream.name, contract.encoded.name), math.inf)
+        unanswered = dict.fromkeys(
+            (contract.stream.name, contract.encoded.name, contract.encoded_stream.name), math.inf
+        )
         return EnsembleAnswers(contract.ensemble.name, unanswered, (f"streams or encoded images: {error}",))
 
 

@@ -78,8 +78,7 @@ def memory_bytes(bundle: Bundle, engines: EngineSet | None = None, *, on_gpu: bo
     if engines is not None:
         weights = sum(record.bytes for record in engines.engines.values())
     else:
-        graphs = (bundle.image_encoder_onnx, bundle.temporal_head_onnx, bundle.stream_head_onnx)
-        stored = sum(_size(graph) for graph in graphs if graph is not None)
+        stored = sum(_size(graph) for graph in (bundle.image_encoder_onnx, bundle.temporal_head_onnx))
         weights = stored if on_gpu else stored * 4 // _BYTES[manifest.precision]
     clips = manifest.serving.max_batch_size
     frames = clips * bundle.spec.temporal.max_frames * vision.image_size**2 * 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from dfer_deploy.answers import StreamAnswer
 from dfer_deploy.clips.faces import Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
-from dfer_deploy.console import warn
-from dfer_deploy.errors import NoPlaceError
 from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import MAX_FRAMES
 from dfer_deploy.streaming import FrameStream
@@ -26,13 +23,6 @@ from dfer_deploy.windows import WHOLE, check_following
 _LONGEST_STEP_S = HOLD_S / 3
 """Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
 for nobody looks, so no face can be said to be gone: it goes on if the next frame shows it, however late that comes."""
-
-
-PLACE_TIMEOUT_S = 0.25
-"""How long the others wait for the answer to a face that has no place among the server's streams."""
-
-_NEXT_TRY_S = 5.0
-"""From then on there may be a place, as there may be as soon as one of the session's own faces has left."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +34,8 @@ class FaceAnswer:
         time_s: of the frame.
         start_s: of the first frame of the window; further back than the window is long where a server was away.
         latency_s: from the frame's arrival to the answer.
-        answer: for the window that ends with this frame; None while the face is not found, or has no place among the
-            server's streams.
+        answer: for the window that ends with this frame; None while the face is not found.
         box: in pixels; None where no faces are looked for.
-        has_place: among the server's streams.
     """
 
     track: int
@@ -56,7 +44,6 @@ class FaceAnswer:
     latency_s: float
     answer: StreamAnswer | None
     box: Box | None
-    has_place: bool
 
 
 @dataclass
@@ -64,16 +51,11 @@ class _Face:
     stream: FrameStream
     held: deque[Clip] = field(default_factory=lambda: deque(maxlen=MAX_FRAMES))
     """What its stream has not seen; earlier frames would be in no window any more."""
-    has_place: bool = False
     times_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FRAMES))
 
 
 class LiveSession:
-    """Finds the faces of every frame and pushes each into its stream; a context manager, which ends the streams.
-
-    Attributes:
-        refusal: why a face had no place among the streams of whoever answers; None as long as all have.
-    """
+    """Finds the faces of every frame and pushes each into its stream; a context manager, which ends the streams."""
 
     def __init__(
         self,
@@ -101,8 +83,6 @@ class LiveSession:
         self._longest_step_s = max(interval_s, _LONGEST_STEP_S)
         self._frame_s = self._tracker_s = 0.0
         self._faces: dict[int, _Face] = {}
-        self.refusal: NoPlaceError | None = None
-        self._next_try_s = -math.inf
 
     def answered(self, frame: LiveFrame) -> list[FaceAnswer]:
         """The answers for all faces of the next frame.
@@ -110,9 +90,6 @@ class LiveSession:
         A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
         windows of a whole video do it (``dfer_deploy.windows``). Frames that were dropped while an answer was waited
         for (a server that was away) are in no window: the streams go on with the next one.
-
-        A face that has no place among the server's streams goes without an answer, which a warning says once; every few
-        seconds, and when another face has left, it is tried again.
 
         Raises:
             DferDeployError: what the streams raise.
@@ -126,7 +103,6 @@ class LiveSession:
         present = {sighting.track for sighting in sightings}
         for track in [track for track in self._faces if track not in present]:
             self._faces.pop(track).stream.close()
-            self._next_try_s = -math.inf
         return [
             self._face_answer(
                 frame,
@@ -159,23 +135,8 @@ class LiveSession:
         face.held.append(np.ascontiguousarray(crop))
         face.times_s.append(frame.time_s)
         if detected:
-            answer = self._pushed(frame, face)
-        latency_s = time.monotonic() - frame.arrived_s
-        return FaceAnswer(track, frame.time_s, face.times_s[0], latency_s, answer, box, face.has_place)
-
-    def _pushed(self, frame: LiveFrame, face: _Face) -> StreamAnswer | None:
-        """The answer after all that was held, None where there is no place."""
-        answer: StreamAnswer | None = None
-        if not face.has_place and frame.arrived_s < self._next_try_s:
-            return None
-        try:
             while face.held:
                 answer = face.stream.push(face.held[0])
                 face.held.popleft()
-                face.has_place = True
-        except NoPlaceError as error:
-            if self.refusal is None:
-                warn(f"a face has no answers for now: {error}")
-            self.refusal, face.has_place, self._next_try_s = error, False, frame.arrived_s + _NEXT_TRY_S
-            return None
-        return answer
+        latency_s = time.monotonic() - frame.arrived_s
+        return FaceAnswer(track, frame.time_s, face.times_s[0], latency_s, answer, box)

@@ -113,6 +113,4 @@ def _told(face: FaceAnswer, last: FaceAnswer) -> str:
 
 
 def _state(face: FaceAnswer) -> str:
-    if face.answer is not None:
-        return f"{face.answer.frames} frames"
-    return "not found at the moment" if face.has_place else "no place on the server"
+    return "not found at the moment" if face.answer is None else f"{face.answer.frames} frames"

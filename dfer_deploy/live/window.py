@@ -75,8 +75,7 @@ class OverlayWindow:
 class LiveOverlay:
     """Draws the answers on frames that follow each other.
 
-    A face that is not found at the moment keeps its last one; one that has lost its place on the server does not, for
-    nothing in the picture would tell that it is old.
+    A face that is not found at the moment keeps its last one.
     """
 
     def __init__(self) -> None:
@@ -90,9 +89,7 @@ class LiveOverlay:
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
         boxes = {face.track: _scaled(face.box, scale) for face in faces}
         self._answers = {
-            face.track: answer
-            for face in faces
-            if face.has_place and (answer := face.answer or self._answers.get(face.track))
+            face.track: answer for face in faces if (answer := face.answer or self._answers.get(face.track))
         }
         labels = next((tuple(answer.probabilities) for answer in self._answers.values()), self._overlay.labels)
         if (labels, picture.size) != (self._overlay.labels, self._overlay.size):

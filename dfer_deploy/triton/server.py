@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
@@ -35,13 +34,11 @@ PROBE_TIMEOUT_S = 10.0
 
 _DATATYPES = {
     model_config_pb2.TYPE_UINT8: "UINT8",
+    model_config_pb2.TYPE_INT32: "INT32",
     model_config_pb2.TYPE_FP32: "FP32",
     model_config_pb2.TYPE_STRING: "BYTES",
 }
 """Of the inputs of our ensembles: Triton writes them in two ways."""
-
-_WHOLE_STREAM: dict[str, Any] = {"sequence_id": "dfer-deploy ready", "sequence_start": True, "sequence_end": True}
-"""What a readiness check says of its request: models of sequences need it, others take no notice."""
 
 _NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
 """Errors that a server logs on every machine without a GPU."""
@@ -200,7 +197,7 @@ class TritonServer:
                     # The server reports a model whose process has died as ready: only an answer counts.
                     if waiting:
                         name = next(iter(waiting))
-                        client.infer(name, waiting[name], client_timeout=PROBE_TIMEOUT_S, **_WHOLE_STREAM)
+                        client.infer(name, waiting[name], client_timeout=PROBE_TIMEOUT_S)
                         del waiting[name]
                     else:
                         # gRPC is the first of the services to listen.

@@ -28,8 +28,7 @@ from dfer_deploy.export.engine import BuildOptions, EngineError, Profile, build_
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
-from dfer_deploy.export.stream_graph import StreamHeadGraph
-from dfer_deploy.specs import contract_for, stream_state_graph
+from dfer_deploy.specs import contract_for
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX builder is not installed")
 
@@ -68,14 +67,6 @@ def test_all_graphs_build_with_dynamic_batch_and_time(
         assert len(engine.plan) > 1000
         assert engine.timing_cache is None
         products[spec.name] = engine.matrix_products
-    stream = stream_state_graph(contract.stream_head)
-    path = tmp_path / "stream.onnx"
-    with torch.inference_mode():
-        onnx_from_graph(StreamHeadGraph(model, precision), stream, path)
-    shapes = {tensor.name: tensor.shape[1:] for tensor in stream.inputs}
-    profiles = {name: Profile((1, *shape), (4, *shape), (64, *shape)) for name, shape in shapes.items()}
-    engine = engine_from_onnx(trt, path, profiles, OPTIONS, precision=precision)
-    assert engine.matrix_products == products["dfer_temporal_head"]
     # Patch embedding, and in each of 2 layers 4 projections, 2 products of the attention and 2 of the MLP; projection.
     encoder, classifier = 1 + 2 * 8 + 1, 1
     if precision == "fp32":
@@ -116,7 +107,6 @@ def test_blocks_that_stay_fp32_make_a_mixed_engine_and_nothing_else_does(
     assert engines == {
         "dfer_image_encoder": ("mixed", {"FLOAT": 8 + 1, "HALF": 1 + 8}),
         "dfer_temporal_head": ("fp16", {"FLOAT": 1, "HALF": 8}),
-        "dfer_stream_head": ("fp16", {"FLOAT": 1, "HALF": 8}),
     }
     assert engines_of(open_bundle(bundle.path)) is not None
 
@@ -280,7 +270,7 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     assert engines_of(open_bundle(bundle)) is None
     sidecar, _, built = build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)
     assert sidecar == bundle / SIDECAR
-    assert built == ["dfer_image_encoder", "dfer_temporal_head", "dfer_stream_head"]
+    assert built == ["dfer_image_encoder", "dfer_temporal_head"]
     opened = open_bundle(bundle)
     found = engines_of(opened)
     assert found is not None
@@ -290,13 +280,6 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     assert record.profile == {"frames": ProfileRecord((1, 1, 32, 32, 3), (4, 16, 32, 32, 3), (64, 16, 32, 32, 3))}
     assert (record.precision, record.matrix_products) == ("fp16", {"HALF": 18})
     assert (bundle / record.plan).stat().st_size == record.bytes
-    window = (16, 64)
-    assert found.engines["dfer_stream_head"].profile == {
-        "frame_features": ProfileRecord((1, 1, 64), (4, 1, 64), (64, 1, 64)),
-        "start": ProfileRecord((1, 1), (4, 1), (64, 1)),
-        "state_in": ProfileRecord((1, *window), (4, *window), (64, *window)),
-        "count_in": ProfileRecord((1, 1), (4, 1), (64, 1)),
-    }
     assert not list(bundle.rglob("*.part"))
 
     times = {path: path.stat().st_mtime_ns for path in bundle.rglob("*.plan")}
@@ -363,7 +346,7 @@ def test_an_interrupted_build_goes_on_with_the_second_engine(bundle: Path, tenso
         build_bundle(tensorrt, bundle, OPTIONS, report=interrupt)
     with pytest.raises(DferDeployError, match="the build was interrupted; build again"):
         open_bundle(bundle)
-    assert build_bundle(tensorrt, bundle, OPTIONS, report=_silent)[2] == ["dfer_temporal_head", "dfer_stream_head"]
+    assert build_bundle(tensorrt, bundle, OPTIONS, report=_silent)[2] == ["dfer_temporal_head"]
     open_bundle(bundle)
 
 
@@ -489,12 +472,10 @@ def test_the_file_in_the_bundle_builds_without_this_package(bundle: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "dfer_temporal_head: fp16, matrix products {'FLOAT': 1, 'HALF': 8}" in done.stdout
     engines = sorted(path.name for path in (bundle / "engines" / "tensorrt_rtx").iterdir())
-    assert engines == [f"dfer_{graph}.engine" for graph in ("image_encoder", "stream_head", "temporal_head")] + [
-        "engines.json"
-    ]
+    assert engines == ["dfer_image_encoder.engine", "dfer_temporal_head.engine", "engines.json"]
     open_bundle(bundle)  # and the bundle is as good as before
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert again.stdout.count("unchanged") == 3
+    assert again.stdout.count("unchanged") == 2
     (tmp_path / "tensorrt.py").write_text("")
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
@@ -513,7 +494,7 @@ def test_the_command_builds_and_says_what(cli: Callable[..., Any], bundle: Path,
     assert "18 HALF" in result.output
     assert "Triton cannot load these engines" in result.output
     content = json.loads((tmp_path / "build.json").read_text())
-    assert content["built_now"] == ["dfer_image_encoder", "dfer_temporal_head", "dfer_stream_head"]
+    assert content["built_now"] == ["dfer_image_encoder", "dfer_temporal_head"]
     result = cli("build", bundle, "--builder", "tensorrt_rtx", "--optimization-level", 9)
     assert result.exit_code == 2
     assert "level is 9, expected 0 to 5" in result.output

@@ -13,6 +13,8 @@ from encoded_images import encoded
 from PIL import Image
 from tiny import clips_of, varied_model, write_frames
 
+from dfer_deploy import ensembles
+from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
@@ -124,25 +126,25 @@ def test_a_saved_baseline_knows_what_rounding_costs(cli: Any, folder: Path, tmp_
 def test_streams_and_encoded_images_are_held_against_the_clips(
     cli: Any, folder: Path, tmp_path: Path, precision: Precision
 ) -> None:
-    """Every ensemble is asked: the classes are swapped in the head of the streams alone."""
+    """Every ensemble is asked: the window of the streams alone forgets the frames before the newest."""
     right = open_bundle(folder / precision)
     arguments = ("--data", folder / "list.txt", "--checkpoint", folder / "a.pt", "--json", tmp_path / "v.json")
     good = cli("verify", right.path, *arguments)
     assert good.exit_code == ExitCode.UNDECIDED, good.output
     assert "streams and encoded images answer as dfer does, within " in good.output
     differences = json.loads((tmp_path / "v.json").read_text())["ensembles"]
-    assert set(differences) == {"dfer_stream", "dfer_encoded"}
+    assert set(differences) == {"dfer_stream", "dfer_encoded", "dfer_encoded_stream"}
     assert differences["dfer_encoded"] < 1e-3
-    assert differences["dfer_stream"] < (1e-3 if precision == "fp32" else 0.1)
+    assert differences["dfer_encoded_stream"] == differences["dfer_stream"] < (1e-3 if precision == "fp32" else 0.1)
 
-    wrong = planted.planted_where_served(right, tmp_path / "b", "dfer_stream_head", planted.swap_classes)
+    wrong = planted.planted_where_served(right, tmp_path / "b", "dfer_window", planted.only_the_newest)
     found = cli("verify", wrong.path, *arguments, "--report", tmp_path / "r.html")
     assert found.exit_code == ExitCode.GATE_FAILED, found.output
     assert "answer as dfer does" not in found.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert not any(comparison["failures"] for comparison in report["comparisons"])
     assert report["ensembles"]["dfer_encoded"] < 1e-3 < 0.1 < report["ensembles"]["dfer_stream"]
-    assert len(report["failures"]) == 8, "four clips, before the window is full and when it is"
+    assert len(report["failures"]) == 12, "four clips: frames before the window is full and when it is, and images"
     assert report["failures"][0].startswith(
         "dfer_stream: 0 after 8 frames: a logit from dfer_temporal_head's differs by "
     )
@@ -152,19 +154,27 @@ def test_streams_and_encoded_images_are_held_against_the_clips(
 
 @pytest.mark.usefixtures("environment")
 def test_probabilities_and_images_of_other_ensembles_are_held_against_the_clips_too(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = open_bundle(folder / "fp32")
-    wrong = planted.planted_where_served(right, tmp_path / "b", "dfer_stream_head", planted.negate_probabilities)
     clips = [(Annotation("a", folder / "0", 16, 0), clips_of(1)[0])]
-    asked = (wrong.contract, clips, LIMITS["fp32"], rounding_costs(varied_model(), clips_of(1))["fp32"])
-    with served_bundle(wrong, quiet=True) as endpoints, Client(endpoints.http_url) as client:
-        found = ensemble_answers(client, *asked, same_runtime=True)
-        monkeypatch.setattr("dfer_deploy.ensembles._png", lambda frame: encoded(Image.fromarray(255 - frame), "PNG"))
+    asked = (right.contract, clips, LIMITS["fp32"], rounding_costs(varied_model(), clips_of(1))["fp32"])
+    values = ensembles._values
+
+    def negated(answer: Answer) -> tuple[Any, Any]:
+        logits, probabilities = values(answer)
+        return (logits, -probabilities) if isinstance(answer, StreamAnswer) else (logits, probabilities)
+
+    with served_bundle(right, quiet=True) as endpoints, Client(endpoints.http_url) as client:
+        with monkeypatch.context() as planted_here:
+            planted_here.setattr(ensembles, "_values", negated)
+            found = ensemble_answers(client, *asked, same_runtime=True)
+        monkeypatch.setattr(ensembles, "_png", lambda frame: encoded(Image.fromarray(255 - frame), "PNG"))
         other = ensemble_answers(client, *asked, same_runtime=True)
     assert found.differences["dfer_stream"] < 1e-3
     assert [failure.partition(" differs by ")[0] for failure in found.failures] == [
-        f"dfer_stream: a after {frames} frames: a probability from the softmax of its logits" for frames in (8, 16)
+        f"{name}: a after {frames} frames: a probability from the softmax of its logits"
+        for name, frames in (("dfer_stream", 8), ("dfer_stream", 16), ("dfer_encoded_stream", 16))
     ]
     assert other.differences["dfer_encoded"] > 0.1
     assert other.failures[-1].startswith("dfer_encoded: a after 16 frames: a logit from dfer's differs by ")
@@ -175,14 +185,15 @@ def test_a_stream_whose_answers_are_not_finite_fails_and_keeps_the_results(
     cli: Any, folder: Path, tmp_path: Path
 ) -> None:
     wrong = planted.planted_where_served(
-        open_bundle(folder / "fp32"), tmp_path / "b", "dfer_stream_head", planted.never_finite
+        open_bundle(folder / "fp32"), tmp_path / "b", "dfer_window", planted.never_finite
     )
     arguments = ("--data", folder / "list.txt", "--checkpoint", folder / "a.pt", "--json", tmp_path / "v.json")
     result = cli("verify", wrong.path, *arguments)
     assert result.exit_code == ExitCode.GATE_FAILED, result.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["ensembles"]["dfer_stream"] is None
-    assert "a logit from dfer_temporal_head's differs by inf, at most 0.001 is accepted" in report["failures"][0]
+    assert report["failures"][0].startswith("streams or encoded images: the server at ")
+    assert report["comparisons"]
 
 
 @pytest.mark.usefixtures("environment")

@@ -235,7 +235,7 @@ def test_a_server_that_answers_no_stream_fails_and_keeps_the_results(
     assert cli("verify", bundle.path, *arguments).exit_code == ExitCode.GATE_FAILED
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["failures"] == ["streams or encoded images: there is no such model"]
-    assert report["ensembles"] == {"dfer_stream": None, "dfer_encoded": None}
+    assert report["ensembles"] == {"dfer_stream": None, "dfer_encoded": None, "dfer_encoded_stream": None}
 
 
 def test_a_saved_baseline_stands_for_pytorch(
@@ -487,7 +487,7 @@ def test_a_running_server_is_asked_over_the_protocols_that_are_named(
         assert cli(*arguments, *urls, "--json", tmp_path / "v.json").exit_code == ExitCode.UNDECIDED
         report = json.loads((tmp_path / "v.json").read_text())
         assert [c["name"] for c in report["comparisons"]] == ["onnxruntime fp32", "triton http", "triton grpc"]
-        assert set(report["ensembles"]) == {"dfer_stream", "dfer_encoded"}
+        assert set(report["ensembles"]) == {"dfer_stream", "dfer_encoded", "dfer_encoded_stream"}
         twice = cli(*arguments, "--url", endpoints.grpc_url, "--url", endpoints.grpc_url)
         assert twice.exit_code == ExitCode.WRONG_INPUT
         assert "is a second triton grpc" in twice.output

@@ -1,16 +1,18 @@
 """A Triton Python-backend model that runs the ``model.onnx`` beside it with onnxruntime.
 
-It serves the image encoder and the temporal head of the target ``embedded``. It runs in a process of the private
-environment (NumPy 1.26, no dfer_deploy), so it imports nothing but NumPy, onnxruntime and Triton's own module.
+It serves the graphs of the target ``embedded``: the image encoder, the temporal head and the window of a stream. It
+runs in a process of the private environment (NumPy 1.26, no dfer_deploy), so it imports nothing but NumPy, onnxruntime
+and Triton's own module.
 
-Everything about the tensors comes from Triton's model configuration: the input's name, dtype and dims ([T, …] after
-the batch, T dynamic), the outputs' names, and these parameters:
+Everything about the tensors comes from Triton's model configuration: the inputs' names, dtypes and dims (after the
+batch; −1 is T, the number of frames), the outputs' names, and these parameters:
 
     max_frames         the largest T that the model knows positions for
     intra_op_threads   threads of one execution; 0 is one for every core
     clips_per_run      how many clips onnxruntime is given at once, or as many frames in shorter ones; 0 is all of the
                        batch
     spinning           "1": threads that wait for work burn their core for some milliseconds, "0": they sleep at once
+    must_be_finite     "1": requests with NaN or infinity are refused, "0": they are the graph's business
 
 A large graph is opened as a copy that onnxruntime has optimised and packed for this processor. It lies in the cache
 folder (the variable DFER_DEPLOY_CACHE, else ``dfer-deploy`` in the user's cache folder), and all processes that serve
@@ -29,6 +31,7 @@ import os
 import platform
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ import triton_python_backend_utils as pb_utils
 
 Array = npt.NDArray[Any]
 
-_NUMPY_DTYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
+_NUMPY_DTYPES = {"TYPE_UINT8": np.uint8, "TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
 
 PACKED_FROM_BYTES = 32 << 20
 """Smaller graphs are not worth a copy."""
@@ -54,21 +57,34 @@ class RequestError(ValueError):
     """A mistake of the client's, told in one sentence."""
 
 
+@dataclass(frozen=True)
+class Input:
+    """An input of the graph. ``dims`` are those after the batch; −1 is T."""
+
+    name: str
+    dtype: np.dtype[Any]
+    dims: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"[B, {', '.join('T' if size == -1 else str(size) for size in self.dims)}] of {self.dtype}"
+
+
 class TritonPythonModel:
     """One instance of the model; Triton calls ``initialize`` once and ``execute`` with every batch of requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the graph. An exception here is a model that does not load, with this message in Triton's log."""
         config = json.loads(args["model_config"])
-        (model_input,) = config["input"]
-        self._input_name: str = model_input["name"]
-        self._dtype = np.dtype(_NUMPY_DTYPES[model_input["data_type"]])
-        self._frame_shape = tuple(int(size) for size in model_input["dims"][1:])
+        self._inputs = [
+            Input(entry["name"], np.dtype(_NUMPY_DTYPES[entry["data_type"]]), tuple(map(int, entry["dims"])))
+            for entry in config["input"]
+        ]
         self._output_names: list[str] = [output["name"] for output in config["output"]]
         self._max_frames = int(config["parameters"]["max_frames"]["string_value"])
         self._max_batch_size = int(config["max_batch_size"])
         threads = int(config["parameters"]["intra_op_threads"]["string_value"])
         spinning: str = config["parameters"]["spinning"]["string_value"]
+        self._must_be_finite = config["parameters"]["must_be_finite"]["string_value"] == "1"
         self._clips_per_run = int(config["parameters"]["clips_per_run"]["string_value"]) or self._max_batch_size
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self._session = _opened(graph, threads, spinning)
@@ -77,56 +93,61 @@ class TritonPythonModel:
         """Answers every request, in order. A request that cannot be answered gets an error of its own.
 
         Args:
-            requests: one input [b, T, …] each; T may differ between them.
+            requests: the inputs [b, T, …] each; T may differ between them.
 
         Returns:
             As many responses as requests.
         """
         responses: list[Any] = [None] * len(requests)
-        groups: dict[tuple[int, ...], list[tuple[int, Array]]] = {}
+        groups: dict[tuple[int, int], list[tuple[int, list[Array]]]] = {}
         for index, request in enumerate(requests):
-            array, responses[index] = self._input_or_error(request)
-            if array is not None:
+            arrays, responses[index] = self._inputs_or_error(request)
+            if arrays is not None:
+                frames = arrays[0].shape[1]
                 # Clips that are run one by one need not be copied into one batch before.
-                alone = (index,) if self._clips_at_once(array.shape[1]) == 1 else ()
-                groups.setdefault((*array.shape[1:], *alone), []).append((index, array))
+                alone = index if self._clips_at_once(frames) == 1 else -1
+                groups.setdefault((frames, alone), []).append((index, arrays))
         for group in groups.values():
             for index, response in self._answer(group):
                 responses[index] = response
         return responses
 
-    def _input_or_error(self, request: Any) -> tuple[Array | None, Any]:
+    def _inputs_or_error(self, request: Any) -> tuple[list[Array] | None, Any]:
         try:
-            return self._checked_input(request), None
+            arrays = [self._checked(request, expected) for expected in self._inputs]
+            if len({len(array) for array in arrays}) > 1:
+                raise RequestError(f"the inputs have batches of {[len(array) for array in arrays]}, expected one size")
+            return arrays, None
         except Exception as error:
             return None, _error_response(error)
 
-    def _checked_input(self, request: Any) -> Array:
-        tensor = pb_utils.get_input_tensor_by_name(request, self._input_name)
+    def _checked(self, request: Any, expected: Input) -> Array:
+        name = expected.name
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor is None:
-            raise RequestError(f"the input {self._input_name!r} is missing; send it")
+            raise RequestError(f"the input {name!r} is missing; send it")
         array: Array = tensor.as_numpy()
-        expected = f"[B, T, {', '.join(map(str, self._frame_shape))}] of {self._dtype}"
-        if array.dtype != self._dtype:
-            raise RequestError(f"{self._input_name!r} has the dtype {array.dtype}, expected {expected}")
-        if array.ndim != 2 + len(self._frame_shape) or array.shape[2:] != self._frame_shape:
-            raise RequestError(f"{self._input_name!r} has the shape {list(array.shape)}, expected {expected}")
+        if array.dtype != expected.dtype:
+            raise RequestError(f"{name!r} has the dtype {array.dtype}, expected {expected}")
+        if array.ndim != 1 + len(expected.dims) or any(
+            wanted not in (-1, size) for size, wanted in zip(array.shape[1:], expected.dims, strict=True)
+        ):
+            raise RequestError(f"{name!r} has the shape {list(array.shape)}, expected {expected}")
         if not 1 <= array.shape[1] <= self._max_frames:
-            raise RequestError(
-                f"{self._input_name!r} has {array.shape[1]} frames a clip, expected 1 to {self._max_frames}"
-            )
+            raise RequestError(f"{name!r} has {array.shape[1]} frames a clip, expected 1 to {self._max_frames}")
         if array.shape[0] < 1:
-            raise RequestError(f"{self._input_name!r} holds no clip, expected at least one")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RequestError(f"{self._input_name!r} holds values that are not finite; send finite numbers")
+            raise RequestError(f"{name!r} holds no clip, expected at least one")
+        if self._must_be_finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise RequestError(f"{name!r} holds values that are not finite; send finite numbers")
         return array
 
-    def _answer(self, group: list[tuple[int, Array]]) -> list[tuple[int, Any]]:
+    def _answer(self, group: list[tuple[int, list[Array]]]) -> list[tuple[int, Any]]:
         """Runs requests of equal shape together; if that fails, each one alone, so that one cannot harm another."""
-        arrays = [array for _, array in group]
+        requests = [arrays for _, arrays in group]
         try:
-            outputs = self._run(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
-            ends = np.cumsum([len(array) for array in arrays])[:-1]
+            joined = [array[0] if len(array) == 1 else np.concatenate(array) for array in zip(*requests, strict=True)]
+            outputs = self._run(joined)
+            ends = np.cumsum([len(arrays[0]) for arrays in requests])[:-1]
             parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
             return [(index, self._response(part)) for (index, _), part in zip(group, parts, strict=True)]
         except Exception as error:
@@ -138,16 +159,18 @@ class TritonPythonModel:
         # Live streams send single frames, of which several together are faster than one after the other.
         return max(1, self._clips_per_run * self._max_frames // frames)
 
-    def _run(self, batch: Array) -> list[Array]:
+    def _run(self, batch: list[Array]) -> list[Array]:
         # The ensemble cannot send more than max_batch_size in one request, but several requests can add up to more
         # only if Triton's batcher were misconfigured: fail in words rather than by memory.
-        if len(batch) > self._max_batch_size:
-            raise RequestError(f"{len(batch)} clips in one execution, expected at most {self._max_batch_size}")
-        size = self._clips_at_once(batch.shape[1])
-        runs: list[list[Array]] = [
-            self._session.run(self._output_names, {self._input_name: batch[start : start + size]})
-            for start in range(0, len(batch), size)
-        ]
+        clips, frames = batch[0].shape[:2]
+        if clips > self._max_batch_size:
+            raise RequestError(f"{clips} clips in one execution, expected at most {self._max_batch_size}")
+        size = self._clips_at_once(frames)
+        names = [entry.name for entry in self._inputs]
+        runs: list[list[Array]] = []
+        for start in range(0, clips, size):
+            part = (array[start : start + size] for array in batch)
+            runs.append(self._session.run(self._output_names, dict(zip(names, part, strict=True))))
         return runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
 
     def _response(self, outputs: tuple[Array, ...]) -> Any:

@@ -15,10 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dfer_deploy import bundle as bundles
 from dfer_deploy.bundle import ServingOptions
+from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.repository import write_model_repository
+from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import sha256_of_file, write_json
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
-from dfer_deploy.specs import ClipSpec, Contract, ModelSpec, PromptSpec, VisionSpec, contract_for
+from dfer_deploy.specs import ClipSpec, Contract, ModelSpec, PromptSpec, VisionSpec, contract_for, encoder_id
 
 CLASSES = ("happiness", "sadness", "neutral: calm", "anger", "surprise", "disgust", "fear")
 SIZE, FEATURES, MAX_BATCH = 32, 8, 4
@@ -110,6 +112,8 @@ def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
     (path / "onnx").mkdir(parents=True)
     shutil.copy(model.image_encoder_onnx, path / "onnx" / "dfer_image_encoder.onnx")
     shutil.copy(model.temporal_head_onnx, path / "onnx" / "dfer_temporal_head.onnx")
+    window = WindowGraph(16, encoder_id(sha256_of_file(model.image_encoder_onnx)))
+    onnx_from_graph(window, model.contract.window, path / "onnx" / "dfer_window.onnx")
     write_model_repository(
         path / "model_repository",
         contract=model.contract,
@@ -120,7 +124,7 @@ def write_bundle(path: Path, model: TinyModel, target: bundles.Target) -> Path:
         version=1,
         image_encoder_onnx=model.image_encoder_onnx,
         temporal_head_onnx=model.temporal_head_onnx,
-        stream_head_onnx=model.temporal_head_onnx,
+        window_onnx=path / "onnx" / "dfer_window.onnx",
     )
     files = {str(file.relative_to(path)): sha256_of_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
     manifest = {

@@ -33,8 +33,6 @@ def failure(error: Exception, *, answered: bool = False) -> CallError:
         ("in ensemble 'dfer', Server is stopping", "503", "unreachable"),
         ("This protocol is restricted, expecting header 'x'", "503", "refused"),
         ("This protocol is restricted, expecting header 'x'", "StatusCode.UNAVAILABLE", "refused"),
-        ("timeout of the corresponding sequence has been expired", "StatusCode.UNAVAILABLE", "crowded"),
-        ("timeout of the corresponding sequence has been expired", "503", "crowded"),
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", "late"),
         ("Request for unknown model: 'x' is not found", "StatusCode.UNAVAILABLE", "absent"),
         ("Request for unknown model: 'x' is not found", "400", "absent"),

@@ -22,7 +22,6 @@ from dfer_deploy.doctor.servers import Docker, EmbeddedServer, LocalTriton
 from dfer_deploy.engines import Builder, Device
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR, Gpu, fitting_containers, gpu_mismatch, tensorrt_mismatch
-from dfer_deploy.specs import stream_state_graph
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000)
 A10 = Gpu("NVIDIA A10", "8.6", 24_000_000_000)
@@ -68,21 +67,14 @@ def for_target(bundle: Bundle, target: Target) -> Bundle:
 def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
     """A bundle without engines that a test may change."""
     shutil.copytree(bundle.path, tmp_path / "bundle")
-    # Of this target the stream's graph is a file, too.
-    name = f"onnx/{bundle.contract.stream_head.name}.onnx"
-    shutil.copy(bundle.temporal_head_onnx, tmp_path / "bundle" / name)
-    files = bundle.manifest.files | {name: sha256_of_file(tmp_path / "bundle" / name)}
-    copy = dataclasses.replace(
-        bundle, path=tmp_path / "bundle", manifest=dataclasses.replace(bundle.manifest, files=files)
-    )
-    return for_target(copy, "tensorrt")
+    return for_target(dataclasses.replace(bundle, path=tmp_path / "bundle"), "tensorrt")
 
 
 def write_engines(bundle: Bundle, built_by: Builder, device: Device | None) -> Path:
     """The record that a build would leave, with plans of a few bytes."""
     records = {}
     contract = bundle.contract
-    for graph in (contract.image_encoder, contract.temporal_head, stream_state_graph(contract.stream_head)):
+    for graph in (contract.image_encoder, contract.temporal_head):
         plan = f"model_repository/{graph.name}/1/model.plan"
         (bundle.path / plan).write_bytes(b"a plan of " + graph.name.encode())
         onnx = f"onnx/{graph.name}.onnx"

@@ -38,7 +38,7 @@ def test_only_what_is_given_changes(cli: Any, copy: Path) -> None:
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
     models = [f"model_repository/dfer_{part}/config.pbtxt" for part in ("image_encoder", "temporal_head")]
-    assert changed == {"manifest.json", "model_repository/dfer_stream_head/config.pbtxt", *models}
+    assert changed == {"manifest.json", "model_repository/dfer_window/config.pbtxt", *models}
     opened = open_bundle(copy)
     check_model_repository(opened)
     assert opened.manifest.serving == ServingOptions(16, instances=3, queue_delay_us=200)
@@ -54,14 +54,15 @@ def test_only_what_is_given_changes(cli: Any, copy: Path) -> None:
     assert contents(copy) == before, "back to the very same bytes"
 
 
-def test_the_largest_batch_changes_all_configurations_but_those_of_streams(cli: Any, copy: Path) -> None:
+def test_the_largest_batch_changes_all_configurations(cli: Any, copy: Path) -> None:
     assert cli("configure", copy, "--max-batch-size", 5).exit_code == 0
     configs = {path.parent.name: path for path in copy.glob("model_repository/*/config.pbtxt")}
-    assert configs.keys() - {"dfer_stream", "dfer_stream_head"} == {
-        "dfer", "dfer_encoded", "dfer_image_encoder", "dfer_preprocess", "dfer_temporal_head"
+    assert configs.keys() == {
+        "dfer", "dfer_encoded", "dfer_image_encoder", "dfer_preprocess", "dfer_temporal_head", "dfer_window",
+        "dfer_stream", "dfer_encoded_stream",
     }  # fmt: skip
-    for name in configs.keys() - {"dfer_stream", "dfer_stream_head"}:
-        assert text_format.Parse(configs[name].read_text(), model_config_pb2.ModelConfig()).max_batch_size == 5
+    for path in configs.values():
+        assert text_format.Parse(path.read_text(), model_config_pb2.ModelConfig()).max_batch_size == 5
     open_bundle(copy)
 
 
@@ -242,11 +243,7 @@ def test_engines_for_another_largest_batch_are_named(cli: Any, tensorrt_bundle: 
     smaller = cli("configure", tensorrt_bundle, "--max-batch-size", 8)
     assert smaller.exit_code == 0
     assert "build again with: dfer-deploy build" in smaller.output
-    fewer_streams = cli("configure", tensorrt_bundle, "--max-batch-size", 16, "--max-streams", 9)
-    assert "takes up to 16 streams, the bundle is configured for 9; build again" in " ".join(
-        fewer_streams.output.split()
-    )
-    back = cli("configure", tensorrt_bundle, "--max-streams", 64)
+    back = cli("configure", tensorrt_bundle, "--max-batch-size", 16)
     assert "build again" not in back.output
     open_bundle(tensorrt_bundle)
     assert cli("configure", tensorrt_bundle, "--cuda-graph-batches", "none").exit_code == 0
@@ -268,10 +265,9 @@ def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Path:
         version=1,
         image_encoder_onnx=bundle.image_encoder_onnx,
         temporal_head_onnx=bundle.temporal_head_onnx,
-        stream_head_onnx=bundle.temporal_head_onnx,
+        window_onnx=bundle.window_onnx,
     )
     shutil.copytree(bundle.path / "onnx", path / "onnx")
-    shutil.copy(bundle.temporal_head_onnx, path / "onnx" / "dfer_stream_head.onnx")
     files = {name: hashlib.sha256(content).hexdigest() for name, content in contents(path).items()}
     changed = dataclasses.replace(manifest, target="tensorrt", serving=serving, files=files)
     write_json(path / "manifest.json", dataclasses.asdict(changed))
@@ -279,7 +275,6 @@ def tensorrt_bundle(bundle: Bundle, tmp_path: Path) -> Path:
     for graph, shapes in (
         ("dfer_image_encoder", {"frames": [16, 32, 32, 3]}),
         ("dfer_temporal_head", {"frame_features": [16, 64]}),
-        ("dfer_stream_head", {"frame_features": [1, 64], "start": [1], "state_in": [16, 64], "count_in": [1]}),
     ):
         plan = f"model_repository/{graph}/1/model.plan"
         content = graph.encode()

@@ -123,7 +123,7 @@ def test_what_a_server_would_execute_must_be_what_export_writes(bundle: Bundle, 
         with pytest.raises(DferDeployError, match="is not what this version of dfer-deploy writes"):
             check_model_repository(copy)
         path.write_text(original)
-    for name in ("other/1/model.py", "dfer_stream_head/1/json.py", "dfer_stream_head/2/model.py", "dfer/numpy.py"):
+    for name in ("other/1/model.py", "dfer_window/1/json.py", "dfer_window/2/model.py", "dfer/numpy.py"):
         path = copy.model_repository / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

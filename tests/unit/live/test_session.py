@@ -7,7 +7,7 @@ import pytest
 
 from dfer_deploy.answers import StreamAnswer
 from dfer_deploy.clips.faces import Box, Detection, face_crop
-from dfer_deploy.errors import DferDeployError, NoPlaceError
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import LiveFrame
 
@@ -70,7 +70,6 @@ def test_every_face_has_a_stream_of_its_own() -> None:
 def test_frames_of_a_gap_are_pushed_when_the_face_is_found_again() -> None:
     streams, answers = run(Scripted((LEFT,), (), (), (LEFT,)), 4)
     assert [faces[0].answer is not None for faces in answers] == [True, False, False, True]
-    assert all(faces[0].has_place for faces in answers)
     (stream,) = streams
     assert len(stream.frames) == 4
 
@@ -88,42 +87,6 @@ def test_a_face_goes_on_however_long_its_answers_take(step_s: float) -> None:
     streams, answers = run(Scripted((LEFT,), (LEFT,), (), (), (LEFT,)), 5, step_s)
     assert [len(stream.frames) for stream in streams] == [5]
     assert [faces[0].track for faces in answers] == [1] * 5
-
-
-def test_a_face_without_a_place_is_tried_again_and_costs_the_others_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    places, tries = 1, []
-
-    class Limited(Recorder):
-        def push(self, frame: np.ndarray) -> StreamAnswer:
-            if not self.frames and sum(bool(stream.frames) and not stream.closed for stream in streams) >= places:
-                tries.append(time_s)
-                raise NoPlaceError("as many streams as it may")
-            return super().push(frame)
-
-    streams: list[Limited] = []
-
-    def new_stream() -> Limited:
-        streams.append(Limited())
-        return streams[-1]
-
-    boxes = [(LEFT, RIGHT)] * 60 + [(RIGHT,)] * 10
-    answers = []
-    with LiveSession(new_stream, 8, Scripted(*boxes), margin=0.1, interval_s=0.2) as session:
-        for index in range(70):
-            time_s = 0.2 * index
-            answers.append(session.answered(LiveFrame(time_s, 100 + time_s, image_at(index))))
-        assert "as many streams" in str(session.refusal)
-    assert all(faces[0].answer and faces[0].has_place for faces in answers[:60])
-    assert not any(faces[1].has_place for faces in answers[:60])
-    assert len(streams[0].frames) == 60
-    # Every five seconds, and once more when the other one is given up, 0.75 s after it was seen last.
-    assert tries == pytest.approx([0.0, 5.0, 10.0])
-    first = next(index for index, faces in enumerate(answers) if faces[-1].track == 2 and faces[-1].answer)
-    assert first == 63
-    assert answers[first][-1].start_s == pytest.approx(0.2 * (first - 15))
-    window = [face_crop(image_at(index), answers[index][-1].box, 8, margin=0.1) for index in range(first - 15, 70)]  # type: ignore[arg-type]
-    assert np.array_equal(streams[1].frames, window)
-    assert capsys.readouterr().err.count("a face has no answers for now: as many streams as it may") == 1
 
 
 def test_frames_that_come_quickly_are_not_slowed_down() -> None:

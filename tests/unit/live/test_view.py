@@ -33,13 +33,12 @@ def face(
     *,
     resumed: bool = False,
     latency_s: float = 0.1,
-    has_place: bool = True,
 ) -> FaceAnswer:
     answer = None
     if expression:
         probabilities = {"happiness": 0.25, "fear": 0.25} | {expression: 0.75}
         answer = StreamAnswer(expression, 0.75, probabilities, probabilities, frames=9, resumed=resumed)
-    return FaceAnswer(track, 1.5, 0.0, latency_s, answer, Box(10, 10, 40, 40), has_place)
+    return FaceAnswer(track, 1.5, 0.0, latency_s, answer, Box(10, 10, 40, 40))
 
 
 def shown(view: LiveView, width: int = 110, height: int = 25) -> str:
@@ -100,24 +99,6 @@ def test_a_face_that_is_not_found_keeps_its_last_answer() -> None:
     assert "not found at the moment" in shown(view)
     view.update(1.4, [])
     assert "no face in the picture" in shown(view)
-
-
-def test_a_face_without_a_place_is_not_said_to_be_missing() -> None:
-    view = LiveView("cam", Tally(), lambda: 0)
-    view.update(1.0, [face(1), face(2, None, has_place=False)])
-    text = shown(view)
-    assert "face 1: happiness 0.75" in text
-    assert "face 2" in text
-    assert "no place on the server" in text
-    assert "no place on the server" in shown(view, height=8), "also in a line"
-    view.update(1.2, [face(2, None, has_place=False)])
-    assert "no place on the server" in shown(view)
-    assert "no face in the picture" not in shown(view)
-    view.update(1.4, [face(1)])
-    view.update(1.6, [face(1, None, has_place=False)])
-    assert "face 1: happiness 0.75" in shown(view)
-    assert "no place on the server" in shown(view)
-    assert "not found" not in shown(view)
 
 
 def test_a_frame_that_is_drawn_meanwhile_is_whole() -> None:
@@ -185,9 +166,6 @@ def test_panels_in_the_window_do_not_flicker(monkeypatch: pytest.MonkeyPatch) ->
     assert has_panel(overlay, most - 100)
     assert has_panel(overlay, most), "it stays while it fits"
     assert has_panel(overlay, most, None), "a face that is not found keeps its answer"
-    overlay.drawn(image, [face(1, None, has_place=False)])
-    assert not has_panel(overlay, most - 100, None), "but one that has lost its place does not"
-    assert has_panel(overlay, most - 100)
     overlay.drawn(image, [])
     assert not has_panel(overlay, most - 100, None), "nor one that is gone"
     # Frames of another size are drawn as such.

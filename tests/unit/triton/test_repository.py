@@ -22,7 +22,6 @@ from dfer_deploy.specs import (
     TensorSpec,
     VisionSpec,
     contract_for,
-    stream_state_graph,
 )
 
 CLASSES = ("joy", "no joy", "Überraschung")
@@ -35,14 +34,14 @@ def spec_with(classes: tuple[str, ...] = CLASSES) -> ModelSpec:
 def write(folder: Path, target: Target = "embedded", *, version: int = 1, name: str = "dfer", **changes) -> Contract:
     graphs = folder.parent / "graphs"
     graphs.mkdir(exist_ok=True)
-    for graph in ("encoder", "head", "stream"):
+    for graph in ("encoder", "head", "window"):
         (graphs / graph).write_bytes(graph.encode())
     spec = changes.pop("spec", spec_with())
     contract = contract_for(spec, name)
     arguments = {"serving": ServingOptions(16), "target": target, "spec": spec, "frame_interval_s": None} | changes
     write_model_repository(
         folder, contract=contract, version=version, image_encoder_onnx=graphs / "encoder",
-        temporal_head_onnx=graphs / "head", stream_head_onnx=graphs / "stream", **arguments,
+        temporal_head_onnx=graphs / "head", window_onnx=graphs / "window", **arguments,
     )  # fmt: skip
     return contract
 
@@ -54,7 +53,12 @@ def config_of(folder: Path, model: str):
 
 def tensors(entries) -> dict[str, tuple[str, list[int]]]:
     types = model_config_pb2
-    names = {types.TYPE_UINT8: "uint8", types.TYPE_FP32: "float32", types.TYPE_STRING: "bytes"}
+    names = {
+        types.TYPE_UINT8: "uint8",
+        types.TYPE_INT32: "int32",
+        types.TYPE_FP32: "float32",
+        types.TYPE_STRING: "bytes",
+    }
     return {entry.name: (names[entry.data_type], list(entry.dims)) for entry in entries}
 
 
@@ -131,61 +135,41 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_streams_are_sequences_of_single_frames(tmp_path: Path, target: Target) -> None:
-    serving = ServingOptions(16, max_streams=9, stream_idle_s=2.5, queue_delay_us=70)
-    contract = write(tmp_path / "repository", target, name="mine", serving=serving)
-    head = config_of(tmp_path / "repository", "mine_stream_head")
-    assert tensors(head.input) == {"frame_features": ("float32", [1, 256])}
-    assert tensors(head.output) == expected(contract.stream_head.outputs)
-    assert head.max_batch_size == 9
-    assert head.sequence_batching.oldest.max_candidate_sequences == 9
-    assert head.sequence_batching.oldest.max_queue_delay_microseconds == 70
-    assert head.sequence_batching.max_sequence_idle_microseconds == 2_500_000
-    assert head.instance_group[0].count == 1
-    assert not head.model_warmup
-    stream = config_of(tmp_path / "repository", "mine_stream")
-    assert stream.max_batch_size == 1
-    assert tensors(stream.input) == {"frames": ("uint8", [1, 64, 64, 3])}
-    assert [step.model_name for step in stream.ensemble_scheduling.step] == ["mine_image_encoder", "mine_stream_head"]
-    assert {output.label_filename for output in stream.output} == {"labels.txt"}
-
-
-def test_the_embedded_stream_head_asks_the_request_for_its_stream(tmp_path: Path) -> None:
-    """A control tensor for the correlation id would have to be of one type: a number or a string."""
-    write(tmp_path / "repository", serving=ServingOptions(16, max_streams=9))
-    head = config_of(tmp_path / "repository", "dfer_stream_head")
-    assert not head.sequence_batching.state
-    assert not head.sequence_batching.control_input
-    assert head.parameters["max_streams"].string_value == "9"
-    assert head.parameters["max_frames"].string_value == "16"
-    source = (tmp_path / "repository" / "dfer_stream_head" / "1" / "model.py").read_text(encoding="utf-8")
-    assert source == triton_models.stream_head_source()
-
-
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_states_are_those_of_the_graph_and_begin_with_zeros(tmp_path: Path, target: Target) -> None:
-    contract = write(tmp_path / "repository", target)
-    batching = config_of(tmp_path / "repository", "dfer_stream_head").sequence_batching
-    graph = stream_state_graph(contract.stream_head)
-    shapes = {tensor.name: list(tensor.shape[1:]) for tensor in (*graph.inputs, *graph.outputs)}
-    assert [(state.input_name, state.output_name) for state in batching.state] == [
-        ("state_in", "state_out"), ("count_in", "count_out")
+def test_a_stream_is_encoder_window_and_head_without_state(tmp_path: Path, target: Target) -> None:
+    serving = ServingOptions(9, queue_delay_us=70)
+    folder = tmp_path / "repository"
+    contract = write(folder, target, name="mine", serving=serving)
+    window = config_of(folder, "mine_window")
+    assert (window.backend, window.platform) == ("python" if target == "embedded" else "onnxruntime", "")
+    assert tensors(window.input) == expected(contract.window.inputs)
+    assert tensors(window.output) == expected(contract.window.outputs)
+    assert (window.max_batch_size, window.dynamic_batching.max_queue_delay_microseconds) == (9, 70)
+    assert window.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+    assert (folder / "mine_window" / "1" / "model.onnx").read_bytes() == b"window"
+    stream = config_of(folder, "mine_stream")
+    assert stream.max_batch_size == 9
+    assert tensors(stream.input) == {
+        "frames": ("uint8", [1, 64, 64, 3]),
+        "recent_features": ("float32", [15, 256]),
+        "recent_count": ("int32", [1]),
+    }
+    assert tensors(stream.output) == {
+        "probabilities": ("float32", [3]),
+        "logits": ("float32", [3]),
+        "frame_features": ("float32", [1, 256]),
+        "encoder_id": ("int32", [1]),
+    }
+    assert [step.model_name for step in stream.ensemble_scheduling.step] == [
+        "mine_image_encoder", "mine_window", "mine_temporal_head"
     ]  # fmt: skip
-    for state in batching.state:
-        assert list(state.dims) == shapes[state.input_name] == shapes[state.output_name]
-        assert state.data_type == model_config_pb2.TYPE_FP32
-        (initial,) = state.initial_state
-        assert (list(initial.dims), initial.zero_data) == (list(state.dims), True)
-        assert initial.data_type == state.data_type
-    (start,) = batching.control_input
-    assert start.name == "start"
-    assert start.control[0].kind == model_config_pb2.ModelSequenceBatching.Control.CONTROL_SEQUENCE_START
-    assert list(start.control[0].fp32_false_true) == [0, 1]
-
-
-def test_a_batch_holds_no_more_streams_than_a_batch_of_clips(tmp_path: Path) -> None:
-    write(tmp_path / "repository", "tensorrt", serving=ServingOptions(4, max_streams=64))
-    assert config_of(tmp_path / "repository", "dfer_stream_head").max_batch_size == 4
+    encoded = config_of(folder, "mine_encoded_stream")
+    first, *rest = encoded.ensemble_scheduling.step
+    assert first == config_of(folder, "mine_encoded").ensemble_scheduling.step[0]
+    assert rest == list(stream.ensemble_scheduling.step)
+    assert tensors(encoded.input) == {"images": ("bytes", [1])} | tensors(stream.input[1:])
+    assert encoded.output == stream.output
+    for path in folder.glob("*/config.pbtxt"):
+        assert not config_of(folder, path.parent.name).HasField("sequence_batching")
 
 
 def test_files_of_the_embedded_target(tmp_path: Path) -> None:
@@ -200,8 +184,8 @@ def test_files_of_the_embedded_target(tmp_path: Path) -> None:
         "dfer_encoded/config.pbtxt", "dfer_encoded/labels.txt", "dfer_encoded/1/.keep",
         "dfer_preprocess/config.pbtxt", "dfer_preprocess/1/model.py", "dfer_preprocess/1/image_decoding.py",
         "dfer_stream/config.pbtxt", "dfer_stream/labels.txt", "dfer_stream/1/.keep",
-        "dfer_stream_head/config.pbtxt", "dfer_stream_head/1/model.onnx", "dfer_stream_head/1/model.py",
-        "dfer_stream_head/labels.txt",
+        "dfer_encoded_stream/config.pbtxt", "dfer_encoded_stream/labels.txt", "dfer_encoded_stream/1/.keep",
+        "dfer_window/config.pbtxt", "dfer_window/1/model.onnx", "dfer_window/1/model.py",
     }  # fmt: skip
     assert (folder / "dfer" / "labels.txt").read_text(encoding="utf-8") == "joy\nno joy\nÜberraschung\n"
     graph = folder / "dfer_temporal_head" / "1" / "model.onnx"
@@ -263,7 +247,8 @@ def test_serving_options_reach_the_configurations(tmp_path: Path) -> None:
         assert graphs == [(batch, {graph.inputs[0].name: dims}) for batch in (1, 8)]
         assert config.default_model_filename == "model.plan"
     assert config_of(tmp_path / "repository", "dfer").max_batch_size == 32
-    assert not list((tmp_path / "repository").rglob("*.onnx"))  # Triton has no use for the graph
+    # Triton has no use for the graphs of which there are engines.
+    assert [path.parts[-3] for path in (tmp_path / "repository").rglob("*.onnx")] == ["dfer_window"]
     write(tmp_path / "without", "tensorrt", serving=ServingOptions(32, cuda_graph_batches=()))
     assert not config_of(tmp_path / "without", "dfer_image_encoder").optimization.cuda.graphs
 
@@ -278,12 +263,7 @@ def test_the_tensorrt_provider_of_onnxruntime_has_one_profile_and_keeps_the_type
         "trt_profile_opt_shapes": "frames:8x16x64x64x3",
         "trt_profile_max_shapes": "frames:16x16x64x64x3",
     }
-    stream_head = config_of(tmp_path / "repository", "dfer_stream_head")
-    (provider,) = stream_head.optimization.execution_accelerators.gpu_execution_accelerator
-    assert (
-        provider.parameters["trt_profile_opt_shapes"]
-        == "frame_features:8x1x256,start:8x1,state_in:8x16x256,count_in:8x1"
-    )
+    assert not config_of(tmp_path / "repository", "dfer_window").optimization.HasField("execution_accelerators")
     write(tmp_path / "cuda", "onnxruntime")
     assert not config_of(tmp_path / "cuda", "dfer_image_encoder").optimization.HasField("execution_accelerators")
 
@@ -316,7 +296,7 @@ def test_the_queue_has_a_policy_only_with_a_limit(tmp_path: Path, target: Target
     for limit in (0, 7):
         folder = tmp_path / str(limit)
         contract = write(folder, target, serving=ServingOptions(16, max_queue_size=limit))
-        for graph in (contract.image_encoder, contract.temporal_head, contract.preprocess):
+        for graph in (contract.image_encoder, contract.temporal_head, contract.preprocess, contract.window):
             batching = config_of(folder, graph.name).dynamic_batching
             policy = batching.default_queue_policy
             # Any policy would end Triton's prefetching.
@@ -325,7 +305,8 @@ def test_the_queue_has_a_policy_only_with_a_limit(tmp_path: Path, target: Target
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("file", ["image_encoder.pbtxt", "temporal_head.pbtxt", "stream_head.pbtxt"])
+@pytest.mark.parametrize("file", ["image_encoder.pbtxt", "temporal_head.pbtxt", "window.pbtxt"])
 def test_templates_parse_as_they_are(target: Target, file: str) -> None:
-    config = text_format.Parse(triton_models.config_template(target, file), model_config_pb2.ModelConfig())
-    assert config.max_batch_size == (64 if target == "tensorrt" else 16)
+    folder = "onnxruntime" if (target, file) == ("tensorrt", "window.pbtxt") else target
+    config = text_format.Parse(triton_models.config_template(folder, file), model_config_pb2.ModelConfig())
+    assert config.max_batch_size == (64 if folder == "tensorrt" else 16)
