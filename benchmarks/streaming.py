@@ -1,6 +1,6 @@
 """Live streams through the server, which encodes every frame once, against windows that encode all 16 frames anew.
 
-    python benchmarks/streaming.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
+    python benchmarks/streaming.py [--quick] [--rounds N] [--against CHECKOUT] [--json FILE] [--plot PNG]
 
 Consecutive windows share 15 of their 16 frames. The contestants take turns in every round:
 
@@ -13,11 +13,21 @@ Consecutive windows share 15 of their 16 frames. The contestants take turns in e
 
 Windows are as fast however many streams share them, since one fills the machine. All must agree in the logits before
 anything is timed. A speed-up is that of the same round.
+
+``--against`` compares this version with another one instead: the streams of this checkout, and those of CHECKOUT with
+its own export, server and client (``git worktree add CHECKOUT 9e23f85`` gives the release whose server kept the state
+of streams). Both run in processes of their own and take turns.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +67,12 @@ class Turn:
 
 
 def main() -> None:
-    arguments = parsed(parser(__file__, __doc__))
+    options = parser(__file__, __doc__)
+    options.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the streams of another version")
+    arguments = parsed(options)
+    if arguments.against is not None:
+        compare_versions(arguments)
+        return
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), rounds=arguments.rounds, quick=arguments.quick)
     contestants = result["contestants"]
@@ -118,6 +133,91 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
         },
         "largest_logit_error": error,
     }
+
+
+def compare_versions(arguments: argparse.Namespace) -> None:
+    """Lets the streams of this checkout and of another one take turns."""
+    here = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        checkpoint = random_checkpoint(Path(folder), quick=arguments.quick)
+        versions = {
+            name: stack.enter_context(Version(checkout, checkpoint, Path(folder) / name))
+            for name, checkout in (("this", here), ("other", arguments.against))
+        }
+        contestants = {
+            f"{streams_named(count)}, {name}": lambda v=version, c=count: v.streamed(c)
+            for count in STREAMS
+            for name, version in versions.items()
+        }
+        turns = take_turns(contestants, arguments.rounds)
+    rows = {}
+    for count in map(streams_named, STREAMS):
+        rates = {name: [turn.rate for turn in turns[f"{count}, {name}"]] for name in versions}
+        rows[count] = {name: figures(values) for name, values in rates.items()}
+        rows[count]["ratio"] = figures(ratios(rates["this"], rates["other"]))
+    table(
+        f"live streams, predictions a second, this version against {arguments.against}: median (range)",
+        ("", "this", "other", "this / other"),
+        [(name, *(in_words(found[what]) for what in ("this", "other", "ratio"))) for name, found in rows.items()],
+    )
+    picture, (axes,) = figure("Live streams, this version / the other", 1, height=3.0, quick=arguments.quick)
+    draw_bars(axes, "predictions a second, ratio", {name: found["ratio"]["rounds"] for name, found in rows.items()})
+    write(arguments, {"against": str(arguments.against), "streams": rows}, picture)
+
+
+class Version:
+    """The streams of one checkout, in a process that imports its package and its benchmarks."""
+
+    def __init__(self, checkout: Path, checkpoint: Path, folder: Path) -> None:
+        folder.mkdir()
+        copy = Path(shutil.copy(checkpoint, folder))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _VERSION, str(copy)],
+            cwd=checkout / "benchmarks",
+            env=os.environ | {"PYTHONPATH": f"{checkout.resolve()}:{(checkout / 'benchmarks').resolve()}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def streamed(self, count: int) -> Turn:
+        """What ``streamed`` measures there."""
+        assert self._process.stdin is not None  # noqa: S101 - opened above, for mypy
+        assert self._process.stdout is not None  # noqa: S101
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process of the other version ended with {self._process.wait()}")
+        return Turn(*json.loads(answer))
+
+    def __enter__(self) -> Version:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
+
+_VERSION = """
+import json, sys
+from contextlib import ExitStack
+from pathlib import Path
+import streaming
+
+bundle = streaming.exported(Path(sys.argv[1]))
+size = bundle.spec.clip.vision.image_size
+frames = streaming.drawn_clips(2, size).reshape(-1, size, size, 3)
+with ExitStack() as stack:
+    url = stack.enter_context(streaming.served_bundle(bundle)).grpc_url
+    clients = [stack.enter_context(streaming.Client(url)) for _ in range(max(streaming.STREAMS))]
+    with streaming.OnnxRuntimePredictor.from_bundle(bundle) as graphs:
+        streaming.largest_error(clients[0], graphs, frames)
+    for count in sys.stdin:
+        turn = streaming.streamed(clients[: int(count)], frames)
+        print(json.dumps([turn.rate, turn.waits]), flush=True)
+"""
 
 
 def streams_named(count: int) -> str:

@@ -293,8 +293,8 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
     if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
         found = values.get("format") if isinstance(values, dict) else values
         raise DferDeployError(
-            f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r}; "
-            "export the bundle again with this version of dfer-deploy"
+            f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r} (streams without state on the "
+            "server); export the checkpoint again with this version of dfer-deploy"
         )
     try:
         manifest = spec_from_dict(Manifest, values)

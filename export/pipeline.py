@@ -121,6 +121,11 @@ def export_bundle(
             "--force, or put this one beside it with --add-version"
         )
     kept = None
+    if add_version and previous is None and output.exists() and not force:
+        raise DferDeployError(
+            f"{output} is damaged or of another version of dfer-deploy, so nothing can be added to it; choose another "
+            "-o, or replace it with --force"
+        )
     if add_version and previous is not None:
         _check_compatible(previous, plan)
         kept, plan = previous, dataclasses.replace(plan, version=previous.manifest.version + 1)

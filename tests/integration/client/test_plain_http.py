@@ -6,15 +6,19 @@ import json
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import clips_of
+from tiny import clips_of, varied_model
 
 from dfer_deploy import Client
+from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "clients"
@@ -56,13 +60,42 @@ def test_javascript(client_server: TritonServer, images: list[Path]) -> None:
     assert {name: float(value) for value, name in lines} == pytest.approx(dict(answer.probabilities), abs=1e-4)
 
 
+@pytest.fixture(scope="module")
+def varied_server(environment: TritonEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A model whose probabilities depend on the frames."""
+    folder = tmp_path_factory.mktemp("varied")
+    save_checkpoint(folder / "varied.pt", varied_model(), {})
+    bundle, _ = export_bundle(folder / "varied.pt", folder / "bundle", ExportOptions("embedded"))
+    with TritonServer(environment, bundle.model_repository) as running:
+        yield running
+
+
+@pytest.mark.parametrize("command", [("sh", "stream.sh"), ("node", "stream.mjs")], ids=["curl", "javascript"])
+def test_streams(varied_server: TritonServer, command: tuple[str, str], tmp_path: Path) -> None:
+    paths = [tmp_path / f"frame {index:02d}.jpg" for index in range(20)]
+    for path, image in zip(paths, clips_of(2, seed=3).reshape(-1, 32, 32, 3), strict=False):
+        Image.fromarray(np.kron(image, np.ones((6, 9, 1), np.uint8))).save(path)
+    done = run(command[0], EXAMPLES / command[1], varied_server.endpoints.http_url, *paths)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [line.replace(":1:", ":").replace(":0:", ":").replace(":2:", ":") for line in done.stdout.splitlines()]
+    with Client(varied_server.endpoints.grpc_url) as client, client.stream() as stream:
+        answers = [stream.push(path) for path in paths]
+    assert np.ptp([answer.confidence for answer in answers]) > 0.01
+    for line, answer in zip(told, answers, strict=True):
+        probability, expression = line.replace("  ", ":").split(":")
+        assert (float(probability), expression) == (pytest.approx(answer.confidence, abs=1e-4), answer.expression)
+
+
 def test_a_file_that_is_missing_is_named(client_server: TritonServer, tmp_path: Path) -> None:
-    done = run("sh", EXAMPLES / "predict.sh", client_server.endpoints.http_url, tmp_path / "no.jpg")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{tmp_path / 'no.jpg'} cannot be read; check the path\n"
+    for script in ("predict.sh", "stream.sh"):
+        done = run("sh", EXAMPLES / script, client_server.endpoints.http_url, tmp_path / "no.jpg")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"{tmp_path / 'no.jpg'} cannot be read; check the path\n"
 
 
-@pytest.mark.parametrize("command", [("sh", "predict.sh"), ("node", "predict.mjs")], ids=["curl", "javascript"])
+@pytest.mark.parametrize(
+    "command", [("sh", "predict.sh"), ("node", "predict.mjs"), ("sh", "stream.sh"), ("node", "stream.mjs")], ids=str
+)
 def test_a_file_that_is_no_image_is_named(
     client_server: TritonServer, command: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 from tiny import save_reference, tiny_model
 
@@ -12,6 +14,8 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.export.repository import check_model_repository
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.specs import encoder_id
 
 
 def test_the_manifest_says_what_the_bundle_is(bundle: Bundle) -> None:
@@ -76,6 +80,29 @@ def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) 
         export_bundle(path, tmp_path / "b", renamed, add_version=True)
     with pytest.raises(DferDeployError, match="has the name 'dfer'"):
         export_bundle(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded", name="x"), add_version=True)
+
+
+def test_the_versions_have_windows_that_name_their_own_encoders(own_checkpoint: Path, tmp_path: Path) -> None:
+    export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    save_checkpoint(tmp_path / "new.pt", tiny_model(seed=1), {})
+    export_bundle(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded"), add_version=True)
+    folder = tmp_path / "b" / "model_repository"
+    for version in ("1", "2"):
+        session = onnxruntime.InferenceSession(
+            str(folder / "dfer_window" / version / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
+        nothing = {"frame_features": np.zeros((1, 1, 64), np.float32), "recent_count": np.int32([[0]])}
+        (found,) = session.run(["encoder_id"], nothing | {"recent_features": np.zeros((1, 15, 64), np.float32)})
+        assert found == encoder_id(sha256_of_file(folder / "dfer_image_encoder" / version / "model.onnx"))
+
+
+def test_a_version_is_not_added_to_a_bundle_of_another_format(own_checkpoint: Path, tmp_path: Path) -> None:
+    old, _ = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    manifest = tmp_path / "b" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(old.manifest.format, "dfer-deploy-bundle/3"))
+    with pytest.raises(DferDeployError, match="nothing can be added to it"):
+        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"), add_version=True)
+    assert "dfer-deploy-bundle/3" in manifest.read_text()
 
 
 def test_force_replaces_bundles_only(own_checkpoint: Path, tmp_path: Path) -> None:
