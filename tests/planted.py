@@ -71,11 +71,12 @@ def only_the_newest(graph: onnx.GraphProto) -> None:
 
 
 def never_finite(graph: onnx.GraphProto) -> None:
-    """A stream's window of NaN."""
-    last = next(node for node in graph.node if "window_features" in node.output)
-    last.output[0] = "right"
+    """A stream's window in which all frames but the newest are NaN."""
+    chosen = next(node for node in graph.node if node.op_type == "Where")
+    chosen.input[1] = "spoilt"
     graph.initializer.append(numpy_helper.from_array(np.float32(np.nan), "nan"))
-    graph.node.append(helper.make_node("Mul", ["right", "nan"], ["window_features"]))
+    product = helper.make_node("Mul", ["recent_features", "nan"], ["spoilt"])
+    graph.node.insert(list(graph.node).index(chosen), product)
 
 
 def negate_probabilities(graph: onnx.GraphProto) -> None:

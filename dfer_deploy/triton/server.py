@@ -206,6 +206,12 @@ class TritonServer:
                         return
                 except InferenceServerException as error:
                     last = str(error).splitlines()[0]
+                    if error.status() == "StatusCode.INVALID_ARGUMENT":
+                        self._failed = True
+                        raise DferDeployError(
+                            f"the model {name!r} refuses a request of zeros ({error.message()}), so its graphs are not "
+                            f"those that were exported; export the bundle again; the server's log is {self.log_file}"
+                        ) from error
                     if error.status() == "StatusCode.UNIMPLEMENTED":
                         # It will not change its mind: the server's Python has no Pillow.
                         warn(f"the model {name!r} is not served: {error.message()}")

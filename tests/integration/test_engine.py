@@ -290,7 +290,7 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
         open_bundle(bundle)
     assert build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)[2] == ["dfer_image_encoder"]
     open_bundle(bundle)
-    assert len(build_bundle(tensorrt, bundle, BuildOptions(optimization_level=1), opt_batch=4, report=_silent)[2]) == 3
+    assert len(build_bundle(tensorrt, bundle, BuildOptions(optimization_level=1), opt_batch=4, report=_silent)[2]) == 2
     open_bundle(bundle)
 
 
@@ -406,15 +406,15 @@ build_bundle(module, Path(sys.argv[1]), BuildOptions(), report=lambda *report: N
 """
 
 
-@pytest.mark.parametrize("renames", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
 def test_a_killed_build_is_mended_by_the_next(bundle: Path, tensorrt: Any, renames: int) -> None:
-    """Killed before one of its renames: record, plan, record, plan, record, plan."""
+    """Killed before one of its renames: record, plan, record, plan."""
     killed = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), str(renames)], check=False)
     assert killed.returncode == -signal.SIGKILL
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
     engines = engines_of(open_bundle(bundle))
     assert engines is not None
-    assert len(engines.engines) == 3
+    assert len(engines.engines) == 2
 
 
 @pytest.mark.parametrize("key", ["name", "version", "precision", "serving", "spec", "files"])

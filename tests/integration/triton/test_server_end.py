@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import psutil
 import pytest
+from onnx import numpy_helper
 from tiny import clips_of
 
 from dfer_deploy.errors import DferDeployError
@@ -169,6 +171,24 @@ def test_taken_port_names_its_holder(environment: TritonEnvironment, bundle: Pat
         port = holder.getsockname()[1]
         with pytest.raises(DferDeployError, match=f"the gRPC port {port} is taken by process {os.getpid()} "):
             TritonServer(environment, bundle / "model_repository", grpc_port=port).start()
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_model_that_refuses_zeros_ends_the_wait_at_once(
+    environment: TritonEnvironment, bundle: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(bundle / "model_repository", repository)
+    path = repository / "dfer_image_encoder" / "1" / "model.onnx"
+    model = onnx.load(path)
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "weights")
+    weights.CopyFrom(numpy_helper.from_array(np.nan * numpy_helper.to_array(weights), "weights"))
+    path.unlink()
+    onnx.save(model, path)
+    log = tmp_path / "triton.log"
+    server = TritonServer(environment, repository, start_timeout_s=10_000, exit_timeout_s=0, log_file=log)
+    with pytest.raises(DferDeployError, match=r"refuses a request of zeros \(in ensemble"):
+        server.start()
 
 
 @pytest.mark.usefixtures("own_process")

@@ -19,9 +19,16 @@ from onnx import TensorProto, helper, numpy_helper
 from python_backend import Logger, Request, Response, TritonError
 
 from dfer_deploy import triton_models
+from dfer_deploy.export.onnx_file import onnx_from_graph
+from dfer_deploy.export.window_graph import WindowGraph
+from dfer_deploy.specs import GraphSpec, TensorSpec
 from dfer_deploy.triton import environment
 
 FEATURES = 3
+
+
+def features(batch: int, time: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, time, FEATURES)).astype(np.float32)
 
 
 @pytest.fixture
@@ -63,23 +70,100 @@ def model(source: Path, tmp_path: Path):
             "intra_op_threads": {"string_value": "1"},
             "spinning": {"string_value": "0"},
             "clips_per_run": {"string_value": "0"},
+            "must_be_finite": {"string_value": "1"},
         },
     }
     loaded.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
     return loaded
 
 
-def features(batch: int, time: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((batch, time, FEATURES)).astype(np.float32)
+@pytest.fixture
+def window(source: Path, tmp_path: Path):
+    """A loaded model of three inputs, which need not be finite: the window of a stream, of 5 frames."""
+    spec = GraphSpec(
+        "window",
+        (
+            TensorSpec("newest", "float32", ("batch", 1, FEATURES)),
+            TensorSpec("recent", "float32", ("batch", 4, FEATURES)),
+            TensorSpec("count", "int32", ("batch", 1)),
+        ),
+        (TensorSpec("window", "float32", ("batch", 5, FEATURES)), TensorSpec("id", "int32", ("batch", 1))),
+    )
+    onnx_from_graph(WindowGraph(5, 77), spec, tmp_path / "1" / "model.onnx")
+    types = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
+    parameters = {"max_frames": 5, "intra_op_threads": 1, "spinning": 0, "clips_per_run": 0, "must_be_finite": 0}
+    config = {
+        "input": [
+            {"name": tensor.name, "data_type": types[tensor.dtype], "dims": list(map(str, tensor.shape[1:]))}
+            for tensor in spec.inputs
+        ],
+        "output": [{"name": "id"}, {"name": "window"}],
+        "max_batch_size": 8,
+        "parameters": {name: {"string_value": str(value)} for name, value in parameters.items()},
+    }
+    loaded = runpy.run_path(str(source))["TritonPythonModel"]()
+    loaded.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
+    return loaded
+
+
+def step(count: int, seed: int, batch: int = 1) -> dict[str, np.ndarray]:
+    """A request of ``batch`` streams that have had ``count`` frames; unused rows are NaN."""
+    recent = features(batch, 4, seed)
+    recent[:, count:] = np.nan
+    return {"newest": features(batch, 1, 100 + seed), "recent": recent, "count": np.full((batch, 1), count, np.int32)}
+
+
+def check_window(response: Response, sent: dict[str, np.ndarray]) -> None:
+    count = int(sent["count"][0, 0])
+    window = response.value("window")
+    np.testing.assert_array_equal(window[:, :count], sent["recent"][:, :count])
+    np.testing.assert_array_equal(window[:, count:], np.repeat(sent["newest"], 5 - count, axis=1))
+    np.testing.assert_array_equal(response.value("id"), np.full((len(window), 1), 77))
+
+
+def test_graphs_of_several_inputs_run_requests_together(window) -> None:
+    sent = [step(0, 1), step(4, 2, batch=2), step(2, 3), step(1, 4, batch=3)]
+    batches: list[list[int]] = []
+    run = window._run
+
+    def counting(batch: list[np.ndarray]) -> list[np.ndarray]:
+        batches.append([len(array) for array in batch])
+        return run(batch)  # type: ignore[no-any-return]
+
+    window._run = counting
+    for response, request in zip(window.execute([Request(tensors) for tensors in sent]), sent, strict=True):
+        check_window(response, request)
+    assert batches == [[7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recent": None},
+        {"recent": features(1, 3)},
+        {"recent": features(2, 4)},
+        {"count": np.zeros((1, 1), np.int64)},
+        {"count": np.zeros((1, 2), np.int32)},
+        {"count": np.zeros((1,), np.int32)},
+    ],
+    ids=["missing", "rows", "batch", "dtype", "width", "rank"],
+)
+def test_a_bad_input_among_several_harms_nobody(window, changes: dict[str, Any]) -> None:
+    good = step(2, 1)
+    bad = {name: array for name, array in (step(2, 2) | changes).items() if array is not None}
+    first, refused, last = window.execute([Request(good), Request(bad), Request(good)])
+    check_window(first, good)
+    check_window(last, good)
+    assert refused.error.code == TritonError.INVALID_ARG
 
 
 def counted(model) -> list[tuple[int, ...]]:
     """The shapes that the graph is run with from now on."""
     shapes: list[tuple[int, ...]] = []
-    run: Callable[[np.ndarray], list[np.ndarray]] = model._run
+    run: Callable[[list[np.ndarray]], list[np.ndarray]] = model._run
 
-    def counting(batch: np.ndarray) -> list[np.ndarray]:
-        shapes.append(batch.shape)
+    def counting(batch: list[np.ndarray]) -> list[np.ndarray]:
+        shapes.append(batch[0].shape)
         return run(batch)
 
     model._run = counting
@@ -160,8 +244,8 @@ def test_a_bad_request_gets_its_error_and_harms_nobody(model, tensors: dict[str,
 def test_when_a_batch_fails_every_request_is_tried_alone(model) -> None:
     run = model._run
 
-    def failing(batch: np.ndarray) -> list[np.ndarray]:
-        if (batch == 7).any():
+    def failing(batch: list[np.ndarray]) -> list[np.ndarray]:
+        if (batch[0] == 7).any():
             raise MemoryError("out of memory")
         return run(batch)
 
