@@ -169,6 +169,7 @@ class Version:
     """The streams of one checkout, in a process that imports its package and its benchmarks."""
 
     def __init__(self, checkout: Path, checkpoint: Path, folder: Path) -> None:
+        self._checkout = checkout
         folder.mkdir()
         copy = Path(shutil.copy(checkpoint, folder))
         self._process = subprocess.Popen(
@@ -188,7 +189,7 @@ class Version:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the process of the other version ended with {self._process.wait()}")
+            raise RuntimeError(f"the process of {self._checkout} ended with {self._process.wait()}")
         return Turn(*json.loads(answer))
 
     def __enter__(self) -> Version:

@@ -31,7 +31,7 @@ class StreamAnswer(Answer):
 
     Attributes:
         frames: distinct frames in the window, 1 to 16; below 16 the newest is repeated to fill it.
-        resumed: another encoder than before answers, so that it has encoded the window again.
+        resumed: another encoder than before answers, as after a rollout; the whole window is of its features.
     """
 
     frames: int = 16

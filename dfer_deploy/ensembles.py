@@ -2,8 +2,8 @@
 
 Verified are the answers of the ensemble for clips and of its two models. Images are decoded by the server, so their
 answers must be those of the clip. A stream shows the encoder one frame at a time, which rounds otherwise than sixteen
-together, and has a head of its own: so the features of single frames are held against what rounding costs the model,
-and the answers against those of the temporal head for the very same features.
+together: so the features of single frames are compared with what rounding costs the model, and the answers with those
+of the temporal head for the very same features.
 """
 
 from __future__ import annotations

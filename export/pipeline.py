@@ -115,17 +115,17 @@ def export_bundle(
     previous = _previous(output) if output.exists() else None
     if previous is not None and _same_content(previous.manifest, plan) and _can_be_served(previous):
         return previous, False
+    if output.exists() and previous is None and not force:
+        raise DferDeployError(
+            f"{output} exists already and is damaged or of another version of dfer-deploy; choose another -o, or "
+            "replace it with --force"
+        )
     if output.exists() and not force and not add_version:
         raise DferDeployError(
             f"{output} exists already and holds another export or a damaged one; choose another -o, replace it with "
             "--force, or put this one beside it with --add-version"
         )
     kept = None
-    if add_version and previous is None and output.exists() and not force:
-        raise DferDeployError(
-            f"{output} is damaged or of another version of dfer-deploy, so nothing can be added to it; choose another "
-            "-o, or replace it with --force"
-        )
     if add_version and previous is not None:
         _check_compatible(previous, plan)
         kept, plan = previous, dataclasses.replace(plan, version=previous.manifest.version + 1)

@@ -218,13 +218,10 @@ def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, servi
 
 
 def _window(graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
-    """TensorRT has nothing to gain from a graph without arithmetic: its bundles serve it with onnxruntime, too."""
+    """A graph without arithmetic gains nothing from TensorRT, from more instances, or from waiting for company."""
     template = _template("embedded" if target == "embedded" else "onnxruntime", "window.pbtxt")
     config = _filled(template, graph, serving.max_batch_size)
-    config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
     _limit_queue(config, serving)
-    if target == "embedded":
-        config.parameters["max_frames"].string_value = str(MAX_FRAMES)
     return config
 
 

@@ -203,7 +203,7 @@ class Stream:
 
         Raises:
             IncompatibleServerError: the server's streams are of another version of dfer-deploy.
-            DferDeployError: there was no answer within the deadline and the retries, the frame is none of the model's,
+            DferDeployError: there was no answer within the deadline and the retries, the model takes no such frame,
                 or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
         """
         return self._client.run(self._flows.push(frame))

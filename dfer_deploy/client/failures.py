@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -11,9 +12,10 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.client.address import Address
 from dfer_deploy.errors import DferDeployError
 
-Kind = Literal["unreachable", "full", "late", "absent", "refused"]
+Kind = Literal["unreachable", "full", "late", "absent", "mixed", "refused"]
 """``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the
-deadline passed. ``absent``: the server has no such model. ``refused``: it would refuse the same request again."""
+deadline passed. ``absent``: the server has no such model. ``mixed``: servers of different weights answer in turn, so a
+stream cannot go on. ``refused``: it would refuse the same request again."""
 
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
@@ -23,7 +25,7 @@ class CallError(DferDeployError):
     """A request that got no answer.
 
     Attributes:
-        kind: ``unreachable``, ``full``, ``late``, ``absent`` or ``refused``, see ``Kind``.
+        kind: ``unreachable``, ``full``, ``late``, ``absent``, ``mixed`` or ``refused``, see ``Kind``.
     """
 
     def __init__(self, message: str, kind: Kind) -> None:
@@ -37,7 +39,7 @@ class CallError(DferDeployError):
         A full queue counts: the server refused at once, before any work, and asks for exactly this (gRPC's UNAVAILABLE,
         HTTP's 503); pauses that grow and differ between clients let it recover.
         """
-        return self.kind in ("unreachable", "full")
+        return self.kind in ("unreachable", "full", "mixed")
 
 
 class IncompatibleServerError(CallError):
@@ -85,6 +87,11 @@ class Failures:
             return self._too_slow(deadline_s)
         if "unknown model" in text or "NOT_FOUND" in status or status == "404":
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
+        if re.search(r"expected \d+ inputs but got \d+ inputs", text):
+            return IncompatibleServerError(
+                f"the model {model!r} at {self._address} is of another version of dfer-deploy ({text}); "
+                "export the checkpoint again with this version and serve that bundle"
+            )
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
         # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503), a proxy before it also 502.

@@ -69,13 +69,16 @@ class Flows:
             raise (yield from self._with_known_models(question, error)) from error
         self._model = served_model(self._name, self._address, config)
 
-    def labels(self) -> Flow[tuple[str, ...]]:
-        """The class names, in the order of the logits, as the server's classification extension tells them.
+    def labels(self, *, again: bool = False) -> Flow[tuple[str, ...]]:
+        """The class names, in the order of the logits, as the server's classification extension gives them.
+
+        Args:
+            again: ask also where they are known, since another model may be served by now.
 
         Raises:
             DferDeployError: the server knows no label for a class.
         """
-        if self._labels is None:
+        if self._labels is None or again:
             model = self.model
             frames = np.zeros((1, 1, model.image_size, model.image_size, 3), np.uint8)
             call = Infer(model.name, {"frames": frames}, ("probabilities",), class_count=model.num_classes)
@@ -91,7 +94,7 @@ class Flows:
         return self._labels
 
     def stream(self) -> Flow[ServedStream]:
-        """Read, the first time, what the server remembers nothing of: the sizes of a stream's window.
+        """Return the sizes of a stream's window, which are asked for once.
 
         Raises:
             IncompatibleServerError: its streams are of another version of dfer-deploy.
@@ -134,10 +137,10 @@ class Flows:
         return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
 
     def checked(self, array: Any, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> Any:
-        """Return ``array``, if it has this shape and dtype.
+        """Return ``array`` after checking its shape and dtype.
 
         Raises:
-            DferDeployError: it has not.
+            DferDeployError: they are others.
         """
         if array.shape != shape or array.dtype != dtype:
             raise DferDeployError(
@@ -261,7 +264,7 @@ def image_bytes(image: bytes | str | Path) -> bytes:
         DferDeployError: it cannot be read, is too large, or is something else.
     """
     if isinstance(image, bytes):
-        name, content = "an image of the clip", image
+        name, content = "the image", image
     elif isinstance(image, str | Path):
         name = str(image)
         try:
@@ -271,7 +274,7 @@ def image_bytes(image: bytes | str | Path) -> bytes:
             raise DferDeployError(f"{image} cannot be read ({error.strerror or error}); check the path") from error
     else:
         raise DferDeployError(
-            f"an image of the clip is a {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
+            f"the image is a {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
             "file; frames are given as one array, numpy.stack(frames)"
         )
     if len(content) > MAX_IMAGE_BYTES:

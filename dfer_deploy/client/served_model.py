@@ -77,8 +77,8 @@ def served_stream(name: str, address: Address, config: Any) -> ServedStream:
         recent_frames, features = inputs["recent_features"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise IncompatibleServerError(
-            f"the model {name!r} at {address} keeps the state of streams on the server, which this client does not; "
-            "export the checkpoint again with this version of dfer-deploy and serve that bundle"
+            f"the model {name!r} at {address} is of another version of dfer-deploy (it does not take the features of "
+            "earlier frames); export the checkpoint again with this version and serve that bundle"
         ) from error
     return ServedStream(name, recent_frames, features)
 
@@ -87,7 +87,7 @@ def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel
     steps = config.get("ensemble_scheduling", {}).get("step", [])
     if not steps:
         raise DferDeployError(f"the model {name!r} at {address} is no ensemble; give the ensemble's name")
-    (frames,) = config["input"]
+    frames = config["input"][0]
     time, *shape = (int(size) for size in frames["dims"])
     classes = {int(output["dims"][-1]) for output in config["output"]}
     if len(steps) != 2 or time != -1 or len(shape) != 3 or len(classes) != 1:

@@ -30,13 +30,16 @@ Image = npt.NDArray[np.uint8] | bytes
 """A frame of the model's size, or an encoded image of any."""
 
 _SAME_ENCODER_TRIES = 3
-"""So often a frame is sent before its window is encoded again. During a rollout both versions answer behind one
+"""A frame is sent three times before its window is encoded again. During a rollout both versions answer behind one
 address, and a frame costs a sixteenth of a window."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame of the window, and its features, float32 [L], by the id of the encoder that made them."""
+    """A frame of the window, and its features, float32 [L], by the id of the encoder that made them.
+
+    The features are added to as servers answer. They stay right whatever becomes of the push.
+    """
 
     image: Image
     features: dict[int, Float32]
@@ -60,7 +63,7 @@ class StreamFlows:
         self._recent: tuple[_Frame, ...] = ()
         """The frames before the next one, oldest first, at most N − 1."""
         self._encoder_id = 0
-        """Of the last answer; 0 before the first."""
+        """The encoder of the last answer; 0 before the first."""
         self._is_pushing = self._is_closed = False
 
     def push(self, frame: Clip | bytes | str | Path) -> Flow[StreamAnswer]:
@@ -69,34 +72,41 @@ class StreamFlows:
         A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
 
         Raises:
-            DferDeployError: there is no answer; the frame is none of the model's; the stream is closed, or a push is
-                still waiting for its answer.
+            IncompatibleServerError: the server's streams are of another version of dfer-deploy.
+            DferDeployError: there is no answer; the model does not take such a frame; the stream is closed, or a push
+                is still waiting for its answer.
         """
+        if self._is_closed:
+            raise DferDeployError("the stream is closed; open another one with client.stream()")
         if self._is_pushing:
-            raise DferDeployError("a push waits for its answer; a stream takes one frame after the other, so await it")
+            raise DferDeployError(
+                "another push of this stream still waits for its answer; push one frame after the other"
+            )
         self._is_pushing = True
         try:
             image = self._checked(frame)
             labels = yield from self._flows.labels()
             served = yield from self._flows.stream()
-            # What is learned on the way to a failure is forgotten.
-            window = [*(_Frame(frame.image, dict(frame.features)) for frame in self._recent), _Frame(image, {})]
+            window = [*self._recent, _Frame(image, {})]
             reply = yield from self._answered(served, window)
             resumed = bool(self._recent) and reply.encoder_id != self._encoder_id
-            self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), reply.encoder_id
+            if resumed:
+                labels = yield from self._flows.labels(again=True)
+            if not self._is_closed:  # while the answer was waited for
+                self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), reply.encoder_id
             return stream_answer_from(labels, reply.logits, reply.probabilities, frames=len(window), resumed=resumed)
         finally:
             self._is_pushing = False
 
     def close(self) -> None:
-        """Forget the frames. No server has to be told."""
+        """Forget the frames. The server knows nothing of the stream, so it is not asked."""
         self._is_closed, self._recent = True, ()
 
     def _answered(self, served: ServedStream, window: Sequence[_Frame]) -> Flow[_Reply]:
-        """The reply for the window's last frame, from the encoder that made the features of those before it.
+        """The reply for the window's last frame, from the encoder that made the features of the frames before it.
 
-        Where other servers answer than the one that was meant, their features are kept too, and lead to an answer in
-        the end.
+        Where another encoder answers than the one that was meant, its features are kept too: in the end those of one
+        encoder are complete.
         """
         *recent, newest = window
         question = self._flows.patience.question()
@@ -123,14 +133,12 @@ class StreamFlows:
                 yield from question.pause_after(self._mixed_servers())
 
     def _encoder_of_most(self, frames: Sequence[_Frame], given_up: set[int]) -> int:
-        """The id of the encoder whose features of most frames are known, 0 where there is none."""
+        """The id of the encoder that has made the features of the most frames, the last answer's among equals; or 0."""
         known = Counter(number for frame in frames for number in frame.features if number not in given_up)
         return max(known, key=lambda number: (known[number], number == self._encoder_id), default=0)
 
     def _sent(self, question: Question, served: ServedStream, image: Image, recent: Sequence[Float32]) -> Flow[_Reply]:
         """Sends an image as the frame that follows those of the features ``recent``."""
-        if self._is_closed:
-            raise DferDeployError("the stream is closed; open another one with client.stream()")
         recent_features = np.zeros((1, served.recent_frames, served.features), np.float32)
         if recent:
             recent_features[0, : len(recent)] = recent
@@ -154,7 +162,7 @@ class StreamFlows:
         return CallError(
             f"servers of different weights answer at {self._flows.address} in turn, so that a stream cannot go on; "
             "wait until all of them serve one bundle",
-            "unreachable",
+            "mixed",
         )
 
     def _checked(self, frame: Clip | bytes | str | Path) -> Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import typing
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
+from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input, write_json
 from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 
@@ -81,10 +83,10 @@ def export(
         refuse_to_replace_input(json_file, [checkpoint])
     output = output or Path(f"{checkpoint.stem}.bundle")
     target = target or ("tensorrt" if cuda_device() else "embedded")
+    usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
     if add_version and is_bundle(output):
-        usual = open_bundle(output, check_files=False).manifest.serving
-    else:
-        usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
+        with contextlib.suppress(DferDeployError):  # export_bundle says what is wrong with it
+            usual = open_bundle(output, check_files=False).manifest.serving
     options = ExportOptions(
         target,
         replace(usual, **serving),

@@ -226,13 +226,15 @@ def _server(bundle: Bundle, machine: Machine) -> Finding:
         made = machine.embedded.perf_analyzer is not None
         return Finding("server", "ok", "the embedded one" + ("" if made else ", installed on first use (480 MB)"))
     triton, docker = machine.triton, machine.docker
-    if triton.path and not triton.problem and target in triton.backends:
+    # The window of a stream is run by onnxruntime on both targets.
+    lacking = [backend for backend in dict.fromkeys((target, "onnxruntime")) if backend not in triton.backends]
+    if triton.path and not triton.problem and not lacking:
         return Finding("server", "ok", f"tritonserver on PATH, with the backend {target}")
     if docker.server and (docker.nvidia or target == "onnxruntime"):
         on = "" if docker.nvidia else ", on the CPU"
         return Finding("server", "ok", f"NVIDIA's container in Docker{on}")
     if triton.path and not triton.problem:
-        found = f"the tritonserver on PATH has no backend {target}"
+        found = f"the tritonserver on PATH has no backend {' and no backend '.join(lacking)}"
     elif docker.server:
         found = "Docker gives containers no GPU"
     else:

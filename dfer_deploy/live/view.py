@@ -31,7 +31,7 @@ class _Shown:
         asked_s: when the answers were there.
         faces: with the last answer of each.
         speed: frames a second and latency, in words.
-        resumed: how often streams went on after an interruption.
+        resumed: how often another encoder took over a stream.
     """
 
     time_s: float

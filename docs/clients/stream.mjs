@@ -2,11 +2,10 @@
 //
 //   node stream.mjs http://127.0.0.1:8000 frames/*.jpg
 
-/** A live stream. The server remembers nothing: what a window needs of earlier frames is kept here. */
+/** A live stream. The server remembers nothing: the features of earlier frames are kept here. */
 export class Stream {
   #recent = [];
   #encoder;
-  #shape;
 
   /** @param {string} url of the server, http://HOST:PORT */
   constructor(url, { model = "dfer", timeoutMs = 60_000 } = {}) {
@@ -22,56 +21,48 @@ export class Stream {
    * @throws {Error} with the server's reason
    */
   async push(image) {
-    this.#shape ??= (await (await this.#fetch(this.model)).json()).inputs.find((i) => i.name === "recent_features").shape;
+    this.shape ??= JSON.parse(await this.#text(this.model)).inputs.find(({ name }) => name === "recent_features").shape;
     let answer = await this.#ask(image);
-    if (this.#encoder !== undefined && answer.encoder !== this.#encoder) {
+    if (this.#recent.length && answer.encoder !== this.#encoder) {
       this.#recent = []; // another encoder: it cannot read these features, so the stream begins anew
       answer = await this.#ask(image);
     }
     this.#encoder = answer.encoder;
-    this.#recent = [...this.#recent, answer.features].slice(-this.#shape[1]);
-    // "probability:index:name"; a name may hold colons.
-    const [probability, , ...name] = answer.best.split(":");
+    this.#recent = [...this.#recent, answer.features].slice(-this.shape[1]);
+    const [probability, , ...name] = answer.best.split(":"); // "probability:index:name"; a name may hold colons
     return { expression: name.join(":"), probability: Number(probability) };
   }
 
   async #ask(image) {
-    const [, frames, width] = this.#shape;
+    const [, frames, width] = this.shape;
     const recent = new Float32Array(frames * width);
     this.#recent.forEach((features, index) => recent.set(features, index * width));
-    const length = new DataView(new ArrayBuffer(4));
-    length.setUint32(0, image.length, true); // Triton writes the length of every image before it
-    const header = new TextEncoder().encode(JSON.stringify({
-      inputs: [
-        { name: "images", datatype: "BYTES", shape: [1, 1], parameters: { binary_data_size: 4 + image.length } },
-        { name: "recent_features", datatype: "FP32", shape: [1, frames, width], parameters: { binary_data_size: recent.byteLength } },
-        { name: "recent_count", datatype: "INT32", shape: [1, 1], data: [this.#recent.length] },
-      ],
-      outputs: [
-        { name: "probabilities", parameters: { classification: 1 } },
-        { name: "encoder_id" },
-        { name: "frame_features", parameters: { binary_data: true } },
-      ],
-    }));
-    const response = await this.#fetch(`${this.model}/infer`, {
+    const length = new Uint8Array(new Uint32Array([image.length]).buffer); // before the image, little endian
+    const inputs = [
+      { name: "images", datatype: "BYTES", shape: [1, 1], parameters: { binary_data_size: 4 + image.length } },
+      { name: "recent_features", datatype: "FP32", shape: [1, frames, width], parameters: { binary_data_size: recent.byteLength } },
+      { name: "recent_count", datatype: "INT32", shape: [1, 1], data: [this.#recent.length] },
+    ];
+    const outputs = [
+      { name: "probabilities", parameters: { classification: 1 } },
+      { name: "encoder_id" },
+      { name: "frame_features" },
+    ];
+    const header = new TextEncoder().encode(JSON.stringify({ inputs, outputs }));
+    const text = await this.#text(`${this.model}/infer`, {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(header.length) },
       body: new Blob([header, length, image, recent]),
     });
-    const body = await response.arrayBuffer();
-    const end = Number(response.headers.get("Inference-Header-Content-Length"));
-    const outputs = JSON.parse(new TextDecoder().decode(body.slice(0, end))).outputs;
-    const data = Object.fromEntries(outputs.map((output) => [output.name, output.data]));
-    return { best: data.probabilities[0], encoder: data.encoder_id[0], features: new Float32Array(body.slice(end)) };
+    const data = Object.fromEntries(JSON.parse(text).outputs.map(({ name, data }) => [name, data]));
+    return { best: data.probabilities[0], encoder: data.encoder_id[0], features: data.frame_features };
   }
 
-  async #fetch(url, options = {}) {
+  async #text(url, options = {}) {
     const response = await fetch(url, { ...options, signal: AbortSignal.timeout(this.timeoutMs) });
-    if (!response.ok) {
-      const text = await response.text(); // what Triton says; a proxy before it does not speak JSON
-      throw new Error(text.startsWith("{") ? JSON.parse(text).error : `HTTP status ${response.status}`);
-    }
-    return response;
+    const text = await response.text();
+    if (response.ok) return text;
+    throw new Error(text.startsWith("{") ? JSON.parse(text).error : `HTTP status ${response.status}`);
   }
 }
 

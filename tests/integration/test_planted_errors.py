@@ -14,7 +14,6 @@ from PIL import Image
 from tiny import clips_of, varied_model, write_frames
 
 from dfer_deploy import ensembles
-from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.bundle import open_bundle
 from dfer_deploy.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
@@ -154,27 +153,21 @@ def test_streams_and_encoded_images_are_held_against_the_clips(
 
 @pytest.mark.usefixtures("environment")
 def test_probabilities_and_images_of_other_ensembles_are_held_against_the_clips_too(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = open_bundle(folder / "fp32")
     clips = [(Annotation("a", folder / "0", 16, 0), clips_of(1)[0])]
     asked = (right.contract, clips, LIMITS["fp32"], rounding_costs(varied_model(), clips_of(1))["fp32"])
-    values = ensembles._values
-
-    def negated(answer: Answer) -> tuple[Any, Any]:
-        logits, probabilities = values(answer)
-        return (logits, -probabilities) if isinstance(answer, StreamAnswer) else (logits, probabilities)
-
+    wrong = planted.planted_where_served(right, tmp_path / "b", "dfer_temporal_head", planted.negate_probabilities)
+    with served_bundle(wrong, quiet=True) as endpoints, Client(endpoints.http_url) as client:
+        found = ensemble_answers(client, *asked, same_runtime=True)
     with served_bundle(right, quiet=True) as endpoints, Client(endpoints.http_url) as client:
-        with monkeypatch.context() as planted_here:
-            planted_here.setattr(ensembles, "_values", negated)
-            found = ensemble_answers(client, *asked, same_runtime=True)
         monkeypatch.setattr(ensembles, "_png", lambda frame: encoded(Image.fromarray(255 - frame), "PNG"))
         other = ensemble_answers(client, *asked, same_runtime=True)
     assert found.differences["dfer_stream"] < 1e-3
     assert [failure.partition(" differs by ")[0] for failure in found.failures] == [
         f"{name}: a after {frames} frames: a probability from the softmax of its logits"
-        for name, frames in (("dfer_stream", 8), ("dfer_stream", 16), ("dfer_encoded_stream", 16))
+        for name, frames in (("dfer_stream", 8), ("dfer_stream", 16), ("dfer_encoded_stream", 16), ("dfer_encoded", 16))
     ]
     assert other.differences["dfer_encoded"] > 0.1
     assert other.failures[-1].startswith("dfer_encoded: a after 16 frames: a logit from dfer's differs by ")

@@ -145,7 +145,7 @@ class TritonPythonModel:
         """Runs requests of equal shape together; if that fails, each one alone, so that one cannot harm another."""
         requests = [arrays for _, arrays in group]
         try:
-            joined = [array[0] if len(array) == 1 else np.concatenate(array) for array in zip(*requests, strict=True)]
+            joined = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*requests, strict=True)]
             outputs = self._run(joined)
             ends = np.cumsum([len(arrays[0]) for arrays in requests])[:-1]
             parts = zip(*(np.split(output, ends) for output in outputs), strict=True)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,69 @@ def test_a_file_that_is_no_image_is_named(
     done = run(command[0], EXAMPLES / command[1], client_server.endpoints.http_url, tmp_path / "a.jpg")
     assert done.returncode != 0
     assert "images[0, 0]" in done.stdout + done.stderr
+
+
+class TurningEncoders(BaseHTTPRequestHandler):
+    """A server whose encoder changes with the requests, and which says whose features it got.
+
+    A frame's features are two numbers: its encoder's id and 0.
+    """
+
+    order: tuple[int, ...] = ()
+    asked = 0
+
+    def do_GET(self) -> None:
+        self._send({"inputs": [{"name": "recent_features", "datatype": "FP32", "shape": [-1, 15, 2]}]})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        size = int(self.headers["Inference-Header-Content-Length"])
+        (count,) = json.loads(body[:size])["inputs"][2]["data"]
+        features = np.frombuffer(body[-15 * 2 * 4 :], np.float32).reshape(15, 2)
+        encoder = type(self).order[min(type(self).asked, len(type(self).order) - 1)]
+        type(self).asked += 1
+        mixed = bool((features[:count, 0] != encoder).any())
+        probabilities = {"name": "probabilities", "datatype": "BYTES", "shape": [1, 1]}
+        encoder_id = {"name": "encoder_id", "datatype": "INT32", "shape": [1, 1], "data": [encoder]}
+        frame = {"name": "frame_features", "datatype": "FP32", "shape": [1, 1, 2]}
+        said = probabilities | {"data": [f"0.5:0:{'mixed' if mixed else 'right'} {encoder} {count}"]}
+        if b'"binary_data": true' in body[:size]:
+            binary = np.float32([encoder, 0]).tobytes()
+            self._send({"outputs": [said, encoder_id, frame | {"parameters": {"binary_data_size": 8}}]}, binary)
+        else:
+            self._send({"outputs": [said, encoder_id, frame | {"data": [encoder, 0]}]})
+
+    def _send(self, content: dict[str, Any], binary: bytes = b"") -> None:
+        text = json.dumps(content, separators=(",", ":")).encode()
+        self.send_response(200)
+        self.send_header("Inference-Header-Content-Length", str(len(text)))
+        self.send_header("Content-Length", str(len(text) + len(binary)))
+        self.end_headers()
+        self.wfile.write(text + binary)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("command", [("sh", "stream.sh"), ("node", "stream.mjs")], ids=["curl", "javascript"])
+@pytest.mark.parametrize("order", [(1,), (1, 1, 1, 2), (1, 2, 1, 2, 1, 2, 1, 2, 1, 2), (3, 3, 1, 2, 2)], ids=str)
+def test_streams_never_mix_the_features_of_two_encoders(
+    command: tuple[str, str], order: tuple[int, ...], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{index}.jpg" for index in range(6)]
+    for path in paths:
+        path.write_bytes(b"an image")
+    handler = type("Handler", (TurningEncoders,), {"order": order, "asked": 0})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = run(command[0], EXAMPLES / command[1], f"http://127.0.0.1:{server.server_port}", *paths)
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert not any("mixed" in line for line in lines), lines
+    if order == (1,):
+        assert [line.split()[-1] for line in lines] == ["0", "1", "2", "3", "4", "5"]
 
 
 class BadGateway(BaseHTTPRequestHandler):

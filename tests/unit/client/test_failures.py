@@ -9,7 +9,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.failures import CallError, Failures, Kind
+from dfer_deploy.client.failures import CallError, Failures, IncompatibleServerError, Kind
 
 
 def failure(error: Exception, *, answered: bool = False) -> CallError:
@@ -73,3 +73,8 @@ def test_broken_connections(error: Exception) -> None:
 def test_a_bug_is_no_failure_of_the_network() -> None:
     with pytest.raises(ZeroDivisionError), Failures(parse_url("h:1")).translated("dfer", 1):
         raise ZeroDivisionError
+
+
+def test_a_server_whose_streams_take_other_inputs_is_of_another_version() -> None:
+    said = "expected 1 inputs but got 3 inputs for model 'dfer_stream'. Got input(s) ['frames', 'recent_count']"
+    assert isinstance(failure(InferenceServerException(said, "StatusCode.INVALID_ARGUMENT")), IncompatibleServerError)

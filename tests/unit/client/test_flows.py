@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_server import CONFIG, LABELS, SIZE, Script, connected
+from scripted_server import CONFIG, LABELS, SIZE, STREAM_CONFIG, Script, connected
 
 from dfer_deploy.client.address import parse_url
-from dfer_deploy.client.calls import Call, ReadConfig
+from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
@@ -53,7 +53,17 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
         ),
         (
             "dfer_stream",
-            CONFIG | {"input": [{"name": "frames", "dims": ["1", "8", "8", "3"]}]},
+            CONFIG | STREAM_CONFIG | {"ensemble_scheduling": {"step": [{}] * 3}},
+            "is no ensemble from the frames of a clip; give 'dfer', which",
+        ),
+        (
+            "dfer_encoded_stream",
+            CONFIG
+            | STREAM_CONFIG
+            | {
+                "input": [{"name": "images", "dims": ["1"]}, *STREAM_CONFIG["input"][1:]],
+                "ensemble_scheduling": {"step": [{}] * 4},
+            },
             "is no ensemble from the frames of a clip; give 'dfer', which",
         ),
         ("other", CONFIG | {"ensemble_scheduling": {"step": [{}] * 3}}, "of a clip; give the name of one"),
@@ -129,8 +139,8 @@ def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
         ("a.jpg", "expected a list of images"),
         (["/no/such.jpg"], "/no/such.jpg cannot be read"),
         (None, "the clip is a NoneType, expected an array or a list of encoded images"),
-        (list(clip(16)), "an image of the clip is a ndarray, expected the bytes or the path"),
-        ([bytes(MAX_IMAGE_BYTES + 1)], "an image of the clip is larger than 16 MiB"),
+        (list(clip(16)), "the image is a ndarray, expected the bytes or the path"),
+        ([bytes(MAX_IMAGE_BYTES + 1)], "the image is larger than 16 MiB"),
     ],
 )
 def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
@@ -145,3 +155,47 @@ def test_a_list_is_no_array() -> None:
     script = Script()
     with pytest.raises(DferDeployError, match="frames is a list, expected a NumPy array"):
         script(connected(script).predict([1]))  # type: ignore[arg-type]
+
+
+def test_inputs_are_sent_with_their_names_and_types() -> None:
+    sent: list[tuple[str, list[int], str]] = []
+
+    class Library:
+        class InferInput:
+            def __init__(self, name: str, shape: list[int], datatype: str) -> None:
+                sent.append((name, shape, datatype))
+
+            def set_data_from_numpy(self, array: np.ndarray) -> None:
+                pass
+
+        @staticmethod
+        def InferRequestedOutput(name: str, class_count: int) -> str:  # noqa: N802 - tritonclient's name
+            return name
+
+    inputs = {
+        "frames": np.zeros((2, 1, 8, 8, 3), np.uint8),
+        "recent_features": np.zeros((2, 15, 2), np.float32),
+        "recent_count": np.zeros((2, 1), np.int32),
+        "images": np.zeros((2, 1), object),
+    }
+    method, arguments = Infer("dfer_stream", inputs, ("logits",)).request(Library, "grpc", 5.0)
+    assert sent == [
+        ("frames", [2, 1, 8, 8, 3], "UINT8"),
+        ("recent_features", [2, 15, 2], "FP32"),
+        ("recent_count", [2, 1], "INT32"),
+        ("images", [2, 1], "BYTES"),
+    ]
+    assert (method, arguments["outputs"], arguments["client_timeout"]) == ("infer", ["logits"], 5.0)
+
+
+def test_a_bundle_of_old_without_streams_is_said_to_be_one() -> None:
+    class Older(Script):
+        def _answer(self, call: Call) -> Any:
+            if isinstance(call, ReadConfig) and call.model == "dfer_stream":
+                raise CallError("no model", "absent")
+            return super()._answer(call)
+
+    script = Older()
+    with pytest.raises(CallError, match="serve a bundle of this version") as absent:
+        script(connected(script).stream())
+    assert absent.value.kind == "absent"

@@ -122,6 +122,7 @@ def test_an_embedded_bundle_needs_the_embedded_server(bundle: Bundle) -> None:
         ({"docker": Docker("/usr/bin/docker", problem="permission denied")}, False),
         ({"triton": LocalTriton("/bin/tritonserver", backends=("onnxruntime", "python"))}, True),
         ({"triton": LocalTriton("/bin/tritonserver", backends=("python",))}, False),
+        ({"triton": LocalTriton("/bin/tritonserver", backends=("tensorrt", "python"))}, False),
         ({"triton": LocalTriton("/bin/tritonserver", backends=("onnxruntime",), problem="does not start")}, False),
     ],
 )
@@ -152,8 +153,11 @@ def test_engines_that_fit(tensorrt_bundle: Bundle) -> None:
     assert found["engines"].found == "built by tensorrt 11.1.0.42 on NVIDIA H100 80GB HBM3 (9.0)"
     assert "26.07" in found["plans, Docker"].found
     assert verdict(tensorrt_bundle, machine(H100)) == (True, serve)
-    local = LocalTriton("/bin/tritonserver", "2.71.0", ("tensorrt",), "11.1.0.42")
+    local = LocalTriton("/bin/tritonserver", "2.71.0", ("onnxruntime", "tensorrt"), "11.1.0.42")
     assert verdict(tensorrt_bundle, machine(H100, docker=Docker(), triton=local, tensorrt=None)) == (True, serve)
+    without = dataclasses.replace(local, backends=("tensorrt",))
+    server = lines(tensorrt_bundle, machine(H100, docker=Docker(), triton=without, tensorrt=None))["server"]
+    assert (server.state, server.found) == ("problem", "the tritonserver on PATH has no backend onnxruntime")
 
 
 def test_engines_of_another_gpu(tensorrt_bundle: Bundle) -> None:

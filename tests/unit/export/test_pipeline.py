@@ -14,6 +14,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.export.repository import check_model_repository
+from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.specs import encoder_id
 
@@ -96,12 +97,29 @@ def test_the_versions_have_windows_that_name_their_own_encoders(own_checkpoint: 
         assert found == encoder_id(sha256_of_file(folder / "dfer_image_encoder" / version / "model.onnx"))
 
 
-def test_a_version_is_not_added_to_a_bundle_of_another_format(own_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_window_that_joins_wrongly_is_not_exported(
+    own_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Newest(WindowGraph):
+        def forward(self, frame_features, recent_features, recent_count):  # type: ignore[no-untyped-def]
+            return super().forward(frame_features, recent_features, recent_count * 0)
+
+    monkeypatch.setattr(pipeline, "WindowGraph", Newest)
+    with pytest.raises(RuntimeError, match="does not join the features"):
+        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_is_not_added_to_a_bundle_of_another_format(own_checkpoint: Path, tmp_path: Path, cli: Any) -> None:
     old, _ = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     manifest = tmp_path / "b" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(old.manifest.format, "dfer-deploy-bundle/3"))
-    with pytest.raises(DferDeployError, match="nothing can be added to it"):
-        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"), add_version=True)
+    for options in ((), ("--add-version",)):
+        refused = cli("export", own_checkpoint, "-o", tmp_path / "b", "--target", "embedded", *options)
+        assert refused.exit_code == 2
+        assert "of another version of dfer-deploy; choose another -o, or replace it with --force" in " ".join(
+            refused.output.split()
+        )
     assert "dfer-deploy-bundle/3" in manifest.read_text()
 
 

@@ -66,6 +66,11 @@ def test_the_id_is_made_of_the_encoders_hash() -> None:
     assert len(ids) == 4
     assert all(1 <= number < 2**31 for number in ids)
     assert encoder_id("0" * 64) == 1
+    # All of the first 31 bits count: two encoders are taken for one in one of 2 billion pairs.
+    for place in range(8):
+        digits = list("1" * 64)
+        digits[place] = "3"
+        assert encoder_id("".join(digits)) != encoder_id("1" * 64)
 
 
 class WithoutClamp(WindowGraph):

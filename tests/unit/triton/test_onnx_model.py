@@ -136,6 +136,27 @@ def test_graphs_of_several_inputs_run_requests_together(window) -> None:
     assert batches == [[7, 7, 7]]
 
 
+@pytest.mark.parametrize("clips_per_run", [1, 2])
+def test_all_inputs_are_run_a_few_streams_at_a_time(window, clips_per_run: int) -> None:
+    sent = {name: np.concatenate([step(count, 5)[name] for count in range(5)]) for name in step(0, 0)}
+    session = window._session
+
+    class Small:
+        def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            assert {len(array) for array in feeds.values()} == {len(next(iter(feeds.values())))}
+            return session.run(names, feeds)  # type: ignore[no-any-return]
+
+    window._session = Small()
+    window._clips_at_once = lambda frames: clips_per_run
+    (response,) = window.execute([Request(sent)])
+    for row in range(5):
+        count = int(sent["count"][row, 0])
+        np.testing.assert_array_equal(response.value("window")[row, :count], sent["recent"][row, :count])
+        np.testing.assert_array_equal(
+            response.value("window")[row, count:], np.repeat(sent["newest"][row], 5 - count, 0)
+        )
+
+
 @pytest.mark.parametrize(
     "changes",
     [

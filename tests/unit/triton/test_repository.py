@@ -136,15 +136,17 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_stream_is_encoder_window_and_head_without_state(tmp_path: Path, target: Target) -> None:
-    serving = ServingOptions(9, queue_delay_us=70)
+    serving = ServingOptions(9, queue_delay_us=70, instances=3)
     folder = tmp_path / "repository"
-    contract = write(folder, target, name="mine", serving=serving)
+    contract = write(folder, target, name="mine", serving=serving, frame_interval_s=0.2)
     window = config_of(folder, "mine_window")
     assert (window.backend, window.platform) == ("python" if target == "embedded" else "onnxruntime", "")
     assert tensors(window.input) == expected(contract.window.inputs)
     assert tensors(window.output) == expected(contract.window.outputs)
-    assert (window.max_batch_size, window.dynamic_batching.max_queue_delay_microseconds) == (9, 70)
-    assert window.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+    # Nobody waits for company where nothing is computed.
+    assert (window.max_batch_size, window.dynamic_batching.max_queue_delay_microseconds) == (9, 0)
+    (group,) = window.instance_group
+    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)
     assert (folder / "mine_window" / "1" / "model.onnx").read_bytes() == b"window"
     stream = config_of(folder, "mine_stream")
     assert stream.max_batch_size == 9
@@ -168,6 +170,8 @@ def test_a_stream_is_encoder_window_and_head_without_state(tmp_path: Path, targe
     assert rest == list(stream.ensemble_scheduling.step)
     assert tensors(encoded.input) == {"images": ("bytes", [1])} | tensors(stream.input[1:])
     assert encoded.output == stream.output
+    assert encoded.parameters == stream.parameters == config_of(folder, "mine").parameters
+    assert set(stream.parameters) == {"image_encoder_sha256", "temporal_head_sha256", "frame_interval_s"}
     for path in folder.glob("*/config.pbtxt"):
         assert not config_of(folder, path.parent.name).HasField("sequence_batching")
 
