@@ -14,6 +14,10 @@ __all__ = ["AsyncClient", "CallError", "Client", "DferDeployError", "Incompatibl
 __version__ = "0.2.0.dev0"
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """The clients, imported when they are asked for, so that the command line starts at once."""
     if name in ("AsyncClient", "CallError", "Client", "IncompatibleServerError"):

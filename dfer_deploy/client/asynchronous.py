@@ -14,7 +14,7 @@ from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
-from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows, not_connected
+from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows, not_connected
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
@@ -147,7 +147,7 @@ class AsyncStream:
     def __init__(self, client: AsyncClient, flows: StreamFlows) -> None:
         self._client, self._flows = client, flows
 
-    async def push(self, frame: Clip | bytes | str | Path) -> StreamAnswer:
+    async def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
         """As ``Stream.push``."""
         return await self._client.run(self._flows.push(frame))
 

@@ -13,7 +13,7 @@ from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.client.address import Address, parse_url
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
-from dfer_deploy.client.flows import ConnectedModel, EncodedImages, Flows
+from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows
 from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
@@ -190,7 +190,7 @@ class Stream:
     def __init__(self, client: Client, flows: StreamFlows) -> None:
         self._client, self._flows = client, flows
 
-    def push(self, frame: Clip | bytes | str | Path) -> StreamAnswer:
+    def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
         """Send the next frame.
 
         Args:

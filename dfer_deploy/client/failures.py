@@ -17,6 +17,12 @@ Kind = Literal["unreachable", "full", "late", "absent", "mixed", "refused"]
 deadline passed. ``absent``: the server has no such model. ``mixed``: servers of different weights answer in turn, so a
 stream cannot go on. ``refused``: it would refuse the same request again."""
 
+_OTHER_STREAM = (
+    r"expected \d+ inputs but got \d+ inputs|unexpected inference (in|out)put '(recent_|encoder_id)|"
+    r"unexpected shape for input 'recent_features'"
+)
+"""Triton's words where a stream's inputs or outputs are not those of the configuration that was read."""
+
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
 
@@ -73,7 +79,7 @@ class Failures:
                 raise self._too_slow(deadline_s) from error
             if not module.startswith(_CONNECTION_LIBRARIES):
                 raise
-            raise self._unreachable(str(error)) from error
+            raise self._unreachable((str(error).splitlines() or [""])[0]) from error
         else:
             self._answered = True
 
@@ -85,12 +91,14 @@ class Failures:
             text = f"HTTP status {status}, not in Triton's words; is there something in between?"
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
             return self._too_slow(deadline_s)
+        if "has no available versions" in text:  # what a server says that stops, when its models are unloaded
+            return self._unreachable(text)
         if "unknown model" in text or "NOT_FOUND" in status or status == "404":
             return CallError(f"the server at {self._address} has no model {model!r}", "absent")
-        if re.search(r"expected \d+ inputs but got \d+ inputs", text):
+        if re.search(_OTHER_STREAM, text):
             return IncompatibleServerError(
-                f"the model {model!r} at {self._address} is of another version of dfer-deploy ({text}); "
-                "export the checkpoint again with this version and serve that bundle"
+                f"the server at {self._address} serves another model than when this client connected, or a bundle of "
+                f"another version of dfer-deploy ({text}); open another client, or serve a bundle of this version"
             )
         if "maximum queue size" in message:
             return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")

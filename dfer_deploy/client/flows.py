@@ -25,8 +25,11 @@ from dfer_deploy.specs import MAX_IMAGE_BYTES
 MAX_HTTP_REQUEST_BYTES = 48 << 20
 """Newer servers refuse an HTTP body over 64 MiB unless told otherwise; gRPC messages may have 2 GB."""
 
-EncodedImages = Sequence[bytes | str | Path]
-"""JPEG, PNG or WebP images of one clip in the order of time: their bytes, or paths of files."""
+EncodedImage = bytes | bytearray | memoryview | str | Path
+"""A JPEG, PNG or WebP image: its bytes, or the path of a file."""
+
+EncodedImages = Sequence[EncodedImage]
+"""The images of one clip in the order of time."""
 
 
 class Flows:
@@ -257,24 +260,25 @@ def _sixteen_images(images: EncodedImages) -> list[bytes]:
     return [image_bytes(images[index]) for index in sample_indices(len(images)).tolist()]
 
 
-def image_bytes(image: bytes | str | Path) -> bytes:
+def image_bytes(image: EncodedImage) -> bytes:
     """Return an encoded image, read from its file where it is a path.
 
     Raises:
         DferDeployError: it cannot be read, is too large, or is something else.
     """
-    if isinstance(image, bytes):
-        name, content = "the image", image
+    if isinstance(image, bytes | bytearray | memoryview):
+        name, content = "the image", bytes(image)
     elif isinstance(image, str | Path):
-        name = str(image)
+        name = repr(str(image))
         try:
             with Path(image).open("rb") as file:
                 content = file.read(MAX_IMAGE_BYTES + 1)
-        except OSError as error:
-            raise DferDeployError(f"{image} cannot be read ({error.strerror or error}); check the path") from error
+        except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise DferDeployError(f"the image {name} cannot be read ({reason}); check the path") from error
     else:
         raise DferDeployError(
-            f"the image is a {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
+            f"the image is of the type {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
             "file; frames are given as one array, numpy.stack(frames)"
         )
     if len(content) > MAX_IMAGE_BYTES:

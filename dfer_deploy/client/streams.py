@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from dfer_deploy.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.client.calls import Flow, Infer, bytes_array
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import Flows, image_bytes
+from dfer_deploy.client.flows import EncodedImage, Flows, image_bytes
 from dfer_deploy.client.patience import Question
 from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
@@ -66,7 +65,7 @@ class StreamFlows:
         """The encoder of the last answer; 0 before the first."""
         self._is_pushing = self._is_closed = False
 
-    def push(self, frame: Clip | bytes | str | Path) -> Flow[StreamAnswer]:
+    def push(self, frame: Clip | EncodedImage) -> Flow[StreamAnswer]:
         """Answer for the window that ends with ``frame``.
 
         A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
@@ -165,13 +164,13 @@ class StreamFlows:
             "mixed",
         )
 
-    def _checked(self, frame: Clip | bytes | str | Path) -> Image:
-        if isinstance(frame, bytes | str | Path):
+    def _checked(self, frame: Clip | EncodedImage) -> Image:
+        if isinstance(frame, EncodedImage):
             return image_bytes(frame)
         size = self._flows.model.image_size
-        expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255], or an encoded image"
+        expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255], or the bytes or the path of an encoded image"
         if not isinstance(frame, np.ndarray):
-            raise DferDeployError(f"the frame is a {type(frame).__name__}, {expected}")
+            raise DferDeployError(f"the frame is of the type {type(frame).__name__}, {expected}")
         if frame.dtype != np.uint8 or frame.shape != (size, size, 3):
             raise DferDeployError(
                 f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, {expected}"

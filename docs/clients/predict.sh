@@ -13,6 +13,7 @@ count=$#
 for file; do [ -f "$file" ] && [ -r "$file" ] || { echo "$file cannot be read; check the path" >&2; exit 2; }; done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+trap 'exit 130' HUP INT TERM
 
 # The model sees 16 frames: the middles of 16 equal parts of a longer clip, the last frame repeated in a shorter one.
 # Each is its length as four bytes, little endian, and then its bytes (Triton's "binary data extension", BYTES).
@@ -23,7 +24,7 @@ while [ "$k" -lt 16 ]; do
     size=$(($(wc -c <"$file")))
     # shellcheck disable=SC2059
     printf "$(printf '\\%03o' $((size & 255)) $((size >> 8 & 255)) $((size >> 16 & 255)) $((size >> 24 & 255)))"
-    cat "$file"
+    cat -- "$file"
     k=$((k + 1))
 done >"$folder/images"
 

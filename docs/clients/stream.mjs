@@ -6,6 +6,7 @@
 export class Stream {
   #recent = [];
   #encoder;
+  #last = Promise.resolve();
 
   /** @param {string} url of the server, http://HOST:PORT */
   constructor(url, { model = "dfer", timeoutMs = 60_000 } = {}) {
@@ -20,7 +21,12 @@ export class Stream {
    * @returns {Promise<{expression: string, probability: number}>} for the window that ends with this frame
    * @throws {Error} with the server's reason
    */
-  async push(image) {
+  push(image) {
+    // One after the other, also where the caller does not wait: the next request needs this one's features.
+    return (this.#last = this.#last.catch(() => {}).then(() => this.#push(image)));
+  }
+
+  async #push(image) {
     this.shape ??= JSON.parse(await this.#text(this.model)).inputs.find(({ name }) => name === "recent_features").shape;
     let answer = await this.#ask(image);
     if (this.#recent.length && answer.encoder !== this.#encoder) {

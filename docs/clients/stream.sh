@@ -13,6 +13,7 @@ shift
 for file; do [ -f "$file" ] && [ -r "$file" ] || { echo "$file cannot be read; check the path" >&2; exit 2; }; done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+trap 'exit 130' HUP INT TERM
 features=$folder/features
 : >"$features"
 
@@ -45,11 +46,12 @@ shape=$(asked "$model" | sed -n 's/.*"recent_features"[^]]*\[-1,\([0-9]*\),\([0-
 [ -n "$shape" ] || { echo "$model is no stream of this version" >&2; exit 1; }
 frames=${shape% *} bytes=$((4 * ${shape#* })) before=
 for image; do
+    case $image in -*) image=./$image ;; esac
     ask "$image"
     # Features mean something to one encoder only: where another one answers, the stream begins anew.
     if [ "${before:-$encoder}" != "$encoder" ]; then : >"$features" && ask "$image"; fi
     before=$encoder
     tail -c "+$((length + 1))" "$folder/answer" >>"$features"
     tail -c $((frames * bytes)) "$features" >"$folder/last" && mv "$folder/last" "$features"
-    echo "$json" | sed 's/.*"probabilities"[^]]*\][^[]*\["\([^"]*\)"\].*/\1/'
+    echo "$json" | sed 's/.*"probabilities"[^]]*\][^[]*\["\(.*\)"\].*/\1/'
 done

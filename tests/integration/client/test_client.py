@@ -385,33 +385,42 @@ def test_a_full_queue_refuses_and_is_waited_for(environment: TritonEnvironment, 
         assert {answer.expression for answer in answers} == {answers[0].expression}
 
 
+@pytest.mark.parametrize(
+    ("exit_timeout_s", "schemes"), [(0, ("grpc", "http")), (10, ("grpc",))], ids=["killed", "asked"]
+)
 def test_a_stream_survives_the_servers_restart(
-    environment: TritonEnvironment, bundle: Bundle, frames: np.ndarray, offline_windows: np.ndarray
+    environment: TritonEnvironment,
+    bundle: Bundle,
+    frames: np.ndarray,
+    offline_windows: np.ndarray,
+    exit_timeout_s: float,
+    schemes: tuple[str, ...],
 ) -> None:
-    first = TritonServer(environment, bundle.model_repository, exit_timeout_s=0)
+    """Killed, or asked to stop while frames come: for a while such a server says that it has no models."""
+    first = TritonServer(environment, bundle.model_repository, exit_timeout_s=exit_timeout_s)
     first.start()
     ends = first.endpoints
     second = TritonServer(
         environment, bundle.model_repository, exit_timeout_s=0, http_port=ends.http_port, grpc_port=ends.grpc_port
     )
-    starting = threading.Timer(0.3, second.start)
-    try:
-        with (
-            Client(ends.grpc_url) as client,
-            Client(ends.http_url) as other,
-            client.stream() as stream,
-            other.stream() as other_stream,
-        ):
-            for frame in frames[:20]:
-                stream.push(frame)
-                other_stream.push(frame)
-            first.stop()
-            starting.start()
-            for one in (stream, other_stream):
-                answer = one.push(frames[20])
-                assert not answer.resumed
-                assert np.abs(logits(answer) - offline_windows[20]).max() < EXACT
-    finally:
-        starting.join()
+
+    def restart() -> None:
         first.stop()
-        second.stop()
+        second.start()
+
+    restarting = threading.Thread(target=restart)
+    with contextlib.ExitStack() as stack:
+        stack.callback(second.stop)
+        stack.callback(first.stop)
+        clients = [stack.enter_context(Client(ends.grpc_url if name == "grpc" else ends.http_url)) for name in schemes]
+        streams = [stack.enter_context(client.stream()) for client in clients]
+        for index, frame in enumerate(frames):
+            if index == 20:
+                restarting.start()
+                stack.callback(restarting.join)
+            for stream in streams:
+                answer = stream.push(frame)
+                assert not answer.resumed
+                assert np.abs(logits(answer) - offline_windows[index]).max() < EXACT
+            if index >= 20:
+                time.sleep(0.1)  # as from a camera, so that some come at every stage of the end

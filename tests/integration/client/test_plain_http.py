@@ -169,6 +169,22 @@ def test_streams_never_mix_the_features_of_two_encoders(
         assert [line.split()[-1] for line in lines] == ["0", "1", "2", "3", "4", "5"]
 
 
+def test_pushes_that_nobody_waits_for_are_sent_one_after_the_other() -> None:
+    handler = type("Handler", (TurningEncoders,), {"order": (1,), "asked": 0})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = (
+            f"import {{ Stream }} from {json.dumps((EXAMPLES / 'stream.mjs').as_uri())};"
+            f"const stream = new Stream('http://127.0.0.1:{server.server_port}');"
+            "const images = Array.from({ length: 5 }, () => new Uint8Array([1]));"
+            "const answers = await Promise.all(images.map((image) => stream.push(image)));"
+            "console.log(answers.map((answer) => answer.expression).join());"
+        )
+        done = run("node", "--input-type=module", "-e", code)
+        server.shutdown()
+    assert (done.stdout, done.stderr) == (",".join(f"right 1 {count}" for count in range(5)) + "\n", "")
+
+
 class BadGateway(BaseHTTPRequestHandler):
     """A proxy whose server is away; it speaks HTML."""
 

@@ -36,6 +36,8 @@ def failure(error: Exception, *, answered: bool = False) -> CallError:
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", "late"),
         ("Request for unknown model: 'x' is not found", "StatusCode.UNAVAILABLE", "absent"),
         ("Request for unknown model: 'x' is not found", "400", "absent"),
+        ("Request for unknown model: 'x' has no available versions", "StatusCode.NOT_FOUND", "unreachable"),
+        ("Request for unknown model: 'x' has no available versions", "404", "unreachable"),
         ("unexpected shape", "StatusCode.INVALID_ARGUMENT", "refused"),
         ("out of memory", "StatusCode.INTERNAL", "refused"),
         ("", "500", "refused"),
@@ -75,6 +77,14 @@ def test_a_bug_is_no_failure_of_the_network() -> None:
         raise ZeroDivisionError
 
 
-def test_a_server_whose_streams_take_other_inputs_is_of_another_version() -> None:
-    said = "expected 1 inputs but got 3 inputs for model 'dfer_stream'. Got input(s) ['frames', 'recent_count']"
+@pytest.mark.parametrize(
+    "said",
+    [
+        "expected 1 inputs but got 3 inputs for model 'dfer_stream'. Got input(s) ['frames', 'recent_count']",
+        "[request id: <id_unknown>] unexpected inference output 'encoder_id' for model 'dfer_stream'",
+        "unexpected inference input 'recent_count' for model 'dfer_stream'",
+        "unexpected shape for input 'recent_features' for model 'dfer_stream'. Expected [-1,15,512], got [1,15,64]",
+    ],
+)
+def test_a_server_whose_streams_take_other_inputs_serves_another_model(said: str) -> None:
     assert isinstance(failure(InferenceServerException(said, "StatusCode.INVALID_ARGUMENT")), IncompatibleServerError)

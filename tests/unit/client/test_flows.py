@@ -137,9 +137,9 @@ def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
         (clip(16, batch=1)[:0], "holds no clip"),
         ([], "cannot take 16 frames of a clip of 0"),
         ("a.jpg", "expected a list of images"),
-        (["/no/such.jpg"], "/no/such.jpg cannot be read"),
+        (["/no/such.jpg"], "the image '/no/such.jpg' cannot be read"),
         (None, "the clip is a NoneType, expected an array or a list of encoded images"),
-        (list(clip(16)), "the image is a ndarray, expected the bytes or the path"),
+        (list(clip(16)), "the image is of the type ndarray, expected the bytes or the path"),
         ([bytes(MAX_IMAGE_BYTES + 1)], "the image is larger than 16 MiB"),
     ],
 )

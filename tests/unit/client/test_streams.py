@@ -64,7 +64,7 @@ def test_encoded_images_and_frames_may_alternate(tmp_path: Any) -> None:
     path = tmp_path / "image"
     path.write_bytes(bytes([2]))
     pushed(script, stream, range(1))
-    script(stream.push(bytes([1])))
+    script(stream.push(bytearray([1])))
     check(script(stream.push(path)), 2)
     check(script(stream.push(frame(3))), 3)
     assert [call.model for call in script.infers] == ["dfer_stream", *["dfer_encoded_stream"] * 2, "dfer_stream"]
@@ -192,8 +192,11 @@ def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [[1], 3, frame(1).astype(np.float32), frame(1)[:4], frame(1)[np.newaxis], "/no/such/image.png", bytes(17 << 20)],
-    ids=["list", "number", "dtype", "size", "batch", "path", "too large"],
+    [
+        *([1], 3, None, frame(1).astype(np.float32), frame(1)[:4], frame(1)[np.newaxis]),
+        *("/no/such/image.png", "a\0b", "", bytes(17 << 20)),
+    ],
+    ids=["list", "number", "nothing", "dtype", "size", "batch", "no file", "null", "folder", "too large"],
 )
 def test_what_is_no_frame_is_refused_and_not_sent(given: Any) -> None:
     script = Script()
