@@ -1,12 +1,13 @@
-"""Settings of onnxruntime, on the image encoder and one clip, each against those of the embedded server.
+"""Settings of onnxruntime, on the image encoder and a clip or a frame, each against those of the embedded server.
 
-    python benchmarks/session_settings.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
+    python benchmarks/session_settings.py [--frames N] [--quick] [--rounds N] [--json FILE] [--plot PNG]
 
 The contestants take turns in this process, one session each, and must agree in the features first. Of the settings that
-the server has (every optimisation, threads that sleep while they wait, onnxruntime's arena, arrays copied out) one is
-changed at a time:
+the server has (every optimisation, threads that wait for 100 µs before they sleep, onnxruntime's arena, arrays copied
+out) one is changed at a time:
 
-- spinning: threads that wait for work burn their core;
+- sleeping: threads that wait for work sleep at once;
+- spinning: they burn their core for onnxruntime's milliseconds;
 - one thread;
 - no arena: memory comes from the system each time;
 - basic, extended: fewer graph optimisations;
@@ -43,7 +44,8 @@ _LEVELS = onnxruntime.GraphOptimizationLevel
 
 SETTINGS: dict[str, dict[str, Any]] = {
     SERVED: {},
-    "spinning": {"spinning": "1"},
+    "sleeping": {"allow_spinning": "0"},
+    "spinning": {"spin_duration_us": ""},
     "one thread": {"intra_op_num_threads": 1},
     "no arena": {"enable_cpu_mem_arena": False},
     "basic": {"graph_optimization_level": _LEVELS.ORT_ENABLE_BASIC},
@@ -53,10 +55,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    arguments = parsed(parser(__file__, __doc__))
+    options = parser(__file__, __doc__)
+    options.add_argument("--frames", type=int, choices=range(1, 17), default=16, help="of the clip (default: 16)")
+    arguments = parsed(options)
     with tempfile.TemporaryDirectory() as name:
         bundle = exported(random_checkpoint(Path(name), quick=arguments.quick))
-        clip = drawn_clips(1, bundle.spec.clip.vision.image_size)
+        clip = np.ascontiguousarray(drawn_clips(1, bundle.spec.clip.vision.image_size)[:, : arguments.frames])
         contestants = sessions(bundle.image_encoder_onnx, clip, Path(name))
         seconds = take_turns(contestants, arguments.rounds, seconds=SECONDS[arguments.quick])
     served = seconds[SERVED]
@@ -68,7 +72,7 @@ def main() -> None:
         for name, values in seconds.items()
     }
     table(
-        "the image encoder on one clip: median (range) over the rounds",
+        f"the image encoder on {arguments.frames} frame(s) of one clip: median (range) over the rounds",
         ("", "seconds", f"speed / {SERVED}"),
         [(name, in_words(row["seconds"]), in_words(row["speed_against_served"])) for name, row in rows.items()],
     )
@@ -79,7 +83,7 @@ def main() -> None:
         {name: row["speed_against_served"]["rounds"] for name, row in rows.items()},
     )
     axes.axvline(1, color="0.4", linestyle="--", linewidth=1)
-    write(arguments, {"contestants": rows}, picture)
+    write(arguments, {"frames": arguments.frames, "contestants": rows}, picture)
 
 
 def sessions(encoder: Path, clip: Any, folder: Path) -> dict[str, Callable[[], object]]:
@@ -109,11 +113,13 @@ def sessions(encoder: Path, clip: Any, folder: Path) -> dict[str, Callable[[], o
     return contestants
 
 
-def session(graph: Path, *, spinning: str = "0", **attributes: Any) -> Any:
-    """An onnxruntime session with the server's settings, but for what is given."""
+def session(graph: Path, *, allow_spinning: str = "1", spin_duration_us: str = "100", **attributes: Any) -> Any:
+    """An onnxruntime session with the server's settings, but for what is given; an empty text is onnxruntime's own."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    for name, value in (("allow_spinning", allow_spinning), ("spin_duration_us", spin_duration_us)):
+        if value:
+            options.add_session_config_entry(f"session.intra_op.{name}", value)
     for name, value in ({"intra_op_num_threads": usable_cores()} | attributes).items():
         setattr(options, name, value)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ batch; −1 is T, the number of frames), the outputs' names, and these parameter
     intra_op_threads   threads of one execution; 0 is one for every core
     clips_per_run      how many clips onnxruntime is given at once, or as many frames in shorter ones; 0 is all of the
                        batch
-    spinning           "1": threads that wait for work burn their core for some milliseconds, "0": they sleep at once
+    spin_us            how long a thread that waits for work keeps its core before it sleeps, in microseconds
     must_be_finite     "1": requests with NaN or infinity are refused, "0": they are the graph's business
 
 A large graph is opened as a copy that onnxruntime has optimised and packed for this processor. It lies in the cache
@@ -83,11 +83,11 @@ class TritonPythonModel:
         self._max_frames = int(config["parameters"]["max_frames"]["string_value"])
         self._max_batch_size = int(config["max_batch_size"])
         threads = int(config["parameters"]["intra_op_threads"]["string_value"])
-        spinning: str = config["parameters"]["spinning"]["string_value"]
+        spin_us = int(config["parameters"]["spin_us"]["string_value"])
         self._must_be_finite = config["parameters"]["must_be_finite"]["string_value"] == "1"
         self._clips_per_run = int(config["parameters"]["clips_per_run"]["string_value"]) or self._max_batch_size
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = _opened(graph, threads, spinning)
+        self._session = _opened(graph, threads, spin_us)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request, in order. A request that cannot be answered gets an error of its own.
@@ -179,14 +179,14 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _opened(graph: Path, threads: int, spinning: str) -> onnxruntime.InferenceSession:
+def _opened(graph: Path, threads: int, spin_us: int) -> onnxruntime.InferenceSession:
     """A session of the packed copy, else of the graph itself."""
-    options = _session_options(threads, spinning)
+    options = _session_options(threads, spin_us)
     if graph.stat().st_size >= PACKED_FROM_BYTES:
         try:
             packed = _packed_copy(graph, cache_folder() / "packed")
             # Its nodes are what the optimiser made of the graph; they are run as they are.
-            packed_options = _session_options(threads, spinning)
+            packed_options = _session_options(threads, spin_us)
             packed_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             return _session(packed / "model.onnx", packed_options)
         except Exception as error:  # a full disk, a folder that cannot be written, or onnxruntime's own exceptions
@@ -242,7 +242,7 @@ def _make_packed(graph: Path, copy: Path) -> None:
         raise OSError(f"{copy.parent} has less than {needed / 1e9:.1f} GB free")
     temporary = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", suffix=".part", dir=copy.parent))
     try:
-        options = _session_options(0, "0")
+        options = _session_options(0, 0)
         options.log_severity_level = 3  # it would warn that the copy is for this processor only
         options.optimized_model_filepath = str(temporary / "model.onnx")
         for key, value in (
@@ -280,11 +280,12 @@ def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Inf
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _session_options(threads: int, spinning: str) -> onnxruntime.SessionOptions:
+def _session_options(threads: int, spin_us: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin_us > 0)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     return options
 
 

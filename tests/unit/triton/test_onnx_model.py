@@ -68,7 +68,7 @@ def model(source: Path, tmp_path: Path):
         "parameters": {
             "max_frames": {"string_value": "5"},
             "intra_op_threads": {"string_value": "1"},
-            "spinning": {"string_value": "0"},
+            "spin_us": {"string_value": "0"},
             "clips_per_run": {"string_value": "0"},
             "must_be_finite": {"string_value": "1"},
         },
@@ -91,7 +91,7 @@ def window(source: Path, tmp_path: Path):
     )
     onnx_from_graph(WindowGraph(5, 77), spec, tmp_path / "1" / "model.onnx")
     types = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
-    parameters = {"max_frames": 5, "intra_op_threads": 1, "spinning": 0, "clips_per_run": 0, "must_be_finite": 0}
+    parameters = {"max_frames": 5, "intra_op_threads": 1, "spin_us": 100, "clips_per_run": 0, "must_be_finite": 0}
     config = {
         "input": [
             {"name": tensor.name, "data_type": types[tensor.dtype], "dims": list(map(str, tensor.shape[1:]))}
