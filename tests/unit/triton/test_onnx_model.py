@@ -325,7 +325,7 @@ def packed_copies(cache: Path) -> list[Path]:
 
 def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, Any], tmp_path: Path) -> None:
     graph = tmp_path / "1" / "model.onnx"
-    plain = packing["_session"](graph, packing["_session_options"](1, "0"))
+    plain = packing["_session"](graph, packing["_session_options"](1, 0))
     opened: list[str] = []
     session = packing["_session"]
 
@@ -335,7 +335,7 @@ def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, A
 
     packing["_session"] = counting
     with ThreadPoolExecutor(4) as pool:
-        sessions = list(pool.map(lambda _: packing["_opened"](graph, 1, "0"), range(4)))
+        sessions = list(pool.map(lambda _: packing["_opened"](graph, 1, 0), range(4)))
     (copy,) = packed_copies(tmp_path / "cache")
     assert sorted(opened) == sorted(["model.onnx", *[copy.name] * 4])
     assert {answer(session) for session in sessions} == {answer(plain)}
@@ -346,12 +346,12 @@ def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, A
 @pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "complete.json"])
 def test_a_damaged_copy_is_made_again(packing: dict[str, Any], tmp_path: Path, name: str) -> None:
     graph = tmp_path / "1" / "model.onnx"
-    right = answer(packing["_opened"](graph, 1, "0"))
+    right = answer(packing["_opened"](graph, 1, 0))
     (copy,) = packed_copies(tmp_path / "cache")
     damaged = bytearray((copy / name).read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (copy / name).write_bytes(damaged)
-    assert answer(packing["_opened"](graph, 1, "0")) == right
+    assert answer(packing["_opened"](graph, 1, 0)) == right
     assert packed_copies(tmp_path / "cache") == [copy]
     assert (copy / name).read_bytes() != bytes(damaged)
 
@@ -360,17 +360,17 @@ def test_without_a_place_for_the_copy_the_graph_itself_is_opened(
     packing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = tmp_path / "1" / "model.onnx"
-    right = answer(packing["_opened"](graph, 1, "0"))
+    right = answer(packing["_opened"](graph, 1, 0))
     (tmp_path / "file").touch()
     monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "file"))
-    assert answer(packing["_opened"](graph, 1, "0")) == right
+    assert answer(packing["_opened"](graph, 1, 0)) == right
     (warning,) = Logger.warnings
     assert "every instance holds its own weights (NotADirectoryError" in warning
 
 
 def test_a_full_disk_leaves_nothing(packing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1))
-    packing["_opened"](tmp_path / "1" / "model.onnx", 1, "0")
+    packing["_opened"](tmp_path / "1" / "model.onnx", 1, 0)
     assert "less than 0.0 GB free" in Logger.warnings[0]
     assert packed_copies(tmp_path / "cache") == []
 
@@ -380,7 +380,7 @@ def test_old_copies_and_what_a_killed_process_left_are_removed(packing: dict[str
     for age, name in enumerate([*names, "killed.part"]):
         (tmp_path / "cache" / "packed" / name).mkdir(parents=True)
         os.utime(tmp_path / "cache" / "packed" / name, (1e9 - age, 1e9 - age))
-    packing["_opened"](tmp_path / "1" / "model.onnx", 1, "0")
+    packing["_opened"](tmp_path / "1" / "model.onnx", 1, 0)
     left = [path.name for path in packed_copies(tmp_path / "cache")]
     assert len(left) == packing["PACKED_COPIES"]
     assert [name for name in left if name.startswith("old")] == names[: packing["PACKED_COPIES"] - 1]
