@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, take_turns, write
 
-from dfer_deploy.bench import ratio
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import table
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.measurement.bench import ratio
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames
-from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.verification.limits import LIMITS
 
 REFERENCE = "reference"
 
@@ -57,8 +57,8 @@ def main() -> None:
 
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Prepares the contestants, holds their answers against each other, and lets them take turns."""
-    from dfer_deploy.checkpoint import load_checkpoint
-    from dfer_deploy.runtimes.torch import TorchPredictor
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
     checkpoint = random_checkpoint(folder, quick=quick)
     bundle = exported(checkpoint)

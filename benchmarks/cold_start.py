@@ -46,13 +46,13 @@ from common import (
     write,
 )
 
-from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.resources import held_bytes, server_processes
-from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.measurement.resources import held_bytes, server_processes
 from dfer_deploy.triton.environment import TritonEnvironment, cache_folder, triton_environment
 from dfer_deploy.triton.server import TritonServer
 
@@ -174,13 +174,13 @@ def run_alone(*words: object) -> tuple[float, float]:
 def first_answer(runtime: str, path: Path) -> None:
     """What a stage of ``RUNTIMES`` does in its process: opens a checkpoint or a bundle and answers one clip."""
     if runtime == "PyTorch":
-        from dfer_deploy.checkpoint import load_checkpoint
-        from dfer_deploy.runtimes.torch import TorchPredictor
+        from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+        from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
         model = load_checkpoint(path).build_model()
         TorchPredictor(model).predict(drawn_clips(1, model.spec.clip.vision.image_size))
     else:
-        from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+        from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 
         bundle = open_bundle(path)
         OnnxRuntimePredictor.from_bundle(bundle).predict(drawn_clips(1, bundle.spec.clip.vision.image_size))

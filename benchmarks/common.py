@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_deploy import __version__
-from dfer_deploy.bench import Spread, machine, spread
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.console import progress_bar, stdout
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, check_outputs, write_json
+from dfer_deploy.measurement.bench import Spread, machine, spread
 from dfer_deploy.specs import Precision
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = Non
     import torch
     from training import PROMPTS, TINY
 
-    from dfer_deploy.checkpoint import save_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import save_checkpoint
     from dfer_deploy.model.dfer_clip import DferClip
     from dfer_deploy.specs import ClipSpec, ModelSpec
 

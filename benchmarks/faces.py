@@ -24,7 +24,7 @@ from common import COLOURS, MARKERS, exported, figure, parsed, parser, random_ch
 from PIL import Image as PillowImage
 from scenes import SCENES, Cutout, Person, SceneFrame, clutter, frames_of, persons_drawn, persons_in, put
 
-from dfer_deploy.bundle import open_bundle
+from dfer_deploy.bundles.bundle import open_bundle
 from dfer_deploy.clips.faces import (
     DEFAULT_MARGIN,
     DETECTION_SIDE,
@@ -39,7 +39,7 @@ from dfer_deploy.clips.faces import (
 from dfer_deploy.clips.timed import timed_frames
 from dfer_deploy.clips.tracks import HOLD_S, SMOOTHING_S, FaceTracker
 from dfer_deploy.console import progress, table
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import MAX_FRAMES
 

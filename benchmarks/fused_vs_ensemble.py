@@ -23,14 +23,14 @@ from common import draw_bars, exported, figure, figures, in_words, parsed, parse
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, table
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, open_session
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, open_session
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.perf_analyzer import measure_load
 from dfer_deploy.triton.server import TritonServer
+from dfer_deploy.verification.limits import LIMITS
 
 CONCURRENCIES = {True: (1, 2), False: (1, 2, 4)}
 SECONDS = {True: 0.5, False: 4.0}

@@ -33,7 +33,7 @@ from common import draw_bars, exported, figure, figures, in_words, parsed, parse
 from PIL import Image
 from scenes import HEIGHT, WIDTH, Actor, Scene, frames_of, persons_drawn
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import open_detector
 from dfer_deploy.console import progress_bar, table
 

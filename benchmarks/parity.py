@@ -22,17 +22,17 @@ from typing import Any, get_args
 import numpy as np
 from common import COLOURS, MARKERS, figure, parsed, parser, positive, random_checkpoint, write
 
-from dfer_deploy.bundle import TARGETS, Bundle
+from dfer_deploy.bundles.bundle import TARGETS, Bundle
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.console import table
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.limits import LIMITS, ROUNDINGS, Rounding
 from dfer_deploy.runtimes.available import RUNTIMES, open_predictor, tensorrt_obstacle
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import Precision
-from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.verify import FEW_CLIPS
+from dfer_deploy.verification.limits import LIMITS, ROUNDINGS, Rounding
+from dfer_deploy.verification.verify import FEW_CLIPS
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def main() -> None:
 
 def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Iterator[Row]:
     """Exports every target in every precision into ``folder`` and asks every way through it."""
-    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.export.pipeline import ExportOptions, export_bundle
-    from dfer_deploy.rounding import rounding_costs
-    from dfer_deploy.runtimes.torch import TorchPredictor
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
+    from dfer_deploy.verification.rounding import rounding_costs
 
     checkpoint = random_checkpoint(folder, quick=quick)
     with TorchPredictor(load_checkpoint(checkpoint).build_model()) as truth:

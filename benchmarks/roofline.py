@@ -42,7 +42,7 @@ from fma_peak import multiply_adds
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import stdout, table
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, open_session
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, open_session
 from dfer_deploy.specs import MAX_FRAMES
 
 BATCHES = (1, 2, 4)
@@ -213,7 +213,7 @@ def count(checkpoint: Path, points: list[Point]) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 
     model = load_checkpoint(checkpoint).build_model()

@@ -122,8 +122,8 @@ def persons_in(videos: Sequence[Path], detector: FaceDetector, *, count: int) ->
 
 def persons_drawn(number: int, *, count: int) -> list[Person]:
     """Drawn faces of the synthetic set; their box reaches from the line of the hair to the chin."""
+    from dfer_deploy.train.drawn_faces import SUPERSAMPLING, draw_face, random_identity
     from dfer_deploy.train.expressions import CLASS_NAMES, movement
-    from dfer_deploy.train.faces import SUPERSAMPLING, draw_face, random_identity
     from dfer_deploy.train.pen import Pose
 
     side, half = 160, 0.25

@@ -45,10 +45,10 @@ from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.sampling import padded
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import progress_bar, table
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.specs import MAX_FRAMES
+from dfer_deploy.verification.limits import LIMITS
 
 STREAMS = (1, 4, 16, 64)
 GRAPHS, PYTORCH, REFERENCE = "windows, graphs", "windows, PyTorch", "windows, reference"
@@ -93,8 +93,8 @@ def main() -> None:
 
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     """Prepares the contestants, holds their answers against each other, and lets them take turns."""
-    from dfer_deploy.checkpoint import load_checkpoint
-    from dfer_deploy.runtimes.torch import TorchPredictor
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
     checkpoint = random_checkpoint(folder, quick=quick)
     bundle = exported(checkpoint)

@@ -44,11 +44,11 @@ from common import (
     write,
 )
 
-from dfer_deploy.bench import ratio
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, stdout, table
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.measurement.bench import ratio
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import RESTRICTED
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load

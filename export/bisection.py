@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from dfer_deploy.blocks import checked_blocks, encoder_blocks, head_blocks
+from dfer_deploy.bundles.blocks import checked_blocks, encoder_blocks, head_blocks
 from dfer_deploy.console import step
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph, blocks_beyond_fp16
 from dfer_deploy.export.layers import CLASSIFIER, Localisation, localise
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.model.dfer_clip import DferClip
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.specs import contract_for
 
@@ -74,7 +74,7 @@ def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
     Args:
         model: the checkpoint's model.
         frames: a few clips for the effects, best those that fp16 changes most, uint8 [N, T, H, W, 3].
-        gate: decides about an export, for example with ``dfer_deploy.verify.verify`` on all clips.
+        gate: decides about an export, for example with ``dfer_deploy.verification.verify.verify`` on all clips.
 
     Raises:
         DferDeployError: a block cannot be exported.

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from dfer_deploy.console import warn
-from dfer_deploy.runtimes.onnxruntime import open_session
+from dfer_deploy.runtimes.onnxruntime_predictor import open_session
 from dfer_deploy.runtimes.predictor import Float32
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfer_deploy.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving, open_bundle
+from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving, open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import bundle_configs, config_text
 from dfer_deploy.files import atomic_file, json_text, link_or_copy

@@ -2,7 +2,7 @@
 
 Each graph is a module of its own that computes what ``DferClip`` computes, written with the fewest operators that the
 mathematics needs, and with its precision in the open: matrix products, their weights and CLIP's activation in fp32 or
-fp16, chosen for each block (``dfer_deploy.blocks``); the residual streams, LayerNorm, the temporal GELU, normalisation
+fp16, chosen for each block (``bundles.blocks``); the residual streams, LayerNorm, the temporal GELU, normalisation
 and logits always in fp32. TensorRT 11 takes precision from the graph alone.
 
 Inside the blocks the tokens of all sequences are the rows of one matrix, [N · S, W]: onnxruntime makes one operator of
@@ -29,7 +29,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class _Place:
-    """A part of a graph whose matrix products have one type; see ``dfer_deploy.blocks`` for the names."""
+    """A part of a graph whose matrix products have one type; see ``dfer_deploy.bundles.blocks`` for the names."""
 
     name: str
     dtype: torch.dtype

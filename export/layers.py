@@ -2,7 +2,7 @@
 
 Every block is held against PyTorch twice. Given PyTorch's own input, its error is its own; within the whole graph, the
 errors of the blocks before it are included. What is accepted is a multiple of what rounding the block's weights and its
-input to their precision changes in PyTorch (``dfer_deploy.rounding``), on the same clips: so a model whose
+input to their precision changes in PyTorch (``dfer_deploy.verification.rounding``), on the same clips: so a model whose
 features are amplified, whose attention is sharp, or that is deep, is not held to the error of another.
 """
 
@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfer_deploy.blocks import encoder_blocks, head_blocks
+from dfer_deploy.bundles.blocks import encoder_blocks, head_blocks
 from dfer_deploy.console import progress
 from dfer_deploy.export.block_graphs import Pass, open_blocks
-from dfer_deploy.limits import ROUNDINGS
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.model.temporal import TemporalTransformer
-from dfer_deploy.rounding import rounded, rounded_copy
 from dfer_deploy.runtimes.predictor import Float32, Frames
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Precision
+from dfer_deploy.verification.limits import ROUNDINGS
+from dfer_deploy.verification.rounding import rounded, rounded_copy
 
 CLASSIFIER = "classifier"
 IMAGE_ENCODER, TEMPORAL_HEAD = "image encoder", "temporal head"
@@ -43,7 +43,7 @@ class LayerError:
     """One block against PyTorch, over all clips.
 
     Attributes:
-        block: its name; see ``dfer_deploy.blocks``, and ``classifier``.
+        block: its name; see ``dfer_deploy.bundles.blocks``, and ``classifier``.
         precision: of its matrix products.
         own: error of its output given PyTorch's input, relative to what the block adds: ‖Δ‖ / ‖output - input‖.
         rounding: the same error of PyTorch's block whose weights and input were rounded.

@@ -12,13 +12,13 @@ import numpy as np
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.layers import localise
-from dfer_deploy.limits import LIMITS
 from dfer_deploy.metrics import softmax
 from dfer_deploy.model.dfer_clip import DferClip
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, open_session
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, open_session
 from dfer_deploy.runtimes.predictor import Float32
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import MAX_FRAMES, GraphSpec, Precision
+from dfer_deploy.verification.limits import LIMITS
 
 BATCHES = (1, 2, 5)
 TIMES = (1, 9, MAX_FRAMES)

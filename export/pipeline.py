@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from dfer_deploy import __version__
-from dfer_deploy.blocks import checked_blocks
-from dfer_deploy.bundle import (
+from dfer_deploy.bundles.blocks import checked_blocks
+from dfer_deploy.bundles.bundle import (
     MANIFEST_FORMAT,
     MANIFEST_NAME,
     Bundle,
@@ -26,7 +26,7 @@ from dfer_deploy.bundle import (
     is_bundle,
     open_bundle,
 )
-from dfer_deploy.checkpoint import Checkpoint, load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
@@ -63,7 +63,7 @@ class ExportOptions:
         name: prefix of the Triton model names.
         prompt_position: where the contexts stand, for reference checkpoints; None for the released default.
         class_names: for reference checkpoints; None for the released names.
-        keep_fp32: blocks whose matrix products stay fp32 in an fp16 export; see ``dfer_deploy.blocks``.
+        keep_fp32: blocks whose matrix products stay fp32 in an fp16 export; see ``dfer_deploy.bundles.blocks``.
         frame_interval_s: seconds between the 16 frames that the model saw of a training clip, 0.01 to 60, which
             reference checkpoints do not say; None for the checkpoint's.
     """

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
 from dfer_deploy import triton_models
-from dfer_deploy.bundle import Bundle, ServingOptions, Target, check_serving
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, link_or_copy, sha256_of_file
 from dfer_deploy.specs import (

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from PIL import ImageDraw
 from tiny import clips_of, tiny_model, write_frames
 
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.checkpoint import FRAME_INTERVAL, save_checkpoint
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.cli import group
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.environment import TritonEnvironment, check_platform, triton_environment

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
 from dfer_deploy.client.patience import Patience
+from dfer_deploy.triton.address import parse_url
 
 SIZE, LABELS = 8, ("calm", "anger: loud")
 CONFIG = {

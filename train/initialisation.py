@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfer_deploy.checkpoint import holds_dfer_clip, load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import holds_dfer_clip, load_checkpoint
+from dfer_deploy.checkpoints.weight_file import clip_from_file
 from dfer_deploy.console import step
-from dfer_deploy.descriptors import descriptors_for, read_descriptors
 from dfer_deploy.model.clip import clip_spec_from_open_clip, pretrained_clip
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.model.temporal import TemporalTransformer
-from dfer_deploy.model.weight_file import clip_from_file
 from dfer_deploy.specs import ClipSpec, ModelSpec
 from dfer_deploy.train.data import TrainingClips
+from dfer_deploy.train.descriptors import descriptors_for, read_descriptors
 from dfer_deploy.train.model_recipe import STRATEGIES, ModelRecipe, Part, Strategy
 from dfer_deploy.train.starting_weights import take_weights
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from dfer_deploy.checkpoint import FRAME_INTERVAL, load_checkpoint, save_checkpoint
+from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, load_checkpoint, save_checkpoint
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import progress_bar, stderr
+from dfer_deploy.drawing.pictures import write_confusion_picture
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import write_json
 from dfer_deploy.metrics import Score
 from dfer_deploy.model.dfer_clip import DferClip
-from dfer_deploy.pictures import write_confusion_picture
 from dfer_deploy.specs import ModelSpec
 from dfer_deploy.train.curves import Scalars, write_curves
 from dfer_deploy.train.data import TrainingClips, frame_interval_s

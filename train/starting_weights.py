@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dfer_deploy.checkpoint import Checkpoint
+from dfer_deploy.checkpoints.checkpoint import Checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.specs import ModelSpec

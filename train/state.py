@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from dfer_deploy.checkpoints.safe_pickle import load_tensors
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, sha256_of_file
-from dfer_deploy.safe_pickle import load_tensors
 from dfer_deploy.specs import ModelSpec
 from dfer_deploy.train.recipe import Recipe
 

@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw
 from dfer_deploy.console import progress, stderr
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_folder, write_json
+from dfer_deploy.train.drawn_faces import SUPERSAMPLING, Identity, draw_face, random_identity
 from dfer_deploy.train.drawn_layouts import FOLDS, LAYOUTS, SPLITS, DrawnClip, Layout, Split, clip_folder, lists_of
 from dfer_deploy.train.expressions import CLASS_NAMES, movement
-from dfer_deploy.train.faces import SUPERSAMPLING, Identity, draw_face, random_identity
 from dfer_deploy.train.pen import Pose
 
 NOTE = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dfer_deploy.answers import Answer, StreamAnswer
 from dfer_deploy.client.asynchronous import AsyncClient, AsyncStream
 from dfer_deploy.client.blocking import Client, Stream
 from dfer_deploy.client.failures import CallError, IncompatibleServerError
-from dfer_deploy.windows import Window
+from dfer_deploy.inference.answers import Answer, StreamAnswer
+from dfer_deploy.inference.windows import Window
 
 __all__ = [
     "Answer",

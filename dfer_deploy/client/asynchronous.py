@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from dfer_deploy.answers import Answer, StreamAnswer
-from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
@@ -19,8 +17,10 @@ from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Pat
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.inference.answers import Answer, StreamAnswer
+from dfer_deploy.inference.windows import DEFAULT_STRIDE, Window
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
-from dfer_deploy.windows import DEFAULT_STRIDE, Window
+from dfer_deploy.triton.address import parse_url
 
 T = TypeVar("T")
 

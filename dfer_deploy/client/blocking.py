@@ -9,8 +9,6 @@ from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from dfer_deploy.answers import Answer, StreamAnswer
-from dfer_deploy.client.address import Address, parse_url
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows
@@ -19,8 +17,10 @@ from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.inference.answers import Answer, StreamAnswer
+from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
-from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
+from dfer_deploy.triton.address import Address, parse_url
 
 T = TypeVar("T")
 P = TypeVar("P", bound="ServedPredictor")

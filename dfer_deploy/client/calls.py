@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.client.address import Scheme
+from dfer_deploy.triton.address import Scheme
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from dfer_deploy.client.address import Address, channel_options
 from dfer_deploy.client.calls import Attempt, Flow, Pause
 from dfer_deploy.client.failures import CallError, Failures
+from dfer_deploy.triton.address import Address, channel_options
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.client.address import Address
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.address import Address
 
 Kind = Literal["unreachable", "full", "late", "absent", "mixed", "refused"]
 """``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.answers import Answer, answer_from
-from dfer_deploy.client.address import Address
 from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, bytes_array
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_stream
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.inference.answers import Answer, answer_from
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.specs import MAX_IMAGE_BYTES
+from dfer_deploy.triton.address import Address
 
 MAX_HTTP_REQUEST_BYTES = 48 << 20
 """Newer servers refuse an HTTP body over 64 MiB unless told otherwise; gRPC messages may have 2 GB."""

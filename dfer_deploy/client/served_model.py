@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfer_deploy.client.address import Address
 from dfer_deploy.client.failures import IncompatibleServerError
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.address import Address
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.client.calls import Flow, Infer, bytes_array
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import EncodedImage, Flows, image_bytes
@@ -23,6 +22,7 @@ from dfer_deploy.client.patience import Question
 from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32
 
 Image = npt.NDArray[np.uint8] | bytes

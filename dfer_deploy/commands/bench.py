@@ -9,7 +9,18 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bench import (
+from dfer_deploy.bundles.bundle import MANIFEST_NAME, open_bundle
+from dfer_deploy.client.triton_predictor import TritonPredictor
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.commands.options import bundle_argument, json_option
+from dfer_deploy.commands.proposal import propose_serving
+from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
+from dfer_deploy.commands.serving import check_served, served_bundle
+from dfer_deploy.console import stdout, step, table, warn
+from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.files import check_outputs, sha256_of_file, write_json
+from dfer_deploy.measurement.bench import (
     LEAST_REQUESTS,
     REQUESTS_FOR_P99,
     BenchResult,
@@ -20,22 +31,11 @@ from dfer_deploy.bench import (
     ratio,
     spread,
 )
-from dfer_deploy.bench import bench as run_bench
-from dfer_deploy.bundle import MANIFEST_NAME, open_bundle
-from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.clips.reading import clip_from_path
-from dfer_deploy.commands.options import bundle_argument, json_option
-from dfer_deploy.commands.proposal import propose_serving
-from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
-from dfer_deploy.commands.serving import check_served, served_bundle
-from dfer_deploy.console import stdout, step, table, warn
-from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.files import check_outputs, sha256_of_file, write_json
-from dfer_deploy.policy import BenchPolicy, policy_from_toml
-from dfer_deploy.regression import Comparison, check_comparable, check_first, compare, read_bench
-from dfer_deploy.resources import measured_resources, memory_is_measured
-from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.measurement.bench import bench as run_bench
+from dfer_deploy.measurement.regression import Comparison, check_comparable, check_first, compare, read_bench
+from dfer_deploy.measurement.resources import measured_resources, memory_is_measured
 from dfer_deploy.triton.environment import triton_environment
+from dfer_deploy.verification.policy import BenchPolicy, policy_from_toml
 
 
 def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -157,8 +157,8 @@ def bench(
     with ExitStack() as stack:
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=allow_host_code)
         if checkpoint is not None:
-            from dfer_deploy.checkpoint import load_checkpoint
-            from dfer_deploy.runtimes.torch import TorchPredictor
+            from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+            from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
             with step(f"read {checkpoint}"):
                 model = load_checkpoint(checkpoint).build_model()

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.commands.serving_options import option_text, serving_options
 from dfer_deploy.console import stdout, table, warn
-from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import write_json
 

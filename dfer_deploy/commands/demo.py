@@ -15,7 +15,7 @@ import click
 import numpy as np
 from rich.markup import escape
 
-from dfer_deploy.bundle import is_bundle, open_bundle
+from dfer_deploy.bundles.bundle import is_bundle, open_bundle
 from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.clips.reading import frame_paths, image_from_file
 from dfer_deploy.commands.serving import served_bundle
@@ -87,7 +87,7 @@ def demo(ctx: click.Context, root: Path) -> None:
 
 def _trained(checkpoint: Path, faces: Path) -> Literal["whole", "partly", "otherwise"]:
     """Whether the present recipe would give the checkpoint again, can go on from it, or has changed since."""
-    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.train.recipe import recipe_from_toml
 
     if not checkpoint.exists():

@@ -8,7 +8,9 @@ import click
 
 from dfer_deploy.commands.options import json_option
 from dfer_deploy.console import progress, stdout, table, warn
-from dfer_deploy.descriptors import (
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import write_json
+from dfer_deploy.train.descriptors import (
     QUESTION,
     UnusableAnswerError,
     descriptor_from_features,
@@ -16,9 +18,7 @@ from dfer_deploy.descriptors import (
     read_descriptors,
     write_descriptors,
 )
-from dfer_deploy.errors import DferDeployError
-from dfer_deploy.files import write_json
-from dfer_deploy.language_model import LanguageModel
+from dfer_deploy.train.language_model import LanguageModel
 
 
 @click.command()

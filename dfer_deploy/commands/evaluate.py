@@ -37,7 +37,7 @@ def evaluate(
     """Score CHECKPOINT on labelled clips: UAR, WAR, recall of every class, confusion matrix, calibration error."""
     import torch
 
-    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.clips.dataset import LabelledClips
     from dfer_deploy.console import progress
     from dfer_deploy.train.evaluation import evaluate as run_evaluation
@@ -108,7 +108,7 @@ def _make_folder(folder: Path) -> None:
 
 def _write_confusion(folder: Path, score: Score, names: tuple[str, ...], title: str) -> None:
     """Counts as csv (rows are labels, columns predictions) and the picture of them."""
-    from dfer_deploy.pictures import write_confusion_picture
+    from dfer_deploy.drawing.pictures import write_confusion_picture
 
     with atomic_file(folder / "confusion.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

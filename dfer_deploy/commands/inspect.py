@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
 from dfer_deploy.console import stdout, table
 from dfer_deploy.files import refuse_to_replace_input, sha256_of_file, write_json

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import stdout, table
-from dfer_deploy.limits import Limits, Rounding
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import Precision
-from dfer_deploy.verify import Verification
-from dfer_deploy.verify import verify as run_verification
+from dfer_deploy.verification.limits import Limits, Rounding
+from dfer_deploy.verification.verify import Verification
+from dfer_deploy.verification.verify import verify as run_verification
 
 if TYPE_CHECKING:
     from dfer_deploy.export.bisection import Bisection

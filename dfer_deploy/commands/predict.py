@@ -12,19 +12,18 @@ from typing import Literal
 
 import click
 
-from dfer_deploy.annotated import write_annotated
-from dfer_deploy.clips.contact_sheet import write_contact_sheet
 from dfer_deploy.clips.faces import DETECTORS, FaceDetector
 from dfer_deploy.clips.timed import duration_s
 from dfer_deploy.commands.answering import Asked, answering_options, open_face_detector
-from dfer_deploy.commands.answers import OutputFiles, one_of, print_answers, write_answers
 from dfer_deploy.commands.options import frame_interval_option, json_option, margin_option
+from dfer_deploy.commands.prediction_output import OutputFiles, one_of, print_answers, write_answers
 from dfer_deploy.console import printable, progress_bar, stderr, warn
-from dfer_deploy.crop_sample import CropSample
+from dfer_deploy.drawing.annotated_video import write_annotated
+from dfer_deploy.drawing.contact_sheet import write_contact_sheet
+from dfer_deploy.drawing.crop_sample import CropSample
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.recording import Recording, shown
-from dfer_deploy.runtimes.predictor import Predictor
-from dfer_deploy.windows import (
+from dfer_deploy.inference.recording import Recording, shown
+from dfer_deploy.inference.windows import (
     DEFAULT_FRAME_INTERVAL_S,
     DEFAULT_STRIDE,
     ConfirmedFaces,
@@ -32,6 +31,7 @@ from dfer_deploy.windows import (
     whole_window,
     windows_of_video,
 )
+from dfer_deploy.runtimes.predictor import Predictor
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _LARGEST_STRIDE = 1_000_000
@@ -237,7 +237,7 @@ def _draw(
                 warn(f"{shown(file)} was not written, since no face was found in {shown(path)}")
         timeline = crops = None
     if timeline:
-        from dfer_deploy.timeline import write_timeline
+        from dfer_deploy.drawing.timeline import write_timeline
 
         # A header may state more than there is; the next frame would be one interval later.
         end_s = min(max(_length_s(path) or math.inf, seen.last_s), seen.last_s + how.interval_s)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import click
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.console import step
-from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
 from dfer_deploy.runtimes.predictor import Predictor

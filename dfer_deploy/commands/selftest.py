@@ -16,22 +16,16 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.agreement import Agreement, agreement
-from dfer_deploy.bench import machine
-from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.engines import SIDECAR, engines_of
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
 from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.console import stdout, step, table
 from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
-from dfer_deploy.engines import SIDECAR, engines_of
-from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.files import write_json
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtimes
-from dfer_deploy.runtimes.predictor import Predictor
-from dfer_deploy.selftest import (
+from dfer_deploy.doctor.selftest import (
     Outcome,
     Step,
     StepError,
@@ -41,8 +35,14 @@ from dfer_deploy.selftest import (
     run_steps,
     write_report,
 )
-from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.files import write_json
+from dfer_deploy.measurement.bench import machine
+from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtimes
+from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.container import compose_command
+from dfer_deploy.verification.limits import LIMITS
+from dfer_deploy.verification.runtime_agreement import Agreement, agreement
 
 _CLIPS = 3
 

@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.engines import EngineSet, engines_of
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
 from dfer_deploy.doctor.servers import probe_docker
-from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.runtimes.available import cuda_devices
-from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import Installation, TritonOnPath

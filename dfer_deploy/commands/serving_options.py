@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dfer_deploy.bundle import EXECUTION_PROVIDERS
+from dfer_deploy.bundles.bundle import EXECUTION_PROVIDERS
 
 _NONE = "none"
 
@@ -60,7 +60,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 def serving_options(**shown: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Adds the options; the command gets those that were given as the dictionary ``serving``.
 
-    Its keys are fields of :class:`~dfer_deploy.bundle.ServingOptions`; ranges are checked there.
+    Its keys are fields of :class:`~dfer_deploy.bundles.bundle.ServingOptions`; ranges are checked there.
 
     Args:
         shown: what ``--help`` shows as a default, by field, where it is not the one of a new bundle.

@@ -20,13 +20,13 @@ from dfer_deploy.commands.options import frame_interval_option, margin_option
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
+from dfer_deploy.inference.in_process_stream import FrameStream, InProcessStream
+from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, WHOLE
+from dfer_deploy.live.overlay_window import OverlayWindow
 from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import is_camera, live_frames
 from dfer_deploy.live.tally import Tally
 from dfer_deploy.live.view import LiveView
-from dfer_deploy.live.window import OverlayWindow
-from dfer_deploy.streaming import FrameStream, InProcessStream
-from dfer_deploy.windows import DEFAULT_FRAME_INTERVAL_S, WHOLE
 
 _REFRESHES_PER_S = 8
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from dfer_deploy.console import stdout, table, warn
-from dfer_deploy.ensembles import EnsembleAnswers
 from dfer_deploy.errors import ExitCode
-from dfer_deploy.limits import ROUNDINGS
 from dfer_deploy.metrics import Calibration, Score
-from dfer_deploy.paired import Interval
-from dfer_deploy.pool import FORMAT, ComparedAnswers
-from dfer_deploy.reading_check import ReadingCheck
 from dfer_deploy.specs import plain
-from dfer_deploy.verify import Verification
+from dfer_deploy.verification.ensembles import EnsembleAnswers
+from dfer_deploy.verification.folds import FORMAT, ComparedAnswers
+from dfer_deploy.verification.limits import ROUNDINGS
+from dfer_deploy.verification.prompt_position import ReadingCheck
+from dfer_deploy.verification.statistics import Interval
+from dfer_deploy.verification.verify import Verification
 
 MOST_FLIPS = 20
 """Changed answers that the terminal shows, the surest first."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfer_deploy.baseline import PredictorTruth, Truth, load_baseline
-from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, open_bundle
 from dfer_deploy.client import Client
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.commands.localisation import bisected, blamed, localisation_as_json, localised, print_localisation
@@ -23,22 +23,22 @@ from dfer_deploy.commands.runtimes import TRITON, choose_contestants, host_code_
 from dfer_deploy.commands.serving import check_served, served_bundle
 from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
 from dfer_deploy.console import stdout, step, warn
-from dfer_deploy.ensembles import EnsembleAnswers, ensemble_answers
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import check_outputs, write_json
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.policy import LARGEST_LOGIT_ERROR, MOST_POINTS, Policy, policy_from_toml
-from dfer_deploy.pool import earlier_from_json
-from dfer_deploy.provenance import provenance
-from dfer_deploy.reading_check import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.specs import PROMPT_POSITIONS, ModelSpec
-from dfer_deploy.triton.client import TritonPredictor
-from dfer_deploy.verify import FEW_CLIPS, Verification
-from dfer_deploy.verify import verify as run_verification
+from dfer_deploy.verification.baseline import PredictorTruth, Truth, load_baseline
+from dfer_deploy.verification.ensembles import EnsembleAnswers, ensemble_answers
+from dfer_deploy.verification.folds import earlier_from_json
+from dfer_deploy.verification.limits import LIMITS
+from dfer_deploy.verification.policy import LARGEST_LOGIT_ERROR, MOST_POINTS, Policy, policy_from_toml
+from dfer_deploy.verification.prompt_position import ReadingCheck, check_reading, is_own_test_list
+from dfer_deploy.verification.provenance import provenance
+from dfer_deploy.verification.verify import FEW_CLIPS, Verification
+from dfer_deploy.verification.verify import verify as run_verification
 
 if TYPE_CHECKING:
     from dfer_deploy.export.layers import Localisation
-    from dfer_deploy.runtimes.torch import TorchPredictor
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
 
 @click.command()
@@ -296,9 +296,9 @@ def _groups(pattern: str, annotations: Sequence[Annotation]) -> dict[str, str]:
 
 
 def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
-    from dfer_deploy.checkpoint import load_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.files import sha256_of_file
-    from dfer_deploy.runtimes.torch import TorchPredictor
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
     with step(f"read {path}"):
         prompts = bundle.spec.prompts

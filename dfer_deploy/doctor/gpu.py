@@ -8,9 +8,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfer_deploy.bundles.compatibility import Gpu
 from dfer_deploy.doctor.child import PROGRAM_TIMEOUT_S, ProbeError, answer_of_python, output_of, shortened
 from dfer_deploy.doctor.finding import Finding
-from dfer_deploy.plans import Gpu
 
 OLDEST_CAPABILITY = (7, 5)
 """Of the GPUs that TensorRT 10.12 to 11.4 supports (support matrix): Turing."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.compatibility import fitting_containers, gpu_mismatch, tensorrt_mismatch
+from dfer_deploy.bundles.engines import EngineSet, engines_of
 from dfer_deploy.doctor.child import shortened
 from dfer_deploy.doctor.finding import Finding, first_command
 from dfer_deploy.doctor.gpu import gpu_findings
@@ -16,9 +18,7 @@ from dfer_deploy.doctor.machine import Machine
 from dfer_deploy.doctor.packages import usable_tensorrt
 from dfer_deploy.doctor.resources import FREE_PORTS, gigabytes
 from dfer_deploy.doctor.servers import docker_findings
-from dfer_deploy.engines import EngineSet, engines_of
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.plans import fitting_containers, gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.triton.container import compose_command
 
 _BYTES = {"fp32": 4, "fp16": 2}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfer_deploy import __version__
+from dfer_deploy.bundles.compatibility import OLDEST_TENSORRT, version_numbers
 from dfer_deploy.doctor.child import ProbeError, answer_of_python
 from dfer_deploy.doctor.finding import Finding
-from dfer_deploy.plans import OLDEST_TENSORRT, version_numbers
 
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import TypeVar
 
-from dfer_deploy.prefetch import Buffer
+from dfer_deploy.clips.prefetch import Buffer
 
 T = TypeVar("T")
 

@@ -11,14 +11,14 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from dfer_deploy.answers import StreamAnswer
 from dfer_deploy.clips.faces import Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
+from dfer_deploy.inference.answers import StreamAnswer
+from dfer_deploy.inference.in_process_stream import FrameStream
+from dfer_deploy.inference.windows import WHOLE, check_following
 from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import MAX_FRAMES
-from dfer_deploy.streaming import FrameStream
-from dfer_deploy.windows import WHOLE, check_following
 
 _LONGEST_STEP_S = HOLD_S / 3
 """Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
@@ -88,8 +88,8 @@ class LiveSession:
         """The answers for all faces of the next frame.
 
         A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
-        windows of a whole video do it (``dfer_deploy.windows``). Frames that were dropped while an answer was waited
-        for (a server that was away) are in no window: the streams go on with the next one.
+        windows of a whole video do it (``inference.windows``). Frames that were dropped while an answer was waited for
+        (a server that was away) are in no window: the streams go on with the next one.
 
         Raises:
             DferDeployError: what the streams raise.

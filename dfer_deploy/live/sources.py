@@ -17,11 +17,11 @@ import av
 import numpy as np
 
 from dfer_deploy.clips.faces import Image
+from dfer_deploy.clips.prefetch import Buffer, prefetched
 from dfer_deploy.clips.reading import DecodedFrame, is_address
 from dfer_deploy.clips.timed import check_interval, timed_frames
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.newest import newest
-from dfer_deploy.prefetch import Buffer, prefetched
 
 _AHEAD = 4
 """Frames that are decoded before they are asked for, where every frame counts."""

@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dfer_deploy.inference.windows import WHOLE
 from dfer_deploy.live.session import FaceAnswer
 from dfer_deploy.live.tally import Tally
-from dfer_deploy.windows import WHOLE
 
 _BAR_WIDTH = 24
 _WAITING_S = 2.0

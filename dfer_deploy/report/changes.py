@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from dfer_deploy.clips.reading import clip_from_path
-from dfer_deploy.comparison import Flip
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.report.content import MOST_PICTURED, Candidate, Content
+from dfer_deploy.verification.comparison import Flip
 
 _FRAMES = 4
 _FRAME_PIXELS = 96

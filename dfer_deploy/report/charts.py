@@ -22,10 +22,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dfer_deploy.bench import REQUESTS_FOR_P99, BenchResult
+from dfer_deploy.drawing.pictures import CELL, CELL_INCHES, INK, MUTED, ON_CELL, draw_confusion
+from dfer_deploy.measurement.bench import REQUESTS_FOR_P99, BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
-from dfer_deploy.paired import Interval
-from dfer_deploy.pictures import CELL, CELL_INCHES, INK, MUTED, ON_CELL, draw_confusion
+from dfer_deploy.verification.statistics import Interval
 
 _BAND = "#dfe9f1"
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dfer_deploy.bench import BenchResult
-from dfer_deploy.comparison import Flip
+from dfer_deploy.measurement.bench import BenchResult
 from dfer_deploy.metrics import CALIBRATION_BINS, CalibrationBin
-from dfer_deploy.paired import Equivalence, Interval, Rate
-from dfer_deploy.policy import LARGEST_LOGIT_ERROR, MOST_POINTS
-from dfer_deploy.pool import FORMAT
-from dfer_deploy.provenance import CHECKPOINT
-from dfer_deploy.reading_check import ReadingCheck
 from dfer_deploy.specs import require, spec_from_dict
+from dfer_deploy.verification.comparison import Flip
+from dfer_deploy.verification.folds import FORMAT
+from dfer_deploy.verification.policy import LARGEST_LOGIT_ERROR, MOST_POINTS
+from dfer_deploy.verification.prompt_position import ReadingCheck
+from dfer_deploy.verification.provenance import CHECKPOINT
+from dfer_deploy.verification.statistics import Equivalence, Interval, Rate
 
 MOST_PICTURED = 24
 """Flipped clips that are shown with frames and probabilities."""

@@ -18,15 +18,15 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dfer_deploy import __version__
-from dfer_deploy.bench import BenchResult
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, json_text
+from dfer_deploy.measurement.bench import BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
-from dfer_deploy.policy import MOST_POINTS
-from dfer_deploy.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
 from dfer_deploy.report.content import Bisection, Candidate, Content, check_load, content_from_json
+from dfer_deploy.verification.policy import MOST_POINTS
+from dfer_deploy.verification.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
 
 _MOST_EMBEDDED_BYTES = 1 << 20
 """A larger JSON stays in the file that ``--json`` wrote."""

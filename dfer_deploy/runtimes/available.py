@@ -7,12 +7,12 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.compatibility import Gpu, gpu_mismatch, tensorrt_mismatch
+from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.console import warn
-from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError, missing_extra
-from dfer_deploy.plans import Gpu, gpu_mismatch, tensorrt_mismatch
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider, open_session
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, has_cuda_provider, open_session
 from dfer_deploy.runtimes.predictor import Predictor
 
 Runtime = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"]
@@ -71,7 +71,7 @@ def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool 
     """
     if runtime == "tensorrt":
         try:
-            from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
+            from dfer_deploy.runtimes.tensorrt_predictor import TensorRtPredictor
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dfer_deploy.bundles.compatibility import OLDEST_TENSORRT, version_numbers
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError, missing_extra
-from dfer_deploy.plans import OLDEST_TENSORRT, version_numbers
 from dfer_deploy.specs import GraphSpec, TensorSpec, require
 
 if TYPE_CHECKING:

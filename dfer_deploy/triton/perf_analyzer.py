@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_deploy.client.address import parse_url
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Frames
+from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.statistics import queued
 

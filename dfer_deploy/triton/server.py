@@ -21,10 +21,10 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from dfer_deploy.client.address import channel_options
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton import guard
+from dfer_deploy.triton.address import channel_options
 from dfer_deploy.triton.environment import cache_folder
 from dfer_deploy.triton.installation import Installation
 from dfer_deploy.triton.ports import Endpoints, reserve_ports

@@ -9,8 +9,8 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.client.address import channel_options, parse_url
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.triton.address import channel_options, parse_url
 
 
 def executed_batches(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[int]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_spec
 
-from dfer_deploy.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.engine import BuildOptions, Engine, Profile, engine_from_onnx
@@ -23,9 +23,9 @@ from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.runtimes.predictor import Frames
-from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
 from dfer_deploy.runtimes.tensorrt_engine import import_tensorrt
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.tensorrt_predictor import TensorRtPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for
 
 MAX_BATCH = 8

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.serving import installation_for, served_bundle
-from dfer_deploy.engines import engines_of
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.runtimes.available import usual_runtimes
-from dfer_deploy.runtimes.onnxruntime import open_session
-from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
-from dfer_deploy.triton.client import TritonPredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import open_session
+from dfer_deploy.runtimes.tensorrt_predictor import TensorRtPredictor
 
 pytestmark = pytest.mark.gpu
 

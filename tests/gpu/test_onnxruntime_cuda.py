@@ -10,10 +10,10 @@ from tiny import tiny_model
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor, has_cuda_provider
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, has_cuda_provider
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Precision, contract_for
+from dfer_deploy.verification.limits import LIMITS
 
 pytestmark = pytest.mark.gpu
 

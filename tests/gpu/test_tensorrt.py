@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.limits import LIMITS
 from dfer_deploy.metrics import softmax
-from dfer_deploy.runtimes.tensorrt import TensorRtPredictor
 from dfer_deploy.runtimes.tensorrt_engine import MAX_GRAPHS
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.tensorrt_predictor import TensorRtPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
+from dfer_deploy.verification.limits import LIMITS
 
 pytestmark = pytest.mark.gpu
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.bench import ratio, spread
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.commands.serving import served_bundle
+from dfer_deploy.measurement.bench import ratio, spread
 
 
 @pytest.mark.usefixtures("environment")
@@ -61,7 +61,7 @@ def test_predict_gives_the_same_in_process_and_over_both_protocols(
 def test_a_policy_is_held_and_what_it_needs_is_measured(
     cli: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfer_deploy.bench._SECONDS_PER_MEASUREMENT", 0.02)
+    monkeypatch.setattr("dfer_deploy.measurement.bench._SECONDS_PER_MEASUREMENT", 0.02)
     policy = tmp_path / "policy.toml"
     arguments = ("bench", bundle.path, "--concurrency", 1, "--rounds", 1, "--policy", policy)
     policy.write_text("[bench]\nconcurrency = 2\np99_ms = 60000\nthroughput = 0.001\nsize_mb = 100\nmemory_mb = 10\n")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy import bench as bench_module
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.measurement import bench as bench_module
 
 
 def test_a_run_is_held_against_an_older_one(

@@ -20,8 +20,8 @@ import torch
 from onnx import TensorProto, helper
 from tiny import tiny_model
 
-from dfer_deploy.bundle import ServingOptions, open_bundle
-from dfer_deploy.engines import SIDECAR, ProfileRecord, engines_of
+from dfer_deploy.bundles.bundle import ServingOptions, open_bundle
+from dfer_deploy.bundles.engines import SIDECAR, ProfileRecord, engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import engine as engine_module
 from dfer_deploy.export.engine import BuildOptions, EngineError, Profile, build_bundle, engine_from_onnx
@@ -431,7 +431,7 @@ def test_a_name_that_leaves_the_folder_is_refused(bundle: Path) -> None:
 
 
 def test_a_new_version_keeps_the_old_engine(bundle: Path, tensorrt: Any, tmp_path: Path) -> None:
-    from dfer_deploy.checkpoint import save_checkpoint
+    from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
     save_checkpoint(tmp_path / "other.pt", tiny_model(seed=1), {})

@@ -13,19 +13,19 @@ from encoded_images import encoded
 from PIL import Image
 from tiny import clips_of, varied_model, write_frames
 
-from dfer_deploy import ensembles
-from dfer_deploy.bundle import open_bundle
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.bundles.bundle import open_bundle
+from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.commands.serving import served_bundle
-from dfer_deploy.ensembles import ensemble_answers
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
-from dfer_deploy.limits import LIMITS
-from dfer_deploy.rounding import rounding_costs
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Precision
+from dfer_deploy.verification import ensembles
+from dfer_deploy.verification.ensembles import ensemble_answers
+from dfer_deploy.verification.limits import LIMITS
+from dfer_deploy.verification.rounding import rounding_costs
 
 POLICY = Path(__file__).resolve().parents[2] / "docs" / "policy.toml"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.bundle import Bundle, ServingOptions
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.runtimes.available import cuda_devices
 
@@ -48,7 +48,7 @@ def test_an_impossible_choice_ends_with_the_reason(
 def test_bench_needs_no_server_where_none_is_chosen(
     cli: Any, engineless: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfer_deploy.bench._SECONDS_PER_MEASUREMENT", 0.1)
+    monkeypatch.setattr("dfer_deploy.measurement.bench._SECONDS_PER_MEASUREMENT", 0.1)
     chosen = ("--runtime", "onnxruntime-cpu", "--rounds", 2, "--json", tmp_path / "b.json")
     result = cli("bench", engineless.path, *chosen)
     assert result.exit_code == 0, result.output

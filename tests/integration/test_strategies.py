@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.train.model_recipe import Strategy
 from dfer_deploy.train.synthetic import SyntheticSpec, write_synthetic_dataset
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.timed import timed_frames
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 

@@ -16,13 +16,13 @@ import planted
 import pytest
 from tiny import clips_of, save_reference, tiny_model, write_frames
 
-from dfer_deploy.bundle import Bundle, open_bundle
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
 
 def changed_bundle(bundle: Bundle, folder: Path, graph: str, relative_change: float) -> Path:

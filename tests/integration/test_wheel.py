@@ -29,7 +29,7 @@ def test_the_wheel_holds_real_files_and_data(wheel: Path) -> None:
         graphs = archive.read("dfer_deploy/export/graphs.py")
     assert graphs == (ROOT / "export" / "graphs.py").read_bytes()
     for name in (
-        "dfer_deploy/prompts.toml",
+        "dfer_deploy/checkpoints/prompts.toml",
         "dfer_deploy/py.typed",
         "dfer_deploy/report/report.html",
         "dfer_deploy/train/recipes/synthetic.toml",

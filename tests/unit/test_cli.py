@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tiny import save_reference, tiny_model
 
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.cli import COMMANDS
 
 
@@ -27,8 +27,8 @@ def test_help_loads_no_stage() -> None:
     "module",
     [
         "dfer_deploy.specs",
-        "dfer_deploy.bundle",
-        "dfer_deploy.triton.client",
+        "dfer_deploy.bundles.bundle",
+        "dfer_deploy.client.triton_predictor",
         "dfer_deploy.triton.server",
         "dfer_deploy.export.repository",
         "dfer_deploy.export.configure",
@@ -131,9 +131,11 @@ def test_an_empty_argument_is_no_path(cli: Any, arguments: tuple[str, ...], what
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.delitem(sys.modules, "dfer_deploy.commands.inspect", raising=False)
-    for name in [name for name in sys.modules if name.startswith(("dfer_deploy.model", "dfer_deploy.checkpoint"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("dfer_deploy.model", "dfer_deploy.checkpoints.checkpoint"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "dfer_deploy.reference_checkpoint", raising=False)
+    monkeypatch.delitem(sys.modules, "dfer_deploy.checkpoints.reference_checkpoint", raising=False)
     result = cli("inspect", tmp_path / "x.pth")
     assert result.exit_code == 2
     assert "pip install 'dfer-deploy[cpu]'" in result.output

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer

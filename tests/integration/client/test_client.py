@@ -22,17 +22,17 @@ from PIL import Image
 from tiny import clips_of
 
 from dfer_deploy import AsyncClient, CallError, Client, DferDeployError
-from dfer_deploy.answers import Answer
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.client.address import parse_url
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client.patience import Patience
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.export.configure import configure_bundle
+from dfer_deploy.inference.answers import Answer
+from dfer_deploy.inference.windows import windows_of_video
+from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
-from dfer_deploy.windows import windows_of_video
 
 EXACT = 1e-4
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import clips_of, varied_model
 
 from dfer_deploy import Client
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer

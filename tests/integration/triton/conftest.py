@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dfer_deploy import bundle as bundles
-from dfer_deploy.bundle import ServingOptions
+from dfer_deploy.bundles import bundle as bundles
+from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.export.window_graph import WindowGraph

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import pytest
 
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.container import TritonContainer
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer

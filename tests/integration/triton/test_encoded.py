@@ -20,8 +20,8 @@ from tritonclient import grpc as grpc_client
 from tritonclient import http as http_client
 from tritonclient.utils import InferenceServerException
 
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.reading import image_from_file, resized
-from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from dfer_deploy.bundle import ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import ServingOptions, open_bundle
+from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.commands.serve import serve
 from dfer_deploy.commands.serving import installation_for, served_bundle
-from dfer_deploy.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
-from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.container import compose_command
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.installation import TritonOnPath

@@ -15,11 +15,11 @@ from tritonclient import grpc as grpc_client
 from tritonclient import http as http_client
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.bundle import open_bundle
+from dfer_deploy.bundles.bundle import open_bundle
 from dfer_deploy.client import Client
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Predictor
-from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import measure_load
 from dfer_deploy.triton.server import TritonServer

@@ -20,8 +20,8 @@ import pytest
 from onnx import numpy_helper
 from tiny import clips_of
 
+from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.triton.client import TritonPredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 

@@ -23,15 +23,15 @@ from tiny import clips_of, tiny_model
 from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.bundle import Bundle, ServingOptions
-from dfer_deploy.checkpoint import save_checkpoint
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
-from dfer_deploy.client.address import parse_url
 from dfer_deploy.clips.sampling import padded
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import encoder_id
+from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 

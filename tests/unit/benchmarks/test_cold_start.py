@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from cold_start import run_alone, start_server
 
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.resources import held_bytes
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.measurement.resources import held_bytes
 from dfer_deploy.triton.environment import TritonEnvironment
 
 

@@ -74,8 +74,8 @@ def test_swapped_tracks_and_invented_faces_are_counted(
 
 
 def test_the_answers_of_windows_are_those_of_their_frames(own_checkpoint: Path) -> None:
-    from dfer_deploy.checkpoint import load_checkpoint
-    from dfer_deploy.runtimes.torch import TorchPredictor
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
     rng = np.random.default_rng(0)
     crops = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(21)]

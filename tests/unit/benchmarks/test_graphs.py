@@ -18,12 +18,12 @@ from roofline import PRODUCTS_NAME, count, operator_shares
 from session_settings import SETTINGS, sessions
 from tiny import clips_of, tiny_model
 
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.limits import ROUNDINGS
-from dfer_deploy.rounding import rounding_costs
-from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames, Prediction
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
+from dfer_deploy.verification.limits import ROUNDINGS
+from dfer_deploy.verification.rounding import rounding_costs
 
 
 def test_every_round_begins_with_another_contestant() -> None:

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.failures import CallError, Failures, IncompatibleServerError, Kind
+from dfer_deploy.triton.address import parse_url
 
 
 def failure(error: Exception, *, answered: bool = False) -> CallError:

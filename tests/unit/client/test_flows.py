@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scripted_server import CONFIG, LABELS, SIZE, STREAM_CONFIG, Script, connected
 
-from dfer_deploy.client.address import parse_url
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.client.flows import Flows
@@ -18,6 +17,7 @@ from dfer_deploy.client.served_model import served_model
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import MAX_IMAGE_BYTES
+from dfer_deploy.triton.address import parse_url
 
 
 def clip(frames: int, batch: int | None = None) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.descriptors import QUESTION, read_descriptors
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.language_model import LanguageModel
+from dfer_deploy.train.descriptors import QUESTION, read_descriptors
+from dfer_deploy.train.language_model import LanguageModel
 
 KEY = "sk-very-secret"
 LIST = "- Smiling mouth\n- Raised cheeks"

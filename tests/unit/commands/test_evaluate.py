@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny import clips_of, save_reference, tiny_model
 
-from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dfer_deploy.metrics import calibration, score
 from dfer_deploy.model.dfer_clip import images_from_frames
 

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from videos import SquareDetector, numbered, two_squares, write_timed_video
 
-from dfer_deploy.bundle import Bundle
-from dfer_deploy.clips.contact_sheet import CropRow
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.console import stdout
+from dfer_deploy.drawing.contact_sheet import CropRow
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.recording import Recording
+from dfer_deploy.inference.recording import Recording
+from dfer_deploy.inference.windows import Face, Window, windows_of_video
 from dfer_deploy.runtimes.available import open_predictor
-from dfer_deploy.windows import Face, Window, windows_of_video
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_the_timeline_ends_with_the_last_frame_whatever_the_header_states(
 ) -> None:
     ends: list[float] = []
     monkeypatch.setattr("dfer_deploy.commands.predict._length_s", lambda _: stated_s)
-    monkeypatch.setattr("dfer_deploy.timeline.write_timeline", lambda *_, end_s, **__: ends.append(end_s))
+    monkeypatch.setattr("dfer_deploy.drawing.timeline.write_timeline", lambda *_, end_s, **__: ends.append(end_s))
     words = (video, "--faces", "none", "--timeline", tmp_path / "t.png")
     assert cli("predict", "--bundle", bundle.path, *words).exit_code == 0
     # The last of the frames is looked at after 4.9 s, the next one would be after 5.
@@ -236,7 +236,10 @@ def test_an_interruption_leaves_nothing(
         raise KeyboardInterrupt
 
     before = threading.active_count()
-    for place in ("dfer_deploy.recording.Recording.add_window", "dfer_deploy.annotated._View.drawn"):
+    for place in (
+        "dfer_deploy.inference.recording.Recording.add_window",
+        "dfer_deploy.drawing.annotated_video._View.drawn",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(place, interrupted)
             result = cli(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfer_deploy.limits import LIMITS
 from dfer_deploy.metrics import calibration, score
-from dfer_deploy.paired import equivalence, rate
+from dfer_deploy.verification.limits import LIMITS
+from dfer_deploy.verification.statistics import equivalence, rate
 
 CLASSES = ("a", "b", "c")
 LABELS = np.arange(30) % 3

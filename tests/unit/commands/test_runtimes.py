@@ -1,6 +1,6 @@
 import pytest
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.commands.runtimes import Contestants, choose_contestants
 from dfer_deploy.errors import DferDeployError
 

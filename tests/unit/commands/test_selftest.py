@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.engines import Builder, EngineSet
 from dfer_deploy.commands.selftest import engine_facts, gpu_steps, output_types
-from dfer_deploy.engines import Builder, EngineSet
+from dfer_deploy.doctor.selftest import run_steps
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.selftest import run_steps
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.bundle import Bundle, ServingOptions, Target
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
+from dfer_deploy.bundles.compatibility import (
+    CONTAINERS,
+    SECURITY_FLOOR,
+    Gpu,
+    fitting_containers,
+    gpu_mismatch,
+    tensorrt_mismatch,
+)
+from dfer_deploy.bundles.engines import Builder, Device
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.doctor.gpu import Gpus
 from dfer_deploy.doctor.machine import Machine
@@ -19,9 +28,7 @@ from dfer_deploy.doctor.needs import bundle_findings, is_able, memory_bytes, nex
 from dfer_deploy.doctor.packages import PACKAGES, Package
 from dfer_deploy.doctor.resources import Resources
 from dfer_deploy.doctor.servers import Docker, EmbeddedServer, LocalTriton
-from dfer_deploy.engines import Builder, Device
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR, Gpu, fitting_containers, gpu_mismatch, tensorrt_mismatch
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000)
 A10 = Gpu("NVIDIA A10", "8.6", 24_000_000_000)

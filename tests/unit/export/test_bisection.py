@@ -12,7 +12,7 @@ from dfer_deploy.export.bisection import bisect
 from dfer_deploy.export.graphs import blocks_beyond_fp16
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.runtimes.predictor import Predictor
-from dfer_deploy.runtimes.torch import TorchPredictor
+from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
 CLIPS = clips_of(2)
 

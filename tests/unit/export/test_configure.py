@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from dfer_deploy.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions, open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
@@ -38,7 +38,7 @@ def test_only_what_is_given_changes(cli: Any, copy: Path) -> None:
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
     models = [f"model_repository/dfer_{part}/config.pbtxt" for part in ("image_encoder", "temporal_head")]
-    assert changed == {"manifest.json", "model_repository/dfer_window/config.pbtxt", *models}
+    assert changed == {"manifest.json", *models}
     opened = open_bundle(copy)
     check_model_repository(opened)
     assert opened.manifest.serving == ServingOptions(16, instances=3, queue_delay_us=200)
@@ -136,7 +136,7 @@ def test_whoever_is_killed_between_two_renames_is_told_what_to_type(
 _KILLED_AT_EVERY_OPERATION = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
-from dfer_deploy.bundle import ServingOptions
+from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.export.configure import configure_bundle
 
 bundle, copies = map(Path, sys.argv[1:])
@@ -222,7 +222,7 @@ def test_a_trial_leaves_the_bundle_as_it_is(copy: Path) -> None:
 def test_a_trial_whose_process_was_killed_vanishes_with_the_next_one(copy: Path) -> None:
     trial = (
         "import os, pathlib, signal, sys\n"
-        "from dfer_deploy.bundle import open_bundle\n"
+        "from dfer_deploy.bundles.bundle import open_bundle\n"
         "from dfer_deploy.export.configure import temporary_bundle\n"
         "with temporary_bundle(open_bundle(pathlib.Path(sys.argv[1]))):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

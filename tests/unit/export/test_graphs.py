@@ -173,8 +173,8 @@ def test_errors_are_rounded_up_to_1_2_5(error: float, bound: float) -> None:
 
 def test_reference_logits_come_out_of_onnxruntime(shared_data: Path, tmp_path: Path) -> None:
     """The reference implementation's own answers: fp32 within 3e-3, fp16 within 2.5 without a flipped answer."""
-    from dfer_deploy.checkpoint import load_checkpoint
-    from dfer_deploy.runtimes.onnxruntime import OnnxRuntimePredictor
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+    from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 
     model = load_checkpoint(shared_data / "a_dfew7_end_specific.pth").build_model()
     answers = np.load(shared_data / "a_dfew7_end_specific.npz")

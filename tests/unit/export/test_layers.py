@@ -11,7 +11,7 @@ import torch
 from planted import drift, halve_layer_norm
 from tiny import clips_of, overflow_in_fp16, tiny_model
 
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.layers import LayerError, Localisation, localise

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from tiny import save_reference, tiny_model
 
-from dfer_deploy.bundle import Bundle, open_bundle
-from dfer_deploy.checkpoint import FRAME_INTERVAL, save_checkpoint
+from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import TEXTS, tiny_model, tiny_spec
 
-from dfer_deploy.class_names import names_for_texts
+from dfer_deploy.checkpoints.class_names import names_for_texts
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.model.prompts import END_OF_TEXT, START_OF_TEXT, class_tokens, text_from_tokens

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfer_deploy.bench import BenchResult, InProcess, Served, Subject
+from dfer_deploy.measurement.bench import BenchResult, InProcess, Served, Subject
 from dfer_deploy.metrics import CalibrationBin
-from dfer_deploy.paired import Interval
 from dfer_deploy.report import charts
 from dfer_deploy.triton.perf_analyzer import LoadResult
+from dfer_deploy.verification.statistics import Interval
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from PIL import Image
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import json_text
-from dfer_deploy.limits import LIMITS
 from dfer_deploy.metrics import Int64, calibration, score, softmax
-from dfer_deploy.paired import equivalence, rate
 from dfer_deploy.report.content import MOST_PICTURED
 from dfer_deploy.report.page import write_report
 from dfer_deploy.runtimes.predictor import Float32
+from dfer_deploy.verification.limits import LIMITS
+from dfer_deploy.verification.statistics import equivalence, rate
 
 CLASSES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 HOSTILE = (

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfer_deploy.bundle import Bundle, ServingOptions
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.bundles.engines import Builder, EngineSet
 from dfer_deploy.commands.runtimes import choose_contestants
-from dfer_deploy.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import (
     RUNTIMES,
@@ -75,7 +75,7 @@ def test_tensorrt_without_pytorch_asks_for_the_gpu_packages(
     engineless: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "dfer_deploy.runtimes.tensorrt", raising=False)
+    monkeypatch.delitem(sys.modules, "dfer_deploy.runtimes.tensorrt_predictor", raising=False)
     with pytest.raises(DferDeployError, match=r"needs the package 'torch'.*dfer-deploy\[gpu\]"):
         open_predictor("tensorrt", engineless)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_spec
 
-from dfer_deploy.bundle import Bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes import tensorrt_engine
 from dfer_deploy.runtimes.tensorrt_engine import (

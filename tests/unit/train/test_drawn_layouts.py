@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.train import layouts

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import save_reference, tiny_model, tiny_spec
 
-from dfer_deploy.checkpoint import save_checkpoint
-from dfer_deploy.descriptors import write_descriptors
+from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.clip import build_clip
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.specs import PromptSpec, spec_from_dict
+from dfer_deploy.train.descriptors import write_descriptors
 from dfer_deploy.train.initialisation import model_spec, starting_model, trainable_parts
 from dfer_deploy.train.model_recipe import ModelRecipe
 

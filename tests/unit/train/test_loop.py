@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import MODEL, OPTIM, weights_of
 
-from dfer_deploy.checkpoint import load_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.clips.annotations import Annotation, read_annotations
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip

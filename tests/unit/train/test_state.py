@@ -14,7 +14,7 @@ import pytest
 import torch
 from training_runs import tiny_recipe, train_until_killed, train_with_full_disk, weights_of
 
-from dfer_deploy.checkpoint import load_checkpoint, save_checkpoint
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.dfer_clip import DferClip

@@ -14,8 +14,8 @@ from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.clips.reading import clip_from_path, frame_paths
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.train import expressions
+from dfer_deploy.train.drawn_faces import SUPERSAMPLING, draw_face, random_identity
 from dfer_deploy.train.expressions import CLASS_NAMES, ActionUnits, movement
-from dfer_deploy.train.faces import SUPERSAMPLING, draw_face, random_identity
 from dfer_deploy.train.pen import Pose
 from dfer_deploy.train.synthetic import SyntheticSpec, contact_sheet, write_synthetic_dataset
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.engines import Builder, EngineSet
+from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR
+from dfer_deploy.bundles.engines import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.plans import CONTAINERS, SECURITY_FLOOR
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for, is_outdated
 from dfer_deploy.triton.ports import Endpoints
 

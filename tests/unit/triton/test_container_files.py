@@ -15,7 +15,7 @@ import pytest
 from packaging.version import Version
 from ruamel.yaml import YAML
 
-from dfer_deploy.plans import SECURITY_FLOOR
+from dfer_deploy.bundles.compatibility import SECURITY_FLOOR
 from dfer_deploy.triton.environment import PINS
 from dfer_deploy.triton_models import container_files
 from dfer_deploy.triton_models.container import install_tensorrt

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from dfer_deploy import triton_models
-from dfer_deploy.bundle import TARGETS, ServingOptions, Target
+from dfer_deploy.bundles.bundle import TARGETS, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.specs import (

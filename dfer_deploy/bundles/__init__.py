@@ -1,0 +1,1 @@
+"""What export writes and everything else opens."""

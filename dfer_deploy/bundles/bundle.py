@@ -1,0 +1,326 @@
+"""What ``export`` writes: a folder with a manifest, ONNX graphs and a Triton model repository."""
+
+from __future__ import annotations
+
+import glob
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from dfer_deploy.bundles.blocks import checked_blocks
+from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, require, spec_from_dict
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = "dfer-deploy-bundle/4"
+MAX_MANIFEST_BYTES = 16 << 20
+
+Target = Literal["tensorrt", "onnxruntime", "embedded"]
+TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "embedded")
+
+ExecutionProvider = Literal["cuda", "tensorrt"]
+EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
+
+LARGEST_BATCH = 1024
+LARGEST_QUEUE = 1_000_000
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How the server runs the models. The defaults are the least of everything: ``bench --propose`` finds better ones.
+
+    Attributes:
+        max_batch_size: the largest number of clips in one execution; of a TensorRT engine, its profile's maximum.
+        instances: copies of each model that run at the same time, on every GPU or on the CPU.
+        queue_delay_us: how long a request may wait for company in its batch, in microseconds.
+        max_queue_size: requests that may wait for each model, the next one is refused; 0: without limit.
+        cuda_graph_batches: batches of 16 frames whose launches the target ``tensorrt`` records once and replays.
+        execution_provider: of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines inside onnxruntime.
+    """
+
+    max_batch_size: int
+    instances: int = 1
+    queue_delay_us: int = 0
+    max_queue_size: int = 0
+    cuda_graph_batches: tuple[int, ...] = (1,)
+    execution_provider: ExecutionProvider = "cuda"
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.max_batch_size <= LARGEST_BATCH,
+            f"the maximal batch is {self.max_batch_size}, expected 1 to {LARGEST_BATCH}",
+        )
+        require(1 <= self.instances <= 64, f"the number of instances is {self.instances}, expected 1 to 64")
+        require(
+            0 <= self.queue_delay_us <= 10_000_000,
+            f"the queue delay is {self.queue_delay_us} µs, expected 0 to 10000000",
+        )
+        require(
+            0 <= self.max_queue_size <= LARGEST_QUEUE,
+            f"the longest queue is {self.max_queue_size}, expected 0 (without limit) to {LARGEST_QUEUE}",
+        )
+        for batch in self.cuda_graph_batches:
+            require(
+                1 <= batch <= self.max_batch_size,
+                f"a CUDA graph for the batch {batch}, expected 1 to {self.max_batch_size}, the maximal batch",
+            )
+        require(
+            list(self.cuda_graph_batches) == sorted(set(self.cuda_graph_batches)),
+            f"the batches of the CUDA graphs are {list(self.cuda_graph_batches)}, expected each once and in order",
+        )
+
+
+def check_serving(target: Target, serving: ServingOptions) -> None:
+    """Refuses what the target's server would ignore.
+
+    Raises:
+        DferDeployError: CUDA graphs or an execution provider are asked of a target that has none.
+    """
+    plain = ServingOptions(serving.max_batch_size)
+    for what, owner, asked, usual in (
+        ("CUDA graphs", "tensorrt", serving.cuda_graph_batches, plain.cuda_graph_batches),
+        ("execution provider", "onnxruntime", serving.execution_provider, plain.execution_provider),
+    ):
+        require(
+            target == owner or asked == usual,
+            f"{what}: {asked!r} was asked of the target {target!r}, only {owner!r} has them; leave it away",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """Where the weights came from.
+
+    Attributes:
+        sha256: of the checkpoint file.
+        format: ``dfer-deploy`` or ``reference``.
+        best_acc: the WAR in percent that the file states for its own test list, or None.
+    """
+
+    sha256: str
+    format: str
+    best_acc: float | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``.
+
+    Attributes:
+        format: the version of this format.
+        name: prefix of the Triton model names.
+        version: the version folder of the models in the repository.
+        spec: the whole model, class names and prompts included.
+        target: which server the model repository is for.
+        precision: of the weights and matrix products in the graphs.
+        serving: how the server runs the models.
+        checkpoint: the source of the weights.
+        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, None where unknown.
+        preprocessing: how a client turns an image into frames, in words and numbers.
+        parity: bounds measured at export, PyTorch against onnxruntime, rounded up to 1, 2 or 5 × 10ⁿ.
+        tools: versions of what wrote the bundle.
+        files: SHA-256 of every other file, by its path in the bundle.
+        keep_fp32: blocks whose matrix products are fp32 though the precision is fp16; see ``bundles.blocks``.
+    """
+
+    format: str
+    name: str
+    version: int
+    spec: ModelSpec
+    target: Target
+    precision: Precision
+    serving: ServingOptions
+    checkpoint: CheckpointRecord
+    frame_interval_s: float | None
+    preprocessing: dict[str, Any]
+    parity: dict[str, Any]
+    tools: dict[str, Any]
+    files: dict[str, Any]
+    keep_fp32: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            not self.keep_fp32 or self.precision == "fp16",
+            f"the blocks {', '.join(self.keep_fp32)} stay fp32 with the precision {self.precision}, expected fp16",
+        )
+        in_order = checked_blocks(self.keep_fp32, self.spec)
+        require(in_order == self.keep_fp32, f"keep_fp32 is {list(self.keep_fp32)}, expected {list(in_order)}")
+
+    @property
+    def precision_name(self) -> str:
+        """What to call it: ``fp32``, ``fp16``, or ``mixed`` where some blocks of an fp16 export are fp32."""
+        return "mixed" if self.keep_fp32 else self.precision
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose manifest has been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.manifest.spec
+
+    @property
+    def contract(self) -> Contract:
+        return contract_for(self.spec, self.manifest.name)
+
+    @property
+    def image_encoder_onnx(self) -> Path:
+        return self.path / "onnx" / f"{self.contract.image_encoder.name}.onnx"
+
+    @property
+    def temporal_head_onnx(self) -> Path:
+        return self.path / "onnx" / f"{self.contract.temporal_head.name}.onnx"
+
+    @property
+    def window_onnx(self) -> Path:
+        return self.path / "onnx" / f"{self.contract.window.name}.onnx"
+
+    @property
+    def graphs_sha256(self) -> tuple[str, str]:
+        """The manifest's SHA-256 of the image encoder's graph and of the temporal head's.
+
+        Raises:
+            DferDeployError: the manifest lacks one of them.
+        """
+        encoder, head = (f"onnx/{path.name}" for path in (self.image_encoder_onnx, self.temporal_head_onnx))
+        for name in (encoder, head):
+            require(
+                name in self.manifest.files,
+                f"{self.path / MANIFEST_NAME} does not list {name}; export the bundle again",
+            )
+        return self.manifest.files[encoder], self.manifest.files[head]
+
+    @property
+    def model_repository(self) -> Path:
+        return self.path / "model_repository"
+
+    def _repository_files(self) -> list[Path]:
+        """Files, links, and folders without anything in them."""
+        return [
+            path
+            for path in self.model_repository.rglob("*")
+            if not path.is_dir() or path.is_symlink() or not any(path.iterdir())
+        ]
+
+    def is_intact(self) -> bool:
+        """Whether ``check_files`` passes."""
+        try:
+            self.check_files()
+        except DferDeployError:
+            return False
+        return True
+
+    def check_files(self) -> None:
+        """Compares every file with the manifest, and the engines with the record of their build.
+
+        Raises:
+            DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
+        """
+        built = engines_of(self)
+        plans = {record.plan for record in built.engines.values()} if built else set()
+        # Triton loads every folder of the repository and executes every model.py in it.
+        found = {path.relative_to(self.path).as_posix() for path in self._repository_files()}
+        foreign = sorted(found - set(self.manifest.files) - plans)
+        if foreign:
+            raise DferDeployError(f"{self.path / foreign[0]} is not part of the exported bundle; remove it")
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            configuration = path.name == "config.pbtxt"
+            again = (
+                f"write it again with: dfer-deploy configure {_typed(self.path)}"
+                if configuration
+                else "export it again"
+            )
+            if not path.is_file():
+                raise DferDeployError(f"{path} is missing from the bundle; {again}")
+            if sha256_of_file(path) != expected:
+                raise DferDeployError(
+                    f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
+                )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder has a bundle's manifest, intact or not, of this version or another."""
+    manifest = path / MANIFEST_NAME
+    try:
+        values = (
+            json.loads(manifest.read_text(encoding="utf-8")) if manifest.stat().st_size <= MAX_MANIFEST_BYTES else {}
+        )
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and str(values.get("format")).startswith("dfer-deploy-bundle/")
+
+
+def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
+    """Opens a bundle.
+
+    Args:
+        path: the bundle's folder.
+        check_files: compare the bytes of every file with the manifest.
+
+    Raises:
+        DferDeployError: it is no bundle, its manifest is not understood, or a file was changed.
+    """
+    manifest_path = path / MANIFEST_NAME
+    if not path.exists():
+        # A replacement that was killed between its two renames.
+        for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
+            if is_bundle(old):
+                raise DferDeployError(
+                    f"{path} was being replaced when that was killed; the old one is there: "
+                    f"mv {_typed(old)} {_typed(path)}"
+                )
+        raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
+    if not manifest_path.is_file():
+        raise DferDeployError(
+            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {_typed(path)}"
+        )
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DferDeployError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
+    try:
+        values = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DferDeployError(f"{manifest_path} is not valid JSON ({error}); export the bundle again") from error
+    if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
+        found = values.get("format") if isinstance(values, dict) else values
+        raise DferDeployError(
+            f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r} (streams without state on the "
+            "server); export the checkpoint again with this version of dfer-deploy"
+        )
+    try:
+        manifest = spec_from_dict(Manifest, values)
+        check_model_name(manifest.name)
+    except DferDeployError as error:
+        raise DferDeployError(f"{manifest_path}: {error}") from error
+    _check_paths(manifest.files, manifest_path)
+    bundle = Bundle(path, manifest)
+    if check_files:
+        bundle.check_files()
+    return bundle
+
+
+def _typed(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def check_model_name(name: str) -> str:
+    """Refuses names that could not be a folder of a model repository."""
+    if not name or not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
+        raise DferDeployError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
+    return name
+
+
+def _check_paths(files: Mapping[str, Any], manifest_path: Path) -> None:
+    for name, digest in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not isinstance(digest, str):
+            raise DferDeployError(f"{manifest_path} lists the file {name!r}, which is not inside the bundle")

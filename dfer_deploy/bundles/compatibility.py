@@ -1,0 +1,106 @@
+"""Whether a TensorRT plan runs on a GPU and with a version of TensorRT.
+
+Source: NVIDIA TensorRT documentation 10.16 and 11.4, "Engine Compatibility" and "Support Matrix". Nothing but loading a
+plan proves that it can be loaded; this tells what is known before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfer_deploy.bundles.engines import Builder, Device
+
+OLDEST_TENSORRT = (10, 12)
+"""The first whose strongly typed networks hold what the graphs need; ``build_engines.py`` has its own copy."""
+
+SECURITY_FLOOR = "26.07"
+"""The first release of Triton's container with the fixes of two critical vulnerabilities."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that CUDA can use; ``compute_capability`` is for example ``9.0``."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """A release of ``nvcr.io/nvidia/tritonserver`` and the TensorRT in it; not ``certain`` where that is inferred."""
+
+    tag: str
+    tensorrt: str
+    certain: bool
+
+    @property
+    def image(self) -> str:
+        return f"nvcr.io/nvidia/tritonserver:{self.tag}-py3"
+
+
+CONTAINERS = (
+    Container("26.03", "10.16", certain=False),
+    Container("26.04", "10.16", certain=False),
+    Container("26.05", "10.16", certain=False),
+    Container("26.06", "11.0", certain=True),
+    Container("26.07", "11.1.0", certain=True),
+    Container("26.08", "11.2.1", certain=True),
+    Container("26.09", "11.3", certain=False),
+    Container("26.10", "11.4", certain=False),
+)
+
+
+def gpu_mismatch(builder: Builder, device: Device | None, gpu: Gpu) -> str:
+    """Why a plan does not fit a GPU, or nothing."""
+    if builder.module != "tensorrt":
+        return f"they were built with {builder.module}, whose engines Triton does not load"
+    if device is None:
+        return "they were built without a GPU, so it is not known for which"
+    built_on = f"{device.name} (compute capability {device.compute_capability})"
+    here, there = version_numbers(gpu.compute_capability), version_numbers(device.compute_capability)
+    if builder.hardware_compatibility == "ampere_plus":
+        reason = f"they need an Ampere GPU or a newer one (compute capability 8.0), they were built on {built_on}"
+        return "" if here >= (8, 0) else reason
+    if here != there:
+        return f"they were built on {built_on}, another compute capability"
+    if builder.hardware_compatibility == "none" and gpu.name != device.name:
+        return f"they were built on {built_on}, another model: TensorRT warns that they may be slow or fail"
+    return ""
+
+
+def tensorrt_mismatch(builder: Builder, version: str) -> str:
+    """Why a plan does not run with a TensorRT, or nothing; of a shortened version, only the given parts count."""
+    built, runs = version_numbers(builder.version), version_numbers(version)
+    length = min(len(built), len(runs))
+    built, runs = built[:length], runs[:length]
+    if built == runs:
+        return ""
+    if not builder.version_compatible:
+        return f"built with TensorRT {builder.version}, and a plan runs with that version only"
+    if runs > built and (runs[0] == built[0] or (built[0], runs[0]) == (10, 11)):
+        return ""
+    return f"built with TensorRT {builder.version}, whose plans run with later versions of its generation only"
+
+
+def fitting_containers(builder: Builder) -> list[Container]:
+    """The releases without known critical vulnerabilities whose TensorRT runs the plans, the certain ones first."""
+    fitting = [
+        container
+        for container in CONTAINERS
+        if container.tag >= SECURITY_FLOOR and not tensorrt_mismatch(builder, container.tensorrt)
+    ]
+    return sorted(fitting, key=lambda container: not container.certain)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (10, 16, 0, 72) of ``10.16.0.72``, (11, 4) of ``11.4rc1``."""
+    numbers = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)

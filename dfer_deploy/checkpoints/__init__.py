@@ -1,0 +1,1 @@
+"""What is in this file, read without executing it."""

@@ -1,0 +1,118 @@
+"""CLIP's weights from a file, without executing anything from it."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from torch import Tensor
+
+from dfer_deploy.checkpoints.safe_pickle import load_tensors
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.model.clip import build_clip
+from dfer_deploy.specs import ClipSpec
+
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""What OpenAI's archives hold besides weights."""
+
+
+def clip_from_file(spec: ClipSpec, path: Path) -> CLIP:
+    """A CLIP with the weights of a file, in fp32.
+
+    Args:
+        spec: the sizes; nothing is resized.
+        path: a ``.safetensors`` file; a state dictionary that ``torch.save`` wrote, alone or under ``state_dict`` as
+            open_clip's trainer saves it; or one of OpenAI's own TorchScript archives, such as ``ViT-B-32.pt``, which
+            is a program and so is opened only if its SHA-256 is the published one.
+
+    Raises:
+        DferDeployError: the file is refused, damaged, or holds other sizes.
+    """
+    state = _state(path)
+    clip = build_clip(spec)
+    expected = clip.state_dict()
+    for name, tensor in expected.items():
+        if name in state and tuple(state[name].shape) != tuple(tensor.shape):
+            raise DferDeployError(
+                f"{path} has {name!r} of shape {list(state[name].shape)}, the recipe's backbone {list(tensor.shape)}; "
+                "name the model that the weights are of"
+            )
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or foreign:
+        which = f"lacks {missing[0]!r}" if missing else f"holds {foreign[0]!r}"
+        raise DferDeployError(
+            f"{path} {which}, so it does not fit the recipe's backbone; expected the weights of that CLIP and no others"
+        )
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise DferDeployError(f"{path} has numbers that are not finite in {name!r}; copy it again")
+    clip.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return clip
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether ``safe_pickle.load_tensors`` is for this file: what ``torch.save`` wrote rather than another format."""
+    return path.suffix != ".safetensors" and not _is_torchscript(path)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise DferDeployError(f"model.pretrained names {str(path)!r}, which is no file; expected weights of CLIP")
+    if path.suffix == ".safetensors":
+        content: object = _safetensors(path)
+    elif _is_torchscript(path):
+        content = _openai_archive(path)
+    else:
+        content = load_tensors(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), Mapping):
+        content = dict(content["state_dict"])
+    if not isinstance(content, dict):
+        raise DferDeployError(f"{path} holds a {type(content).__name__}, expected a state dictionary of CLIP")
+    tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {
+        name: value.reshape(()) if name == "logit_scale" and value.numel() == 1 else value
+        for name, value in tensors.items()
+        if isinstance(value, Tensor) and name not in _NO_WEIGHTS
+    }
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DferDeployError(f"{path} is no safetensors file or is damaged ({error}); copy it again") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _openai_archive(path: Path) -> dict[str, Tensor]:
+    found = sha256_of_file(path)
+    if found not in openai_digests():
+        raise DferDeployError(
+            f"{path} is a TorchScript archive, which is a program, and its SHA-256 {found[:12]}… is none of those that "
+            "OpenAI published; download it again, or save its state_dict with torch.save where you trust it"
+        )
+    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
+
+
+def openai_digests() -> set[str]:
+    """SHA-256 of OpenAI's archives, which their addresses contain (open_clip's table of them)."""
+    addresses = (open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in open_clip.list_models())
+    return {digest for address in addresses for digest in re.findall(r"/([0-9a-f]{64})/", address)}

@@ -1,0 +1,86 @@
+"""Where a result comes from: checkpoint, graphs, engines, configuration and clips, each by its SHA-256."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle
+from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.verification.baseline import Truth
+
+CHECKPOINT, MANIFEST, COMPARED_CHECKPOINT = "checkpoint", "manifest", "compared checkpoint"
+"""Stages of the chain: what the bundle was exported from, what names its files, and what it is compared with."""
+
+_MAX_DESCRIPTION_BYTES = 1 << 20
+_FOLDERS_ABOVE = 4
+"""A drawn data set says what it is at its root; its clips and lists lie at most so many folders below."""
+
+
+def provenance(
+    bundle: Bundle,
+    truth: Truth,
+    baseline: Path | None,
+    lists: Sequence[Path],
+    clips: Iterable[Path],
+    pool_files: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """The chain from the weights to what was asked, for JSON.
+
+    Args:
+        bundle: opened with its files checked.
+        truth: what it was compared with.
+        baseline: the file that the truth's answers were read from, where they were.
+        lists: the annotation lists.
+        clips: where the clips are on this machine.
+        pool_files: results of earlier verifications whose clips count too.
+
+    Returns:
+        ``chain``, a list of {stage, file, sha256} in the order in which one was made from the other: checkpoint, ONNX
+        graphs, TensorRT plans, Triton configurations, manifest; then the compared checkpoint, the baseline, the
+        annotation lists and the pooled verifications. ``name``, ``version``, ``target``, ``precision`` and ``tools`` of
+        the bundle. ``synthetic``: what a drawn data set says about itself, or None.
+
+    Raises:
+        DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
+    """
+    built = engines_of(bundle)
+    manifest = bundle.manifest
+    chain = [(CHECKPOINT, "", manifest.checkpoint.sha256)]
+    chain += [("ONNX", name, digest) for name, digest in manifest.files.items() if name.startswith("onnx/")]
+    chain += [("plan", record.plan, record.sha256) for record in (built.engines.values() if built else ())]
+    chain += [("config", name, digest) for name, digest in manifest.files.items() if name.endswith("config.pbtxt")]
+    chain.append((MANIFEST, MANIFEST_NAME, sha256_of_file(bundle.path / MANIFEST_NAME)))
+    chain.append((COMPARED_CHECKPOINT, "", truth.checkpoint_sha256))
+    chain += [("baseline", baseline.name, sha256_of_file(baseline))] if baseline else []
+    chain += [("list", path.name, sha256_of_file(path)) for path in lists]
+    chain += [("pooled verification", path.name, sha256_of_file(path)) for path in pool_files]
+    return {
+        "chain": [{"stage": stage, "file": name, "sha256": digest} for stage, name, digest in chain],
+        "name": manifest.name,
+        "version": manifest.version,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "tools": manifest.tools,
+        "synthetic": synthetic_note([*lists, *clips]),
+    }
+
+
+def synthetic_note(paths: Iterable[Path]) -> str | None:
+    """What a drawn data set says in the ``dataset.json`` at its root, where one of the files belongs to one."""
+    folders = {folder for path in paths for folder in list(path.resolve().parents)[:_FOLDERS_ABOVE]}
+    notes = {note for folder in sorted(folders) if (note := _note(folder / "dataset.json"))}
+    return min(notes, default=None)
+
+
+def _note(path: Path) -> str | None:
+    try:
+        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            return None
+        note = json.loads(path.read_text(encoding="utf-8")).get("note")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return note if isinstance(note, str) else None
