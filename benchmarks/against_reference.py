@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, take_turns, write
+from common import draw_bars, figure, figures, in_words, parsed, parser, take_turns, write
+from random_model import exported, random_checkpoint
 
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips

@@ -32,27 +32,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import (
-    draw_bars,
-    exported,
-    figure,
-    figures,
-    in_words,
-    parsed,
-    parser,
-    random_checkpoint,
-    rotated,
-    seconds_of,
-    write,
-)
+from common import draw_bars, figure, figures, in_words, parsed, parser, rotated, seconds_of, write
+from random_model import exported, random_checkpoint
 
-from dfer_deploy.bundles.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.measurement.resources import held_bytes, server_processes
+from dfer_deploy.measurement.footprint import held_bytes, server_processes
 from dfer_deploy.triton.environment import TritonEnvironment, cache_folder, triton_environment
 from dfer_deploy.triton.server import TritonServer
 

@@ -8,7 +8,6 @@ contestant's turn (libgomp's manual, GOMP_SPINCOUNT).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import statistics
 import time
@@ -17,12 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfer_deploy import __version__
-from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.console import progress_bar, stdout
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, check_outputs, write_json
 from dfer_deploy.measurement.bench import Spread, machine, spread
-from dfer_deploy.specs import Precision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,38 +56,6 @@ def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
     if "rounds" in arguments:
         arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     return arguments
-
-
-def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = None) -> Path:
-    """A checkpoint with random weights, always the same: ViT-B/32, or a tiny model.
-
-    Args:
-        folder: where it is written.
-        quick: the tiny model.
-        image_size: instead of the model's own, in pixels; a multiple of the patch.
-    """
-    import torch
-    from training import PROMPTS, TINY
-
-    from dfer_deploy.checkpoints.checkpoint import save_checkpoint
-    from dfer_deploy.model.dfer_clip import DferClip
-    from dfer_deploy.specs import ClipSpec, ModelSpec
-
-    clip = TINY if quick else ClipSpec()
-    if image_size is not None:
-        clip = dataclasses.replace(clip, vision=dataclasses.replace(clip.vision, image_size=image_size))
-    torch.manual_seed(0)
-    path = folder / f"random_{clip.vision.image_size}.pt"
-    save_checkpoint(path, DferClip(ModelSpec(PROMPTS, clip)), {})
-    return path
-
-
-def exported(checkpoint: Path, *, precision: Precision = "fp32") -> Bundle:
-    """The checkpoint as a bundle for the embedded server, beside it."""
-    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
-
-    output = checkpoint.with_suffix(f".{precision}")
-    return export_bundle(checkpoint, output, ExportOptions("embedded", precision=precision))[0]
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, take_turns, write
+from common import draw_bars, figure, figures, in_words, parsed, parser, take_turns, write
 from google.protobuf import text_format
+from random_model import exported, random_checkpoint
 from tritonclient.grpc import model_config_pb2
 
 from dfer_deploy.bundles.bundle import Bundle

@@ -29,8 +29,9 @@ from typing import Any
 import av
 import numpy as np
 from cold_start import LAUNCHER
-from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, write
+from common import draw_bars, figure, figures, in_words, parsed, parser, write
 from PIL import Image
+from random_model import exported, random_checkpoint
 from scenes import HEIGHT, WIDTH, Actor, Scene, frames_of, persons_drawn
 
 from dfer_deploy.bundles.bundle import Bundle

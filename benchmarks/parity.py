@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from common import COLOURS, MARKERS, figure, parsed, parser, positive, random_checkpoint, write
+from common import COLOURS, MARKERS, figure, parsed, parser, positive, write
+from random_model import random_checkpoint
 
 from dfer_deploy.bundles.bundle import TARGETS, Bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor

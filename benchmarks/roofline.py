@@ -25,20 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
-    COLOURS,
-    MARKERS,
-    exported,
-    figure,
-    figures,
-    in_words,
-    parsed,
-    parser,
-    random_checkpoint,
-    take_turns,
-    write,
-)
+from common import COLOURS, MARKERS, figure, figures, in_words, parsed, parser, take_turns, write
 from fma_peak import multiply_adds
+from random_model import exported, random_checkpoint
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import stdout, table

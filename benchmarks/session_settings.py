@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, take_turns, write
+from common import draw_bars, figure, figures, in_words, parsed, parser, take_turns, write
 from onnx import helper, numpy_helper
+from random_model import exported, random_checkpoint
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import table

@@ -38,7 +38,8 @@ from typing import Any
 
 import numpy as np
 from against_reference import logit_errors, reference
-from common import draw_bars, exported, figure, figures, in_words, parsed, parser, random_checkpoint, write
+from common import draw_bars, figure, figures, in_words, parsed, parser, write
+from random_model import exported, random_checkpoint
 
 from dfer_deploy.client import Client, Stream
 from dfer_deploy.clips.drawn import drawn_clips

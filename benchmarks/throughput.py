@@ -30,19 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import (
-    COLOURS,
-    draw_lines,
-    exported,
-    figure,
-    figures,
-    in_words,
-    parsed,
-    parser,
-    random_checkpoint,
-    seconds_of,
-    write,
-)
+from common import COLOURS, draw_lines, figure, figures, in_words, parsed, parser, seconds_of, write
+from random_model import exported, random_checkpoint
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.drawn import drawn_clips

@@ -27,19 +27,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import draw_bars, figure, parsed, parser, positive, write
+from random_model import PROMPTS, TINY
 from torch import Tensor, nn
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
-from dfer_deploy.specs import ClipSpec, ModelSpec, TextSpec, VisionSpec
-from dfer_deploy.train.initialisation import model_spec, trainable_parts
+from dfer_deploy.specs import ClipSpec, ModelSpec
+from dfer_deploy.train.initialisation import trainable_parts
 from dfer_deploy.train.optim_recipe import OptimRecipe
 from dfer_deploy.train.optimisation import build_optimizer
-from dfer_deploy.train.recipe import recipe_from_toml
 
-PROMPTS = model_spec(recipe_from_toml("dfew").model).prompts
 CONTESTANTS = ("dfer-deploy", "reference", "all gradients")
-TINY = ClipSpec(VisionSpec(32, 16, 64, 2), TextSpec(width=64, layers=2, heads=1), embed_dim=64)
+
 AGREEMENT = 0.02
 """Largest relative difference of two first losses; in fp32 it is about 1e-6, bfloat16 needs the room."""
 

@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving, open_bundle
+from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import bundle_configs, config_text
 from dfer_deploy.files import atomic_file, json_text, link_or_copy
@@ -23,7 +24,7 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     """Writes every ``config.pbtxt`` of a bundle, and its manifest, for other serving options.
 
     Everything is written beside the manifest first and renamed at the end, the manifest before the rest. Whoever is
-    killed between two renames leaves configurations that ``Bundle.check_files`` refuses; the same call mends them, and
+    killed between two renames leaves configurations that ``check_bundle_files`` refuses; the same call mends them, and
     removes what was left beside the manifest.
 
     Args:

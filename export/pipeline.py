@@ -23,9 +23,8 @@ from dfer_deploy.bundles.bundle import (
     ServingOptions,
     Target,
     check_model_name,
-    is_bundle,
-    open_bundle,
 )
+from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_intact, open_bundle
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
@@ -140,7 +139,7 @@ def _can_be_served(bundle: Bundle) -> bool:
         check_model_repository(bundle)
     except DferDeployError:
         return False
-    return bundle.is_intact()
+    return is_intact(bundle)
 
 
 def _check_exportable(checkpoint: Checkpoint) -> None:
@@ -276,7 +275,7 @@ def _previous(output: Path) -> Bundle | None:
 
 def _check_compatible(previous: Bundle, plan: Manifest) -> None:
     """Raises unless ``plan`` can be the next version of ``previous``."""
-    previous.check_files()
+    check_bundle_files(previous)
     for what in ("name", "target", "serving"):
         old, new = getattr(previous.manifest, what), getattr(plan, what)
         if old != new:

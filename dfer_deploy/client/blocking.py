@@ -96,7 +96,10 @@ class Client(ConnectedModel):
     @overload
     def predict(self, clip: ClipBatch) -> list[Answer]: ...
     def predict(self, clip: Any) -> Any:
-        """Asks about a clip. The model always sees 16 frames, as at test time.
+        """Ask about a clip. The model always sees 16 frames, as at test time.
+
+        The class names are those of the server when the client first asked for them: open another client where a
+        bundle with other names is served at the same address.
 
         Args:
             clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time: fewer than 16 frames

@@ -39,6 +39,8 @@ class Flows:
         self._address, self._name, self._patience = address, name, patience
         self._labels: tuple[str, ...] | None = None
         self._model: ServedModel | None = None
+        self._labels_of = 0
+        """The id of the encoder that answered a stream when the class names were known; 0 where none has."""
         self._stream: ServedStream | None = None
 
     @property
@@ -72,16 +74,24 @@ class Flows:
             raise (yield from self._with_known_models(question, error)) from error
         self._model = served_model(self._name, self._address, config)
 
-    def labels(self, *, again: bool = False) -> Flow[tuple[str, ...]]:
-        """The class names, in the order of the logits, as the server's classification extension gives them.
+    def labels_of(self, encoder_id: int) -> Flow[tuple[str, ...]]:
+        """The class names, asked for again where another encoder answers than when they were read.
 
-        Args:
-            again: ask also where they are known, since another model may be served by now.
+        Raises:
+            DferDeployError: as ``labels``.
+        """
+        if self._labels_of not in (0, encoder_id):
+            self._labels = None
+        self._labels_of = encoder_id
+        return (yield from self.labels())
+
+    def labels(self) -> Flow[tuple[str, ...]]:
+        """The class names, in the order of the logits, as the server's classification extension gives them.
 
         Raises:
             DferDeployError: the server knows no label for a class.
         """
-        if self._labels is None or again:
+        if self._labels is None:
             model = self.model
             frames = np.zeros((1, 1, model.image_size, model.image_size, 3), np.uint8)
             call = Infer(model.name, {"frames": frames}, ("probabilities",), class_count=model.num_classes)

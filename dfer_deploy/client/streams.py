@@ -84,13 +84,11 @@ class StreamFlows:
         self._is_pushing = True
         try:
             image = self._checked(frame)
-            labels = yield from self._flows.labels()
             served = yield from self._flows.stream()
             window = [*self._recent, _Frame(image, {})]
             reply = yield from self._answered(served, window)
             resumed = bool(self._recent) and reply.encoder_id != self._encoder_id
-            if resumed:
-                labels = yield from self._flows.labels(again=True)
+            labels = yield from self._flows.labels_of(reply.encoder_id)
             if not self._is_closed:  # while the answer was waited for
                 self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), reply.encoder_id
             return stream_answer_from(labels, reply.logits, reply.probabilities, frames=len(window), resumed=resumed)

@@ -21,7 +21,8 @@ from PIL import Image as PillowImage
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.cores import usable_cores
 from dfer_deploy.errors import DferDeployError, missing_extra
-from dfer_deploy.runtimes.predictor import Float32
+
+Float32 = npt.NDArray[np.float32]
 
 Image = npt.NDArray[np.uint8]
 """One frame, uint8 [H, W, 3], RGB in [0, 255]."""
@@ -31,7 +32,7 @@ DETECTORS = ("centerface",)
 DETECTION_SIDE = 800
 """Larger images are detected at this length of their longer side, in pixels: time and memory are bounded.
 
-CenterFace needs faces of about 20 pixels there; ``benchmarks/faces.py`` measures it.
+CenterFace needs faces of about 20 pixels there; ``benchmarks/face_detection.py`` measures it.
 """
 
 MIN_SCORE = 0.3
@@ -211,7 +212,11 @@ def face_crop(image: Image, box: Box, image_size: int, *, margin: float = DEFAUL
     # A square far outside is as black as one that has just left.
     x, y = (min(max(at, -side), end + side) for at, end in zip(box.centre, (width, height), strict=True))
     left, top = round(x - side / 2), round(y - side / 2)
-    square = PillowImage.fromarray(image).crop((left, top, left + side, top + side))
+    # Only the square is converted: a frame may show many faces.
+    inside = image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
+    square = PillowImage.new("RGB", (side, side))
+    if inside.size:
+        square.paste(PillowImage.fromarray(np.ascontiguousarray(inside)), (max(-left, 0), max(-top, 0)))
     return resized(square, image_size)
 
 

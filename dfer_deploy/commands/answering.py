@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.clips.faces import FaceDetector, open_detector
 from dfer_deploy.commands.runtimes import host_code_option
 from dfer_deploy.errors import DferDeployError

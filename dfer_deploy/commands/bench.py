@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dfer_deploy.bundles.bundle import MANIFEST_NAME, open_bundle
+from dfer_deploy.bundles.bundle import MANIFEST_NAME
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.options import bundle_argument, json_option
+from dfer_deploy.commands.policy_file import policy_from_toml
 from dfer_deploy.commands.proposal import propose_serving
 from dfer_deploy.commands.runtimes import choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import check_served, served_bundle
@@ -32,10 +34,10 @@ from dfer_deploy.measurement.bench import (
     spread,
 )
 from dfer_deploy.measurement.bench import bench as run_bench
-from dfer_deploy.measurement.regression import Comparison, check_comparable, check_first, compare, read_bench
-from dfer_deploy.measurement.resources import measured_resources, memory_is_measured
+from dfer_deploy.measurement.bench_policy import BenchPolicy
+from dfer_deploy.measurement.footprint import measured_footprint, memory_is_measured
+from dfer_deploy.measurement.regression import Regression, check_comparable, check_first, compare, read_bench
 from dfer_deploy.triton.environment import triton_environment
-from dfer_deploy.verification.policy import BenchPolicy, policy_from_toml
 
 
 def _concurrencies(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -182,7 +184,7 @@ def bench(
             requests=requests,
             least_requests=REQUESTS_FOR_P99 if limits and limits.p99_ms is not None else LEAST_REQUESTS,
         )
-        resources = measured_resources(opened, server_port=own_port if memory_is_measured(opened, url) else None)
+        resources = measured_footprint(opened, server_port=own_port if memory_is_measured(opened, url) else None)
     _print(result)
     for what, reason in contestants.left_out.items():
         stdout.print(f"not measured: {what}, since {reason}", markup=False)
@@ -231,7 +233,7 @@ def _print(result: BenchResult) -> None:
     stdout.print(f"{result.machine}{measured}", markup=False)
 
 
-def _print_comparison(comparison: Comparison, older: str) -> None:
+def _print_comparison(comparison: Regression, older: str) -> None:
     rows = [
         (
             change.name,

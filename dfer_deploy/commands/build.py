@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dfer_deploy.bundles.bundle import open_bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.errors import DferDeployError

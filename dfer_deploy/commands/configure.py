@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from dfer_deploy.bundles.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.commands.serving_options import option_text, serving_options
 from dfer_deploy.console import stdout, table, warn

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import json_option
 from dfer_deploy.console import stdout, step
 from dfer_deploy.doctor.finding import Finding, Sections, first_command

@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from dfer_deploy.bundles.blocks import encoder_blocks, head_blocks
-from dfer_deploy.bundles.bundle import TARGETS, Manifest, ServingOptions, Target, is_bundle, open_bundle
+from dfer_deploy.bundles.bundle import TARGETS, Manifest, ServingOptions, Target
+from dfer_deploy.bundles.integrity import is_bundle, open_bundle
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options

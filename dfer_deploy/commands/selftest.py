@@ -16,8 +16,9 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engines import SIDECAR, engines_of
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option

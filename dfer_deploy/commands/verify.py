@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.commands.localisation import bisected, blamed, localisation_as_json, localised, print_localisation
 from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
+from dfer_deploy.commands.policy_file import Policy, policy_from_toml
 from dfer_deploy.commands.runtimes import TRITON, choose_contestants, host_code_option, open_predictors, runtime_option
 from dfer_deploy.commands.serving import check_served, served_bundle
 from dfer_deploy.commands.verification import outcome, print_verification, verification_as_json
@@ -30,11 +32,11 @@ from dfer_deploy.verification.baseline import PredictorTruth, Truth, load_baseli
 from dfer_deploy.verification.ensembles import EnsembleAnswers, ensemble_answers
 from dfer_deploy.verification.folds import earlier_from_json
 from dfer_deploy.verification.limits import LIMITS
-from dfer_deploy.verification.policy import LARGEST_LOGIT_ERROR, MOST_POINTS, Policy, policy_from_toml
 from dfer_deploy.verification.prompt_position import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.verification.provenance import provenance
 from dfer_deploy.verification.verify import FEW_CLIPS, Verification
 from dfer_deploy.verification.verify import verify as run_verification
+from dfer_deploy.verification.verify_policy import LARGEST_LOGIT_ERROR, MOST_POINTS
 
 if TYPE_CHECKING:
     from dfer_deploy.export.layers import Localisation

@@ -32,7 +32,7 @@ class ProbeError(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """How a program ended: its exit code (negative for a signal), and both outputs."""
 
     returncode: int
@@ -40,7 +40,7 @@ class Outcome:
     errors: str
 
 
-def run_program(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> Outcome:
+def run_program(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> ProgramResult:
     """Runs a program, and ends it with all its children if it takes too long or writes too much.
 
     Raises:
@@ -64,7 +64,7 @@ def run_program(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) ->
             raise ProbeError(f"did not answer within {timeout_s:g} s") from None
         finally:
             _end(process)
-    return Outcome(returncode, output, errors)
+    return ProgramResult(returncode, output, errors)
 
 
 def output_of(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> str:

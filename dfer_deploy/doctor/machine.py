@@ -12,7 +12,7 @@ from dfer_deploy.doctor.child import shortened
 from dfer_deploy.doctor.finding import Sections
 from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
 from dfer_deploy.doctor.packages import PACKAGES, Package, package_findings, probe_package
-from dfer_deploy.doctor.resources import Resources, probe_resources, resource_findings
+from dfer_deploy.doctor.resources import MachineResources, probe_resources, resource_findings
 from dfer_deploy.doctor.servers import (
     Docker,
     EmbeddedServer,
@@ -23,7 +23,7 @@ from dfer_deploy.doctor.servers import (
     server_findings,
 )
 
-F = TypeVar("F", Package, Gpus, EmbeddedServer, LocalTriton, Docker, Resources)
+F = TypeVar("F", Package, Gpus, EmbeddedServer, LocalTriton, Docker, MachineResources)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Machine:
     embedded: EmbeddedServer = EmbeddedServer()
     triton: LocalTriton = LocalTriton()
     docker: Docker = Docker()
-    resources: Resources = Resources()
+    resources: MachineResources = MachineResources()
 
 
 def examine_machine() -> Machine:
@@ -46,7 +46,7 @@ def examine_machine() -> Machine:
         embedded = _submit(pool, EmbeddedServer, probe_embedded)
         triton = _submit(pool, LocalTriton, probe_triton)
         docker = _submit(pool, Docker, probe_docker)
-        resources = _submit(pool, Resources, probe_resources)
+        resources = _submit(pool, MachineResources, probe_resources)
         return Machine(
             {name: future.result() for name, future in packages.items()},
             gpus.result(),

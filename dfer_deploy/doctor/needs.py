@@ -11,6 +11,7 @@ from pathlib import Path
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import fitting_containers, gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.bundles.engines import EngineSet, engines_of
+from dfer_deploy.bundles.integrity import check_bundle_files
 from dfer_deploy.doctor.child import shortened
 from dfer_deploy.doctor.finding import Finding, first_command
 from dfer_deploy.doctor.gpu import gpu_findings
@@ -94,7 +95,7 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
         return Finding("files", "missing", "not compared with the manifest before the engines are right")
     try:
         if not engines_reason:
-            bundle.check_files()
+            check_bundle_files(bundle)
             return Finding("files", "ok", f"{len(bundle.manifest.files)} files, as they were exported")
         reason = engines_reason
     except DferDeployError as error:

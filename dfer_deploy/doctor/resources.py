@@ -27,7 +27,7 @@ _NO_LIMIT_BYTES = 1 << 60
 
 
 @dataclass(frozen=True)
-class Resources:
+class MachineResources:
     """Bytes, each None where the machine does not say.
 
     Attributes:
@@ -51,7 +51,7 @@ class Resources:
 
 def probe_resources(
     *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"), shared: Path = SHARED_MEMORY
-) -> Resources:
+) -> MachineResources:
     """Looks at this machine; what cannot be read is None."""
     total, available = _memory(proc, cgroup)
     taken = ""
@@ -61,12 +61,12 @@ def probe_resources(
         taken = str(error)
     cache = cache_folder()
     here = Path(os.curdir)
-    return Resources(
+    return MachineResources(
         total, available, _free(shared), (str(here), _free(here)), (str(cache), _free_above(cache)), taken
     )  # fmt: skip
 
 
-def resource_findings(resources: Resources) -> list[Finding]:
+def resource_findings(resources: MachineResources) -> list[Finding]:
     """Memory, shared memory, disk and ports."""
     if resources.problem:
         return [Finding("resources", "problem", resources.problem)]

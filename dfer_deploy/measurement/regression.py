@@ -92,7 +92,7 @@ class ContestantChange:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Regression:
     """Two runs.
 
     Attributes:
@@ -133,7 +133,7 @@ class Comparison:
         )
 
 
-def compare(old: BenchResult, new: BenchResult) -> Comparison:
+def compare(old: BenchResult, new: BenchResult) -> Regression:
     """Holds a new run against an old one, contestant by contestant.
 
     Raises:
@@ -152,7 +152,7 @@ def compare(old: BenchResult, new: BenchResult) -> Comparison:
                 else None
             )
             changes.append(ContestantChange(name, _change(older[name], rounds[name]), against_first))
-    return Comparison(
+    return Regression(
         tuple(changes),
         missing=tuple(name for name in older if name not in rounds),
         added=tuple(name for name in rounds if name not in older),

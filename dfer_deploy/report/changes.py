@@ -13,7 +13,7 @@ from PIL import Image
 
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.report.content import MOST_PICTURED, Candidate, Content
+from dfer_deploy.report.content import MOST_PICTURED, CandidateAnswers, Content
 from dfer_deploy.verification.comparison import Flip
 
 _FRAMES = 4
@@ -37,7 +37,7 @@ def changed_answers(content: Content, clips: Mapping[str, Path]) -> dict[str, An
         content: the verification.
         clips: where they are on this machine, by name. One that is missing or cannot be read is shown without frames.
     """
-    changed: dict[str, list[tuple[Candidate, Flip]]] = {}
+    changed: dict[str, list[tuple[CandidateAnswers, Flip]]] = {}
     for candidate in content.comparisons:
         for flip in candidate.flips:
             changed.setdefault(flip.clip, []).append((candidate, flip))
@@ -56,7 +56,7 @@ def changed_answers(content: Content, clips: Mapping[str, Path]) -> dict[str, An
     }
 
 
-def _clip(content: Content, answers: list[tuple[Candidate, Flip]], path: Path | None) -> dict[str, Any]:
+def _clip(content: Content, answers: list[tuple[CandidateAnswers, Flip]], path: Path | None) -> dict[str, Any]:
     alike: list[tuple[list[str], Flip]] = []
     for candidate, flip in answers:
         vector = np.array(flip.answered_probabilities)

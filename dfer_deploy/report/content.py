@@ -17,10 +17,10 @@ from dfer_deploy.metrics import CALIBRATION_BINS, CalibrationBin
 from dfer_deploy.specs import require, spec_from_dict
 from dfer_deploy.verification.comparison import Flip
 from dfer_deploy.verification.folds import FORMAT
-from dfer_deploy.verification.policy import LARGEST_LOGIT_ERROR, MOST_POINTS
 from dfer_deploy.verification.prompt_position import ReadingCheck
 from dfer_deploy.verification.provenance import CHECKPOINT
 from dfer_deploy.verification.statistics import Equivalence, Interval, Rate
+from dfer_deploy.verification.verify_policy import LARGEST_LOGIT_ERROR, MOST_POINTS
 
 MOST_PICTURED = 24
 """Flipped clips that are shown with frames and probabilities."""
@@ -63,7 +63,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Candidate(Answers):
+class CandidateAnswers(Answers):
     """One way of serving.
 
     Attributes:
@@ -188,7 +188,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Bisection:
+class ReportedBisection:
     """Which blocks must stay fp32 in an fp16 export.
 
     Attributes:
@@ -229,7 +229,7 @@ class Content:
     clips: int
     class_names: tuple[str, ...]
     truth: Answers
-    comparisons: tuple[Candidate, ...]
+    comparisons: tuple[CandidateAnswers, ...]
     limits: Accepted
     unreadable: dict[str, Any]
     left_out: dict[str, Any]
@@ -237,7 +237,7 @@ class Content:
     ensembles: dict[str, Any]
     provenance: Provenance
     localisation: Blocks | None = None
-    bisection: Bisection | None = None
+    bisection: ReportedBisection | None = None
 
     def __post_init__(self) -> None:
         require(self.format == FORMAT, f"the verification has the format {self.format!r}, expected {FORMAT!r}")
@@ -278,11 +278,11 @@ class Content:
             and len(answers.calibration_bins) <= CALIBRATION_BINS,
             f"the calibration of {answers.name!r} is not that of {self.clips} clips, expected shares from 0 to 1",
         )
-        if isinstance(answers, Candidate):
+        if isinstance(answers, CandidateAnswers):
             _check_candidate(answers, classes)
 
 
-def _check_candidate(candidate: Candidate, classes: int) -> None:
+def _check_candidate(candidate: CandidateAnswers, classes: int) -> None:
     of_whom = f"of {candidate.name!r}"
     for what in ("max_logit_difference", "max_logit_difference_encoder", "max_logit_difference_head", "roundings"):
         value = getattr(candidate, what)

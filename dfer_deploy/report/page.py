@@ -24,9 +24,9 @@ from dfer_deploy.measurement.bench import BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
-from dfer_deploy.report.content import Bisection, Candidate, Content, check_load, content_from_json
-from dfer_deploy.verification.policy import MOST_POINTS
+from dfer_deploy.report.content import CandidateAnswers, Content, ReportedBisection, check_load, content_from_json
 from dfer_deploy.verification.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
+from dfer_deploy.verification.verify_policy import MOST_POINTS
 
 _MOST_EMBEDDED_BYTES = 1 << 20
 """A larger JSON stays in the file that ``--json`` wrote."""
@@ -162,7 +162,7 @@ def _chance(content: Content) -> int | None:
     return classes if classes > 1 and content.truth.uar <= 100 / classes else None
 
 
-def _row(candidate: Candidate) -> dict[str, Any]:
+def _row(candidate: CandidateAnswers) -> dict[str, Any]:
     found = candidate.equivalence
     war, uar = found.interval_war, found.interval_uar
     return {
@@ -296,7 +296,7 @@ def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[di
     ]
 
 
-def _delta(content: Content, candidate: Candidate, name: str) -> float | None:
+def _delta(content: Content, candidate: CandidateAnswers, name: str) -> float | None:
     before, after = content.truth.recalls.get(name), candidate.recalls.get(name)
     return None if before is None or after is None else float(after) - float(before)
 
@@ -341,7 +341,7 @@ def _blocks(content: Content) -> dict[str, Any]:
     }
 
 
-def _bisected(found: Bisection) -> str:
+def _bisected(found: ReportedBisection) -> str:
     if found.keep_fp32 is None:
         return "With every block in fp32 the limits do not hold either, so precision is not the reason."
     if not found.keep_fp32:

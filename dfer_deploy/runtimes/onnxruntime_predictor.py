@@ -100,8 +100,9 @@ def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: P
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    # As in the served model: threads that wait by spinning take the core from whoever else works on this machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As in the served image encoder: threads that wait for milliseconds would take the core from others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     providers: list[Any] = ["CPUExecutionProvider"]
     said = ""
     if device == "cuda":

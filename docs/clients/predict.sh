@@ -24,7 +24,7 @@ while [ "$k" -lt 16 ]; do
     size=$(($(wc -c <"$file")))
     # shellcheck disable=SC2059
     printf "$(printf '\\%03o' $((size & 255)) $((size >> 8 & 255)) $((size >> 16 & 255)) $((size >> 24 & 255)))"
-    cat -- "$file"
+    cat <"$file"
     k=$((k + 1))
 done >"$folder/images"
 

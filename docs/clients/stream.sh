@@ -1,6 +1,6 @@
 #!/bin/sh
 # Follows a live stream of one face: sends JPEG, PNG or WebP files one after the other, and prints the most probable
-# expression of the window that ends with each, as "probability:index:name".
+# expression of the window that ends with each, as "probability:index:name" (a name with quotes is written as in JSON).
 #
 #   sh stream.sh http://127.0.0.1:8000 frames/*.jpg
 #
@@ -17,7 +17,20 @@ trap 'exit 130' HUP INT TERM
 features=$folder/features
 : >"$features"
 
-asked() { curl --silent --show-error --fail-with-body --max-time 60 --retry 5 --retry-connrefused "$@"; }
+# A server that is away is asked again for about half a minute; what it refuses (curl's 22) is not.
+asked() {
+    for pause in 1 2 4 8 16 0; do
+        rm -f "$folder/answer"
+        curl --silent --show-error --fail-with-body --max-time 60 --retry 5 --output "$folder/answer" "$@" &&
+            return
+        status=$?
+        if [ "$status" -eq 22 ] || [ "$pause" -eq 0 ]; then
+            [ ! -s "$folder/answer" ] || cat "$folder/answer" >&2
+            exit "$status"
+        fi
+        sleep "$pause"
+    done
+}
 
 ask() { # Sends the image $1 with the features that are remembered, filled up with zeros.
     size=$(($(wc -c <"$1"))) count=$(($(wc -c <"$features") / bytes))
@@ -33,16 +46,16 @@ ask() { # Sends the image $1 with the features that are remembered, filled up wi
     printf "$(printf '\\%03o' $((size & 255)) $((size >> 8 & 255)) $((size >> 16 & 255)) $((size >> 24 & 255)))" |
         cat - "$1" "$features" >>"$folder/request"
     head -c $(((frames - count) * bytes)) /dev/zero >>"$folder/request"
-    asked --dump-header "$folder/head" --output "$folder/answer" --header "Inference-Header-Content-Length: $length" \
-        --header "Content-Type: application/octet-stream" --data-binary "@$folder/request" "$model/infer" ||
-        { cat "$folder/answer" >&2; exit 22; }
+    asked --dump-header "$folder/head" --header "Inference-Header-Content-Length: $length" \
+        --header "Content-Type: application/octet-stream" --data-binary "@$folder/request" "$model/infer"
     length=$(tr -d '\r' <"$folder/head" | sed -n 's/^[Ii]nference-[Hh]eader-[Cc]ontent-[Ll]ength: //p')
     json=$(head -c "$length" "$folder/answer")
-    encoder=$(echo "$json" | sed 's/.*"encoder_id"[^]]*\][^[]*\[\([0-9]*\)\].*/\1/')
+    encoder=$(printf '%s\n' "$json" | sed 's/.*"encoder_id"[^]]*\][^[]*\[\([0-9]*\)\].*/\1/')
 }
 
 # How many earlier frames a window has, and how many numbers of 4 bytes the features of each.
-shape=$(asked "$model" | sed -n 's/.*"recent_features"[^]]*\[-1,\([0-9]*\),\([0-9]*\)\].*/\1 \2/p')
+asked "$model"
+shape=$(sed -n 's/.*"recent_features"[^]]*\[-1,\([0-9]*\),\([0-9]*\)\].*/\1 \2/p' "$folder/answer")
 [ -n "$shape" ] || { echo "$model is no stream of this version" >&2; exit 1; }
 frames=${shape% *} bytes=$((4 * ${shape#* })) before=
 for image; do
@@ -53,5 +66,5 @@ for image; do
     before=$encoder
     tail -c "+$((length + 1))" "$folder/answer" >>"$features"
     tail -c $((frames * bytes)) "$features" >"$folder/last" && mv "$folder/last" "$features"
-    echo "$json" | sed 's/.*"probabilities"[^]]*\][^[]*\["\(.*\)"\].*/\1/'
+    printf '%s\n' "$json" | sed 's/.*"probabilities"[^]]*\][^[]*\["\(.*\)"\].*/\1/'
 done

@@ -15,7 +15,8 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_spec
 
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.engine import BuildOptions, Engine, Profile, engine_from_onnx

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import overflow_in_fp16, tiny_model
 
-from dfer_deploy.bundles.bundle import open_bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import plain

@@ -20,8 +20,9 @@ import torch
 from onnx import TensorProto, helper
 from tiny import tiny_model
 
-from dfer_deploy.bundles.bundle import ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.bundles.engines import SIDECAR, ProfileRecord, engines_of
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import engine as engine_module
 from dfer_deploy.export.engine import BuildOptions, EngineError, Profile, build_bundle, engine_from_onnx

@@ -13,7 +13,7 @@ from encoded_images import encoded
 from PIL import Image
 from tiny import clips_of, varied_model, write_frames
 
-from dfer_deploy.bundles.bundle import open_bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation

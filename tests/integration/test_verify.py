@@ -16,7 +16,8 @@ import planted
 import pytest
 from tiny import clips_of, save_reference, tiny_model, write_frames
 
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.commands.serving import served_bundle

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from dfer_deploy.bundles.bundle import ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.commands.serve import serve
 from dfer_deploy.commands.serving import installation_for, served_bundle

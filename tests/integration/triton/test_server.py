@@ -15,7 +15,7 @@ from tritonclient import grpc as grpc_client
 from tritonclient import http as http_client
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.bundles.bundle import open_bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.errors import DferDeployError

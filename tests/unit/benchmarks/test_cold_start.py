@@ -10,7 +10,7 @@ import pytest
 from cold_start import run_alone, start_server
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.measurement.resources import held_bytes
+from dfer_deploy.measurement.footprint import held_bytes
 from dfer_deploy.triton.environment import TritonEnvironment
 
 

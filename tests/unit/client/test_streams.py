@@ -289,8 +289,12 @@ def test_after_a_rollout_the_class_names_are_those_of_the_new_server() -> None:
     stream = StreamFlows(connected(script))
     assert list(pushed(script, stream, range(2))[-1].logits) == ["calm", "anger: loud"]
     script.encoder, Renamed.names = lambda number: 2, ("anger: loud", "calm")
+    other = StreamFlows(stream._flows)  # a new stream has nothing to resume
     for number in (2, 3):
-        assert list(script(stream.push(frame(number))).logits) == ["anger: loud", "calm"]
+        assert list(script(other.push(frame(number))).logits) == ["anger: loud", "calm"]
+    assert list(script(stream.push(frame(2))).logits) == ["anger: loud", "calm"]
+    asked = sum(isinstance(call, Infer) and call.class_count > 0 for call in script.calls)
+    assert asked == 2, "once for each encoder"
 
 
 def test_where_the_features_of_two_encoders_are_known_the_last_answers_is_asked_first() -> None:

@@ -26,7 +26,7 @@ from dfer_deploy.doctor.gpu import Gpus
 from dfer_deploy.doctor.machine import Machine
 from dfer_deploy.doctor.needs import bundle_findings, is_able, memory_bytes, next_command
 from dfer_deploy.doctor.packages import PACKAGES, Package
-from dfer_deploy.doctor.resources import Resources
+from dfer_deploy.doctor.resources import MachineResources
 from dfer_deploy.doctor.servers import Docker, EmbeddedServer, LocalTriton
 from dfer_deploy.files import sha256_of_file
 
@@ -36,7 +36,7 @@ T4 = Gpu("Tesla T4", "7.5", 16_000_000_000)
 A40 = Gpu("NVIDIA A40", "8.6", 48_000_000_000)
 
 DOCKER = Docker("/usr/bin/docker", "29.1.0", "NVIDIA runtime", "2.39.1")
-NO_ROOM = Resources(taken_ports="the HTTP port 8000 is taken")
+NO_ROOM = MachineResources(taken_ports="the HTTP port 8000 is taken")
 
 
 def builder(version: str = "11.1.0.42", **changes: Any) -> Builder:
@@ -268,8 +268,8 @@ def test_too_little_memory(tensorrt_bundle: Bundle, bundle: Bundle) -> None:
     assert command(ServingOptions(8, cuda_graph_batches=(8,))).endswith("--cuda-graph-batches none")
     assert command(ServingOptions(8, instances=3)) == f"{configure} --instances 1"
     assert command(ServingOptions(1)) == ""
-    assert lines(bundle, Machine(resources=Resources(1 << 30, 1 << 20)))["memory"].state == "problem"
-    assert lines(bundle, Machine(resources=Resources(1 << 30, 1 << 29)))["memory"].state == "ok"
+    assert lines(bundle, Machine(resources=MachineResources(1 << 30, 1 << 20)))["memory"].state == "problem"
+    assert lines(bundle, Machine(resources=MachineResources(1 << 30, 1 << 29)))["memory"].state == "ok"
 
 
 def test_the_least_memory_is_counted(tensorrt_bundle: Bundle) -> None:

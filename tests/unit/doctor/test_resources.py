@@ -10,13 +10,13 @@ import pytest
 
 from dfer_deploy.doctor import resources
 from dfer_deploy.doctor.finding import Finding
-from dfer_deploy.doctor.resources import Resources, gigabytes, probe_resources, resource_findings
+from dfer_deploy.doctor.resources import MachineResources, gigabytes, probe_resources, resource_findings
 from dfer_deploy.triton.environment import CACHE_VARIABLE
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:    8000000 kB\n"
 
 
-def probed(folder: Path, meminfo: str | None = MEMINFO, **cgroup: str) -> Resources:
+def probed(folder: Path, meminfo: str | None = MEMINFO, **cgroup: str) -> MachineResources:
     for name, text in {"proc/meminfo": meminfo, **{f"cgroup/{name}": text for name, text in cgroup.items()}}.items():
         path = folder / name.replace("__", "/").replace("memory_", "memory.")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def probed(folder: Path, meminfo: str | None = MEMINFO, **cgroup: str) -> Resour
     return probe_resources(proc=folder / "proc", cgroup=folder / "cgroup")
 
 
-def lines(found: Resources) -> dict[str, Finding]:
+def lines(found: MachineResources) -> dict[str, Finding]:
     return {line.what: line for line in resource_findings(found)}
 
 
@@ -100,11 +100,11 @@ def _free(folder: Path) -> int:
 
 
 def test_little_room_is_a_problem() -> None:
-    small = Resources(8 << 30, 4 << 30, 1 << 20, (".", 5 << 30), ("/cache", 100 << 20))
+    small = MachineResources(8 << 30, 4 << 30, 1 << 20, (".", 5 << 30), ("/cache", 100 << 20))
     found = lines(small)
     assert [found[what].state for what in ("memory", "shared memory", "disk, cache")] == ["ok", "problem", "problem"]
     assert "105 MB free in /cache" in found["disk, cache"].found
-    nothing = lines(Resources())
+    nothing = lines(MachineResources())
     assert {nothing[what].state for what in ("memory", "shared memory", "disk, here", "disk, cache")} == {"problem"}
 
 

@@ -13,7 +13,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from dfer_deploy.bundles.bundle import Bundle, ServingOptions, open_bundle
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 from dfer_deploy.export.repository import check_model_repository, write_model_repository

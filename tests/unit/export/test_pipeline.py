@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 from tiny import save_reference, tiny_model
 
-from dfer_deploy.bundles.bundle import Bundle, open_bundle
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
@@ -74,7 +75,7 @@ def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) 
     head = second.model_repository / "dfer_temporal_head"
     assert (head / "1" / "model.onnx").read_bytes() == old
     assert (head / "2" / "model.onnx").read_bytes() == second.temporal_head_onnx.read_bytes() != old
-    second.check_files()
+    check_bundle_files(second)
     path = save_reference(tmp_path / "renamed.pth", tiny_model())
     renamed = ExportOptions("embedded", class_names=("happiness", "anger", "sadness"))
     with pytest.raises(DferDeployError, match="serves the classes happiness, sadness, anger"):
@@ -139,7 +140,7 @@ def test_a_damaged_bundle_is_not_up_to_date(own_checkpoint: Path, tmp_path: Path
         export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     again, written = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"), force=True)
     assert written
-    again.check_files()
+    check_bundle_files(again)
 
 
 def test_what_a_server_would_execute_must_be_what_export_writes(bundle: Bundle, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfer_deploy.commands.policy_file import Policy, policy_from_toml
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.measurement.bench import BenchResult, Served, Subject
+from dfer_deploy.measurement.bench_policy import BenchPolicy
 from dfer_deploy.triton.perf_analyzer import LoadResult
 from dfer_deploy.verification.limits import LIMITS
-from dfer_deploy.verification.policy import BenchPolicy, Policy, VerifyPolicy, policy_from_toml
 from dfer_deploy.verification.statistics import rate
+from dfer_deploy.verification.verify_policy import VerifyPolicy
 
 SUBJECT = Subject("aa" * 32, "bb" * 32, "fp32")
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "policy.toml"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.measurement.resources import descendants, held_bytes, measured_resources, server_processes
+from dfer_deploy.measurement.footprint import descendants, held_bytes, measured_footprint, server_processes
 
 HOLD = "block = b'x' * {}; print('ready', flush=True); input()"
 SERVER = """
@@ -31,7 +31,7 @@ def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_a_file_with_two_names_counts_once_and_nothing_is_measured_without_a_server(bundle: Bundle) -> None:
-    found = measured_resources(bundle, server_port=None)
+    found = measured_footprint(bundle, server_port=None)
     files = {path.stat().st_ino: path.stat().st_size for path in bundle.path.rglob("*") if path.is_file()}
     assert found.size_mb == sum(files.values()) / 1e6
     assert found.size_mb < sum(path.stat().st_size for path in bundle.path.rglob("*") if path.is_file()) / 1e6
@@ -45,7 +45,7 @@ def test_what_the_server_started_counts_and_nothing_else_that_this_process_did(b
         assert server.stdout.readline() == "ready\n"
         assert server.pid in server_processes(int(port))
         assert len(server_processes(int(port))) == 2
-        memory = measured_resources(bundle, server_port=int(port)).memory_mb
+        memory = measured_footprint(bundle, server_port=int(port)).memory_mb
     assert memory is not None
     assert 50 < memory < 200
 
@@ -54,7 +54,7 @@ def test_a_server_that_is_gone_has_no_memory_rather_than_none_used(bundle: Bundl
     with started(SERVER, "pass") as (_, port):
         pass
     assert server_processes(int(port)) == []
-    assert measured_resources(bundle, server_port=int(port)).memory_mb is None
+    assert measured_footprint(bundle, server_port=int(port)).memory_mb is None
 
 
 def test_what_cannot_be_read_is_not_measured(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Finding and following faces whose places are known, and what the model's answer owes to the crop.
 
-    python benchmarks/faces.py [--quick] [--videos VIDEO...] [--bundle BUNDLE] [--json FILE] [--plot PNG]
+    python benchmarks/face_detection.py [--quick] [--videos VIDEO...] [--bundle BUNDLE] [--json FILE] [--plot PNG]
 
 Faces are cut out of real videos with one face each (--videos), or drawn where none is given, and moved over a cluttered
 ground (benchmarks/scenes.py). A cutout's box is where the detector finds the face in the video itself: the errors are
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import COLOURS, MARKERS, exported, figure, parsed, parser, random_checkpoint, write
+from common import COLOURS, MARKERS, figure, parsed, parser, write
 from PIL import Image as PillowImage
+from random_model import exported, random_checkpoint
 from scenes import SCENES, Cutout, Person, SceneFrame, clutter, frames_of, persons_drawn, persons_in, put
 
-from dfer_deploy.bundles.bundle import open_bundle
+from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.clips.faces import (
     DEFAULT_MARGIN,
     DETECTION_SIDE,

@@ -14,7 +14,7 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Resources:
+class Footprint:
     """In 10^6 bytes.
 
     Attributes:
@@ -32,7 +32,7 @@ def memory_is_measured(bundle: Bundle, url: str | None) -> bool:
     return url is None and bundle.manifest.target == "embedded"
 
 
-def measured_resources(bundle: Bundle, *, server_port: int | None) -> Resources:
+def measured_footprint(bundle: Bundle, *, server_port: int | None) -> Footprint:
     """Measures now.
 
     Args:
@@ -42,7 +42,7 @@ def measured_resources(bundle: Bundle, *, server_port: int | None) -> Resources:
     found = [path.stat() for path in bundle.path.rglob("*") if path.is_file()]
     size = sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
     memory = None if server_port is None else held_bytes(server_processes(server_port))
-    return Resources(size / 1e6, None if memory is None else memory / 1e6)
+    return Footprint(size / 1e6, None if memory is None else memory / 1e6)
 
 
 def server_processes(port: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import faces
+import face_detection
 import numpy as np
 import pytest
 from scenes import SCENES, frames_of, persons_drawn
@@ -15,7 +15,7 @@ from dfer_deploy.clips.tracks import FaceTracker, Sighting
 
 
 @pytest.fixture(scope="module")
-def crossing() -> list[faces.Sequenced]:
+def crossing() -> list[face_detection.Sequenced]:
     """Two people who cross, and detections that tremble by a hundredth of the face."""
     rng = np.random.default_rng(0)
 
@@ -23,11 +23,11 @@ def crossing() -> list[faces.Sequenced]:
         x, y = rng.normal(0, 1.0, 2)
         return Detection(Box(box.left + x, box.top + y, box.right + x, box.bottom + y), 0.9)
 
-    frames = frames_of(SCENES["crossing, 1 face/s each"], persons_drawn(2, count=4), faces.INTERVAL_S)
+    frames = frames_of(SCENES["crossing, 1 face/s each"], persons_drawn(2, count=4), face_detection.INTERVAL_S)
     return [(frame, [found(box) for box in frame.boxes.values()]) for frame in frames]
 
 
-def test_the_truth_is_where_the_faces_are(crossing: list[faces.Sequenced]) -> None:
+def test_the_truth_is_where_the_faces_are(crossing: list[face_detection.Sequenced]) -> None:
     first, last = crossing[0][0], crossing[-1][0]
     assert first.image.shape == (360, 640, 3)
     assert [first.boxes[k].centre[0] < 320 for k in (0, 1)] == [True, False]
@@ -42,19 +42,19 @@ def test_the_truth_is_where_the_faces_are(crossing: list[faces.Sequenced]) -> No
 
 
 def frame_without_faces() -> np.ndarray:
-    return next(frames_of(SCENES["nobody"], [], faces.INTERVAL_S)).image.astype(int)
+    return next(frames_of(SCENES["nobody"], [], face_detection.INTERVAL_S)).image.astype(int)
 
 
-def test_a_tracker_that_is_right(crossing: list[faces.Sequenced]) -> None:
-    smoothed = faces.tracked(crossing, 0.2)
+def test_a_tracker_that_is_right(crossing: list[face_detection.Sequenced]) -> None:
+    smoothed = face_detection.tracked(crossing, 0.2)
     assert (smoothed["tracks"], smoothed["persons"], smoothed["switches"]) == (2, 2, 0)
     assert (smoothed["recall"], smoothed["false_positives"]) == (1.0, 0)
     assert smoothed["iou"] > 0.9
-    assert smoothed["trembling"] < faces.tracked(crossing, 0.0)["trembling"]
+    assert smoothed["trembling"] < face_detection.tracked(crossing, 0.0)["trembling"]
 
 
 def test_swapped_tracks_and_invented_faces_are_counted(
-    crossing: list[faces.Sequenced], monkeypatch: pytest.MonkeyPatch
+    crossing: list[face_detection.Sequenced], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update = FaceTracker.update
 
@@ -67,7 +67,7 @@ def test_swapped_tracks_and_invented_faces_are_counted(
         return seen
 
     monkeypatch.setattr(FaceTracker, "update", changed)
-    wrong = faces.tracked(crossing, 0.0)
+    wrong = face_detection.tracked(crossing, 0.0)
     assert wrong["switches"] == 4, "two people there and back"
     assert wrong["false_positives"] == sum(frame.time_s > 5 for frame, _ in crossing)
     assert wrong["tracks"] == 3
@@ -82,6 +82,6 @@ def test_the_answers_of_windows_are_those_of_their_frames(own_checkpoint: Path) 
     with TorchPredictor(load_checkpoint(own_checkpoint).build_model()) as predictor:
         windows = [np.stack(crops[k : k + 16]) for k in (0, 4)]
         expected = predictor.predict(np.stack(windows)).logits
-        assert faces.answers(predictor, crops) == pytest.approx(expected, abs=1e-4)
+        assert face_detection.answers(predictor, crops) == pytest.approx(expected, abs=1e-4)
         padded = np.stack([*crops[:5], *[crops[4]] * 11])[None]
-        assert faces.answers(predictor, crops[:5]) == pytest.approx(predictor.predict(padded).logits, abs=1e-4)
+        assert face_detection.answers(predictor, crops[:5]) == pytest.approx(predictor.predict(padded).logits, abs=1e-4)

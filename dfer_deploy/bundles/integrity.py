@@ -1,0 +1,134 @@
+"""Opens a bundle, and compares what lies on disk with its manifest and with the record of its engines."""
+
+from __future__ import annotations
+
+import glob
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, Manifest, check_model_name
+from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.specs import spec_from_dict
+
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder has a bundle's manifest, intact or not, of this version or another."""
+    manifest = path / MANIFEST_NAME
+    try:
+        values = (
+            json.loads(manifest.read_text(encoding="utf-8")) if manifest.stat().st_size <= MAX_MANIFEST_BYTES else {}
+        )
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and str(values.get("format")).startswith("dfer-deploy-bundle/")
+
+
+def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
+    """Opens a bundle.
+
+    Args:
+        path: the bundle's folder.
+        check_files: compare the bytes of every file with the manifest.
+
+    Raises:
+        DferDeployError: it is no bundle, its manifest is not understood, or a file was changed.
+    """
+    manifest_path = path / MANIFEST_NAME
+    if not path.exists():
+        # A replacement that was killed between its two renames.
+        for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
+            if is_bundle(old):
+                raise DferDeployError(
+                    f"{path} was being replaced when that was killed; the old one is there: "
+                    f"mv {_typed(old)} {_typed(path)}"
+                )
+        raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
+    if not manifest_path.is_file():
+        raise DferDeployError(
+            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {_typed(path)}"
+        )
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DferDeployError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
+    try:
+        values = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DferDeployError(f"{manifest_path} is not valid JSON ({error}); export the bundle again") from error
+    if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
+        found = values.get("format") if isinstance(values, dict) else values
+        raise DferDeployError(
+            f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r} (streams without state on the "
+            "server); export the checkpoint again with this version of dfer-deploy"
+        )
+    try:
+        manifest = spec_from_dict(Manifest, values)
+        check_model_name(manifest.name)
+    except DferDeployError as error:
+        raise DferDeployError(f"{manifest_path}: {error}") from error
+    _check_paths(manifest.files, manifest_path)
+    bundle = Bundle(path, manifest)
+    if check_files:
+        check_bundle_files(bundle)
+    return bundle
+
+
+def _typed(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def is_intact(bundle: Bundle) -> bool:
+    """Whether ``check_bundle_files`` passes."""
+    try:
+        check_bundle_files(bundle)
+    except DferDeployError:
+        return False
+    return True
+
+
+def check_bundle_files(bundle: Bundle) -> None:
+    """Compares every file with the manifest, and the engines with the record of their build.
+
+    Raises:
+        DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
+    """
+    built = engines_of(bundle)
+    plans = {record.plan for record in built.engines.values()} if built else set()
+    # Triton loads every folder of the repository and executes every model.py in it.
+    found = {path.relative_to(bundle.path).as_posix() for path in _repository_files(bundle)}
+    foreign = sorted(found - set(bundle.manifest.files) - plans)
+    if foreign:
+        raise DferDeployError(f"{bundle.path / foreign[0]} is not part of the exported bundle; remove it")
+    for name, expected in bundle.manifest.files.items():
+        path = bundle.path / name
+        configuration = path.name == "config.pbtxt"
+        again = (
+            f"write it again with: dfer-deploy configure {_typed(bundle.path)}" if configuration else "export it again"
+        )
+        if not path.is_file():
+            raise DferDeployError(f"{path} is missing from the bundle; {again}")
+        if sha256_of_file(path) != expected:
+            raise DferDeployError(
+                f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
+            )
+
+
+def _repository_files(bundle: Bundle) -> list[Path]:
+    """Files, links, and folders without anything in them."""
+    return [
+        path
+        for path in bundle.model_repository.rglob("*")
+        if not path.is_dir() or path.is_symlink() or not any(path.iterdir())
+    ]
+
+
+def _check_paths(files: Mapping[str, Any], manifest_path: Path) -> None:
+    for name, digest in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not isinstance(digest, str):
+            raise DferDeployError(f"{manifest_path} lists the file {name!r}, which is not inside the bundle")
