@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format lint types clean
+.PHONY: demo test docs check format lint types clean
 
 demo: .venv/ready
 	$(BIN)/dfer-deploy demo -o demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# Warnings are errors: a broken internal link fails.
+docs: .venv/docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
@@ -32,5 +36,9 @@ format: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-stubs==10.13.0.35.1'
 	touch $@
 
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo build docs/_build *.egg-info
