@@ -20,6 +20,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(MAKE) docs
 	$(MAKE) test
 
 format: .venv/ready
