@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs check format lint types clean
+.PHONY: demo test docs check package format clean
 
 demo: .venv/ready
 	$(BIN)/dfer-deploy demo -o demo
@@ -20,8 +20,17 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+	$(MAKE) package
 	$(MAKE) docs
 	$(MAKE) test
+
+# Wheel and source distribution, as a release uploads them.
+package: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 format: .venv/ready
 	$(BIN)/ruff format .
@@ -42,4 +51,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv demo build docs/_build *.egg-info
+	rm -rf .venv demo build dist docs/_build *.egg-info
