@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +32,9 @@ T = TypeVar("T")
 _WIDTH_OF_A_PIPE = 200
 """Columns where there is no terminal that would say, so that tables in files and logs are not folded."""
 
+
+LINE_EVERY_S = 30.0
+"""How often long work says how far it is where there is no terminal: a log file must not be silent for minutes."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -73,7 +85,7 @@ def step(what: str) -> Iterator[list[str]]:
     notes: list[str] = []
     start = time.perf_counter()
     what = escape(what)
-    with stderr.status(what) if stderr.is_terminal else contextlib.nullcontext():
+    with stderr.status(what) if stderr.is_terminal else _said_to_go_on(what, start):
         try:
             yield notes
         except BaseException:
@@ -84,14 +96,66 @@ def step(what: str) -> Iterator[list[str]]:
     stderr.print(f"[green]✓[/] {what} [dim]({seconds:.1f} s{detail})[/]")
 
 
+@contextlib.contextmanager
+def _said_to_go_on(what: str, start: float) -> Iterator[None]:
+    """Prints a line now and then until the context ends."""
+    done = threading.Event()
+
+    def speak() -> None:
+        while not done.wait(LINE_EVERY_S):
+            stderr.print(f"{what}: {time.perf_counter() - start:.0f} s so far")
+
+    speaker = threading.Thread(target=speak, name="progress", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        speaker.join()
+
+
+class _Lines(Progress):
+    """Progress where there is no terminal: a line now and then, with the time left."""
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__(console=stderr, disable=True)
+        self._counts, self._next_line_s = counts, time.monotonic() + LINE_EVERY_S
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next_line_s:
+                return
+            self._next_line_s = now + LINE_EVERY_S
+            task = self._tasks[task_id]
+            done = f"{task.completed:g}" if self._counts else f"{task.percentage:.0f} %"
+            of_all = f" of {task.total:g}" if self._counts and task.total is not None else ""
+            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+            what = escape(task.description) or "progress"
+        stderr.print(f"{what}: {done}{of_all} after {task.elapsed or 0:.0f} s{left}")
+
+
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Iterates with a progress bar and the time left (silent where there is no terminal)."""
+    """Iterate with a progress bar and the time left; where there is no terminal, a line now and then says the same."""
     with progress_bar() as bar:
         yield from bar.track(items, total=total, description=what)
 
 
 def progress_bar(*, counts: bool = True) -> Progress:
-    """A bar: description, count (unless it shows shares), time passed and left; it vanishes in the end."""
+    """Return a bar: description, count (unless it shows shares), time passed and left; it vanishes in the end.
+
+    Where there is no terminal, a line every ``LINE_EVERY_S`` says the same.
+    """
+    if not stderr.is_terminal:
+        return _Lines(counts=counts)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -101,7 +165,6 @@ def progress_bar(*, counts: bool = True) -> Progress:
         TimeRemainingColumn(),
         console=stderr,
         transient=True,
-        disable=not stderr.is_terminal,
     )
 
 
