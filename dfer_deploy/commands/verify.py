@@ -34,7 +34,7 @@ from dfer_deploy.verification.folds import earlier_from_json
 from dfer_deploy.verification.limits import LIMITS
 from dfer_deploy.verification.prompt_position import ReadingCheck, check_reading, is_own_test_list
 from dfer_deploy.verification.provenance import provenance
-from dfer_deploy.verification.verify import FEW_CLIPS, Verification
+from dfer_deploy.verification.verify import Verification
 from dfer_deploy.verification.verify import verify as run_verification
 from dfer_deploy.verification.verify_policy import LARGEST_LOGIT_ERROR, MOST_POINTS
 
@@ -324,8 +324,8 @@ def _torch_truth(path: Path, bundle: Bundle) -> tuple[TorchPredictor, Truth]:
 
 def _ensembles(bundle: Bundle, url: str, clips: LabelledClips, result: Verification) -> EnsembleAnswers:
     """Streams and encoded images, on the first clips; that the server refuses to answer is a failure."""
-    first = set(result.clip_names[:FEW_CLIPS])
-    few = LabelledClips([annotation for annotation in clips.annotations if annotation.name in first], clips.image_size)
+    by_name = {annotation.name: annotation for annotation in clips.annotations}
+    few = [(by_name[name], clip) for name, clip in zip(result.clip_names, result.first_clips, strict=False)]
     same_runtime, contract = bundle.manifest.target == "embedded", bundle.contract
     try:
         with (

@@ -53,7 +53,8 @@ class Verification:
             the first clips of the list with which it was saved.
         pool_failures: one sentence for each pooled verification that failed.
         lost_classes: names of the classes of which the list has clips and none could be read.
-        blocks: what leaves its tolerance where the blocks of the graphs were held against PyTorch's, in one sentence.
+        first_clips: the frames of the first clips of the list, uint8 [at most 4, 16, S, S, 3].
+        blocks: what leaves its tolerance where the blocks of the graphs were compared with PyTorch's, in one sentence.
     """
 
     truth: str
@@ -72,6 +73,7 @@ class Verification:
     errors: dict[str, Rounding]
     pool_failures: tuple[str, ...]
     lost_classes: tuple[str, ...]
+    first_clips: Frames
     blocks: str | None = None
 
     @property
@@ -223,6 +225,7 @@ def verify(
             class_names[k]
             for k in sorted({annotation.label for annotation in clips.annotations} - set(labels.tolist()))
         ),
+        first_clips=np.stack(few),
     )
 
 
