@@ -223,7 +223,7 @@ def test_a_trial_leaves_the_bundle_as_it_is(copy: Path) -> None:
 def test_a_trial_whose_process_was_killed_vanishes_with_the_next_one(copy: Path) -> None:
     trial = (
         "import os, pathlib, signal, sys\n"
-        "from dfer_deploy.bundles.bundle import open_bundle\n"
+        "from dfer_deploy.bundles.integrity import open_bundle\n"
         "from dfer_deploy.export.configure import temporary_bundle\n"
         "with temporary_bundle(open_bundle(pathlib.Path(sys.argv[1]))):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
