@@ -49,7 +49,7 @@ class CallError(DferDeployError):
 
 
 class IncompatibleServerError(CallError):
-    """A server whose bundle was written by a version of dfer-deploy that this client does not understand."""
+    """A server of another version of dfer-deploy, or of another model than when the client connected."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "refused")
