@@ -7,15 +7,13 @@ sends and what the verifier expects.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.plain_data import plain
 
 MAX_FRAMES = 16
 """Frames of a clip, and the number of temporal positions that the model learns (paper, section 4.1)."""
@@ -27,9 +25,6 @@ Precision = Literal["fp32", "fp16"]
 PromptPosition = Literal["front", "middle", "end"]
 PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
 Classifier = Literal["text", "image_conditioned_text", "linear"]
-
-S = TypeVar("S")
-
 
 LARGEST_SIZE = 16384
 """Of any width, number of pixels or number of tokens: four times that of the largest CLIP. Specs come from files."""
@@ -207,83 +202,6 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers: what JSON, TOML and ``weights_only`` can hold."""
         return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
-
-
-def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
-    """Builds a frozen dataclass from plain data, checking names and types all the way down.
-
-    Args:
-        cls: the dataclass to build.
-        values: a mapping from field names to values, as JSON or TOML gives it.
-        where: the dotted path of ``values``, for messages.
-
-    Raises:
-        DferDeployError: a key is unknown (the nearest name is suggested), missing, or has the wrong type.
-    """
-    label = where or cls.__name__
-    if not isinstance(values, dict):
-        raise DferDeployError(f"{label} is {values!r}, expected a table of settings")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise DferDeployError(f"unknown key {str(key)!r} in {label}; {hint}")
-    arguments = {}
-    for name, field in fields.items():
-        path = f"{where}.{name}" if where else name
-        if name in values:
-            arguments[name] = _value(hints[name], values[name], path)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise DferDeployError(f"{path} is missing in {label}; add it")
-    return cls(**arguments)
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return spec_from_dict(typing.cast(type[Any], hint), value, path)
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise DferDeployError(f"{path} is {value!r}, expected one of {', '.join(map(str, choices))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise DferDeployError(f"{path} is {value!r}, expected a list")
-        element, *rest = typing.get_args(hint)
-        if rest and rest[0] is not Ellipsis:
-            elements = typing.get_args(hint)
-            if len(value) != len(elements):
-                raise DferDeployError(f"{path} is {value!r}, expected {len(elements)} values")
-            return tuple(_value(e, v, f"{path}[{i}]") for i, (e, v) in enumerate(zip(elements, value, strict=True)))
-        return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        (inner,) = [choice for choice in typing.get_args(hint) if choice is not type(None)]
-        return _value(inner, value, path)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise DferDeployError(f"{path} is an integer of more than 64 bits, expected a smaller one")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise DferDeployError(f"{path} is {value!r}, expected a table")
-        return value
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise DferDeployError(f"{path} is {value!r}, expected {hint.__name__}")
-    return value
-
-
-def plain(value: Any) -> Any:
-    """Turns tuples, however deep, into lists, as JSON, TOML and ``weights_only`` know them."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 @dataclass(frozen=True)

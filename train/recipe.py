@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.specs import plain, require, spec_from_dict
+from dfer_deploy.plain_data import plain, spec_from_dict
+from dfer_deploy.specs import require
 from dfer_deploy.train.model_recipe import ModelRecipe
 from dfer_deploy.train.optim_recipe import OptimRecipe
 

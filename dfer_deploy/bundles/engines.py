@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.specs import require, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import require
 
 if TYPE_CHECKING:
     from dfer_deploy.bundles.bundle import Bundle

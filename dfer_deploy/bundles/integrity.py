@@ -13,7 +13,7 @@ from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, M
 from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.specs import spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
 
 MAX_MANIFEST_BYTES = 16 << 20
 

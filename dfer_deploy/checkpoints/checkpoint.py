@@ -19,7 +19,8 @@ from dfer_deploy.checkpoints.weight_file import is_torch_file
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.model.dfer_clip import DferClip
-from dfer_deploy.specs import ModelSpec, PromptPosition, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import ModelSpec, PromptPosition
 
 FORMAT = "dfer-deploy-checkpoint/1"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.measurement.bench_policy import BenchPolicy
-from dfer_deploy.specs import require, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import require
 from dfer_deploy.verification.verify_policy import VerifyPolicy
 
 if sys.version_info >= (3, 11):

@@ -11,7 +11,7 @@ import numpy as np
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.metrics import Calibration, Score
-from dfer_deploy.specs import plain
+from dfer_deploy.plain_data import plain
 from dfer_deploy.verification.ensembles import EnsembleAnswers
 from dfer_deploy.verification.folds import FORMAT, ComparedAnswers
 from dfer_deploy.verification.limits import ROUNDINGS

@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.measurement.bench import BenchResult, Subject
-from dfer_deploy.specs import spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
 
 MIN_ROUNDS = 3
 """Of fewer, the range says nothing about the noise."""

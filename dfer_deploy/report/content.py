@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from dfer_deploy.measurement.bench import BenchResult
 from dfer_deploy.metrics import CALIBRATION_BINS, CalibrationBin
-from dfer_deploy.specs import require, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import require
 from dfer_deploy.verification.comparison import Flip
 from dfer_deploy.verification.folds import FORMAT
 from dfer_deploy.verification.prompt_position import ReadingCheck

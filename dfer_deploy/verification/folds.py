@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.specs import require, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import require
 from dfer_deploy.verification.limits import Limits
 
 Int64 = npt.NDArray[np.int64]

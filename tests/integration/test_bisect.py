@@ -11,7 +11,7 @@ from tiny import overflow_in_fp16, tiny_model
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.specs import plain
+from dfer_deploy.plain_data import plain
 
 
 @pytest.fixture

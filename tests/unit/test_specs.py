@@ -4,7 +4,8 @@ import pytest
 from tiny import tiny_spec
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.specs import ModelSpec, PromptSpec, TemporalSpec, contract_for, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import ModelSpec, PromptSpec, TemporalSpec, contract_for
 
 
 def test_a_spec_survives_json() -> None:

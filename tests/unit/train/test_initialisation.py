@@ -15,7 +15,8 @@ from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.clip import build_clip
 from dfer_deploy.model.dfer_clip import DferClip
-from dfer_deploy.specs import PromptSpec, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import PromptSpec
 from dfer_deploy.train.descriptors import write_descriptors
 from dfer_deploy.train.initialisation import model_spec, starting_model, trainable_parts
 from dfer_deploy.train.model_recipe import ModelRecipe

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.specs import PromptSpec, spec_from_dict
+from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.specs import PromptSpec
 from dfer_deploy.train.model_recipe import ModelRecipe
 from dfer_deploy.train.optim_recipe import OptimRecipe
 from dfer_deploy.train.recipe import Recipe, builtin_recipes, recipe_from_toml

@@ -1,0 +1,150 @@
+"""Frozen dataclasses as plain data, which JSON, TOML and ``weights_only`` pickles hold, and back with types checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from dfer_deploy.errors import DferDeployError
+
+S = TypeVar("S")
+
+
+def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
+    """Builds a frozen dataclass from plain data, checking names and types all the way down.
+
+    Args:
+        cls: the dataclass to build.
+        values: a mapping from field names to values, as JSON or TOML gives it.
+        where: the dotted path of ``values``, for messages.
+
+    Raises:
+        DferDeployError: a key is unknown (the nearest name is suggested), missing, or has the wrong type.
+    """
+    label = where or cls.__name__
+    if not isinstance(values, dict):
+        raise DferDeployError(f"{label} is {values!r}, expected a table of settings")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise DferDeployError(f"unknown key {str(key)!r} in {label}; {hint}")
+    arguments = {}
+    for name, field in fields.items():
+        path = f"{where}.{name}" if where else name
+        if name in values:
+            arguments[name] = _value(hints[name], values[name], path)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise DferDeployError(f"{path} is missing in {label}; add it")
+    return cls(**arguments)
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return spec_from_dict(typing.cast(type[Any], hint), value, path)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise DferDeployError(f"{path} is {value!r}, expected one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise DferDeployError(f"{path} is {value!r}, expected a list")
+        element, *rest = typing.get_args(hint)
+        if rest and rest[0] is not Ellipsis:
+            elements = typing.get_args(hint)
+            if len(value) != len(elements):
+                raise DferDeployError(f"{path} is {value!r}, expected {len(elements)} values")
+            return tuple(_value(e, v, f"{path}[{i}]") for i, (e, v) in enumerate(zip(elements, value, strict=True)))
+        return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        (inner,) = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+        return _value(inner, value, path)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise DferDeployError(f"{path} is an integer of more than 64 bits, expected a smaller one")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise DferDeployError(f"{path} is {value!r}, expected a table")
+        of_keys, of_values = typing.get_args(hint)
+        return {
+            _value(of_keys, key, f"a key of {path}"): _value(of_values, item, f"{path}.{key}")
+            for key, item in value.items()
+        }
+    if hint is Any:
+        return value
+    if origin is np.ndarray:
+        return _integers(value, path)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise DferDeployError(f"{path} is {value!r}, expected {hint.__name__}")
+    return value
+
+
+def _integers(value: Any, path: str) -> Any:
+    """Return a list of integers as an array, int64 [N]."""
+    if not isinstance(value, list | tuple) or any(type(item) is not int for item in value):
+        raise DferDeployError(f"{path} is {str(value)[:80]}, expected a list of integers")
+    try:
+        return np.array(value, dtype=np.int64)
+    except OverflowError as error:
+        raise DferDeployError(f"{path} has an integer of more than 64 bits, expected smaller ones") from error
+
+
+def plain(value: Any) -> Any:
+    """Turns tuples, however deep, into lists, as JSON, TOML and ``weights_only`` know them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def json_values(value: Any) -> Any:
+    """Turn a result into what JSON holds: dataclasses into tables, arrays into lists, what is not finite into None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def result_from_json(cls: type[S], values: Any, where: str = "") -> S:
+    """Build a result's dataclass from what ``json_values`` made of it.
+
+    Unknown keys are ignored, so that a later version may add some. Null in the place of a number is infinity.
+
+    Raises:
+        DferDeployError: a key is missing or has the wrong type, or a value cannot be.
+    """
+    return spec_from_dict(cls, _known(cls, values), where)
+
+
+def _known(hint: Any, value: Any) -> Any:
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _known(next(c for c in choices if c is not types.NoneType), value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        hints = typing.get_type_hints(hint)
+        return {key: _known(hints[key], item) for key, item in value.items() if key in hints}
+    if origin is tuple and isinstance(value, list | tuple):
+        return [_known(choices[0], item) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _known(choices[1], item) for key, item in value.items()}
+    return math.inf if hint is float and value is None else value
