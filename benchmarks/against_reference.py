@@ -25,11 +25,11 @@ import numpy as np
 from common import draw_bars, figure, figures, in_words, parsed, parser, take_turns, write
 from random_model import exported, random_checkpoint
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import table
-from dfer_deploy.measurement.bench import ratio
+from dfer_deploy.measurement.bench_result import ratio
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames
 from dfer_deploy.verification.limits import LIMITS

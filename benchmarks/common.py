@@ -19,7 +19,8 @@ from dfer_deploy import __version__
 from dfer_deploy.console import progress_bar, stdout
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, check_outputs, write_json
-from dfer_deploy.measurement.bench import Spread, machine, spread
+from dfer_deploy.measurement.bench import machine
+from dfer_deploy.measurement.bench_result import Spread, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,10 +23,10 @@ import numpy as np
 from common import COLOURS, MARKERS, figure, parsed, parser, positive, write
 from random_model import random_checkpoint
 
+from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import TARGETS, Bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.console import table
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import RUNTIMES, open_predictor, tensorrt_obstacle

@@ -41,10 +41,10 @@ from against_reference import logit_errors, reference
 from common import draw_bars, figure, figures, in_words, parsed, parser, write
 from random_model import exported, random_checkpoint
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.client import Client, Stream
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import progress_bar, table
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames

@@ -36,7 +36,7 @@ from random_model import exported, random_checkpoint
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, stdout, table
-from dfer_deploy.measurement.bench import ratio
+from dfer_deploy.measurement.bench_result import ratio
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import RESTRICTED

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under its final name."""
+"""Writing files so that nothing half-written is ever found under its final name, and reading results back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dfer_deploy.errors import DferDeployError
+
+_MAX_JSON_BYTES = 256 << 20
+"""The largest result, of a list of some 100,000 clips, has a quarter of it."""
 
 
 def sha256_of_file(path: Path) -> str:
@@ -154,6 +158,34 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """What ``write_json`` writes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """Read a file that ``--json`` wrote.
+
+    Raises:
+        DferDeployError: it cannot be read, is larger than 256 MiB, or is not a JSON table of finite numbers.
+    """
+    again = f"make it with: dfer-deploy {command} … --json {path}"
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise DferDeployError(f"{path} has over {_MAX_JSON_BYTES} bytes; {again}")
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+    except OSError as error:
+        raise DferDeployError(f"{path} cannot be read ({error.strerror}); {again}") from error
+    except (ValueError, RecursionError) as error:
+        raise DferDeployError(f"{path} is not valid JSON ({error}); {again}") from error
+    if not isinstance(values, dict):
+        raise DferDeployError(f"{path} holds, instead of a table, {str(values)[:80]!r}; {again}")
+    return values
+
+
+def _finite(text: str) -> float:
+    """Refuse ``NaN`` and ``Infinity``, which JSON does not have, and ``1e999``, which no float holds."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a number")
+    return value
 
 
 def _replace_folder(new: Path, path: Path) -> None:

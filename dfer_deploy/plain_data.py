@@ -10,8 +10,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from dfer_deploy.errors import DferDeployError
 
 S = TypeVar("S")
@@ -86,7 +84,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         }
     if hint is Any:
         return value
-    if origin is np.ndarray:
+    if getattr(origin, "__name__", "") == "ndarray":
         return _integers(value, path)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise DferDeployError(f"{path} is {value!r}, expected {hint.__name__}")
@@ -95,6 +93,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 def _integers(value: Any, path: str) -> Any:
     """Return a list of integers as an array, int64 [N]."""
+    import numpy as np  # only results hold arrays, and this module is needed without NumPy too
+
     if not isinstance(value, list | tuple) or any(type(item) is not int for item in value):
         raise DferDeployError(f"{path} is {str(value)[:80]}, expected a list of integers")
     try:
@@ -120,8 +120,8 @@ def json_values(value: Any) -> Any:
         return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_values(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    if hasattr(value, "tolist"):  # an array or one of its numbers
+        return json_values(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

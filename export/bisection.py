@@ -18,52 +18,16 @@ import torch
 from dfer_deploy.bundles.blocks import checked_blocks, encoder_blocks, head_blocks
 from dfer_deploy.console import step
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph, blocks_beyond_fp16
-from dfer_deploy.export.layers import CLASSIFIER, Localisation, localise
+from dfer_deploy.export.layers import CLASSIFIER, localise
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.specs import contract_for
+from dfer_deploy.verification.blocks import Bisection, Trial
 
 Gate = Callable[[Predictor], Sequence[str]]
 """Holds a way of serving against its limits: one sentence for each that it leaves, none if it passes."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One export that was tried.
-
-    Attributes:
-        keep_fp32: blocks that stayed fp32.
-        failures: what the gate said, empty if it held.
-    """
-
-    keep_fp32: tuple[str, ...]
-    failures: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Bisection:
-    """The answer.
-
-    Attributes:
-        keep_fp32: the blocks that must stay fp32, in the order of the computation; empty if all may be fp16; None if
-            the gate fails in fp32 too, so that precision is not the reason.
-        localisation: the blocks of the first fp16 export, whose effects decided the order.
-        trials: all exports, in the order in which they were tried.
-    """
-
-    keep_fp32: tuple[str, ...] | None
-    localisation: Localisation
-    trials: tuple[Trial, ...]
-
-    def __str__(self) -> str:
-        tried = f"{len(self.trials)} exports tried"
-        if self.keep_fp32 is None:
-            return f"with all blocks in fp32 the gate fails too, so precision is not the reason ({tried})"
-        if not self.keep_fp32:
-            return f"no block must stay fp32: exported in fp16, the gate holds ({tried})"
-        return f"{', '.join(self.keep_fp32)} must stay fp32, all others may be fp16 ({tried})"
 
 
 def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:

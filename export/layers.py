@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -27,98 +26,12 @@ from dfer_deploy.model.temporal import TemporalTransformer
 from dfer_deploy.runtimes.predictor import Float32, Frames
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Precision
-from dfer_deploy.verification.limits import ROUNDINGS
+from dfer_deploy.verification.blocks import BlockComparison, BlockError
 from dfer_deploy.verification.rounding import rounded, rounded_copy
 
 CLASSIFIER = "classifier"
 IMAGE_ENCODER, TEMPORAL_HEAD = "image encoder", "temporal head"
 """Names of the graphs where their blocks cannot be told apart."""
-
-SHARE = 0.1
-"""A block explains a failure if it changes the logits by at least this share of the largest such change."""
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """One block against PyTorch, over all clips.
-
-    Attributes:
-        block: its name; see ``dfer_deploy.bundles.blocks``, and ``classifier``.
-        precision: of its matrix products.
-        own: error of its output given PyTorch's input, relative to what the block adds: ‖Δ‖ / ‖output - input‖.
-        rounding: the same error of PyTorch's block whose weights and input were rounded.
-        relative: error of its output in the whole graph, relative: ‖Δ‖ / ‖output‖.
-        cosine: smallest cosine between a token of that output and PyTorch's.
-        logits: largest change of a logit that this block alone causes, all others being PyTorch's; None where it was
-            not measured.
-
-    An error is infinite, and the cosine -1, where a value is NaN or infinite.
-    """
-
-    block: str
-    precision: Precision
-    own: float
-    rounding: float
-    relative: float
-    cosine: float
-    logits: float | None
-
-    @property
-    def tolerance(self) -> float:
-        return ROUNDINGS[self.precision] * self.rounding
-
-    @property
-    def within(self) -> bool:
-        return self.own <= self.tolerance
-
-
-@dataclass(frozen=True)
-class Localisation:
-    """All blocks in the order of the computation, the classifier last, and how many clips were shown."""
-
-    layers: tuple[LayerError, ...]
-    clips: int
-
-    @property
-    def failing(self) -> tuple[LayerError, ...]:
-        """The blocks whose own error leaves its tolerance."""
-        return tuple(layer for layer in self.layers if not layer.within)
-
-    @property
-    def suspect(self) -> LayerError:
-        """The block to blame: the first failing one that explains the failure, else what changes the logits most."""
-        among = self.failing or self.layers
-        most = max(layer.logits or 0.0 for layer in among)
-        explaining = (layer for layer in among if (layer.logits or 0.0) >= (SHARE if self.failing else 1) * most)
-        return next(explaining)
-
-    @property
-    def needed(self) -> dict[Precision, float]:
-        """By how many roundings the blocks of each precision err at most: with these all would pass."""
-        errors: dict[Precision, float] = {}
-        for layer in self.layers:
-            roundings = layer.own / max(layer.rounding, 1e-30)
-            errors[layer.precision] = max(errors.get(layer.precision, 0.0), roundings)
-        return errors
-
-    def __str__(self) -> str:
-        suspect = self.suspect
-        if not self.failing:
-            none = "no block alone leaves its tolerance"
-            if suspect.logits is None:
-                return none
-            return f"{none}; most error comes from {suspect.block}, which changes a logit by {suspect.logits:.2g}"
-        what = f"{suspect.block} leaves its tolerance: given right input "
-        if math.isinf(suspect.own):
-            what += "it answers NaN or infinity"
-        else:
-            what += (
-                f"its error is {suspect.own:.2g} of what it adds, rounding to {suspect.precision} explains at most "
-                f"{suspect.tolerance:.2g}"
-            )
-        before = self.layers.index(suspect)
-        slighter = [layer.block for layer in self.layers[:before] if not layer.within]
-        return what + (f" ({', '.join(slighter)} before it too, with far less effect)" if slighter else "")
 
 
 def localise(
@@ -130,7 +43,7 @@ def localise(
     keep_fp32: Sequence[str] = (),
     *,
     effects: bool = True,
-) -> Localisation:
+) -> BlockComparison:
     """Compares every block of both graphs with PyTorch, one clip after the other.
 
     A graph whose blocks cannot be told apart is compared as one block, with a warning.
@@ -177,7 +90,7 @@ def localise(
     if head.is_whole and half & set(of_head):
         half.add(TEMPORAL_HEAD)
     layers = tuple(of_block.error(name, "fp16" if name in half else "fp32") for name, of_block in sums.items())
-    return Localisation(layers, len(frames))
+    return BlockComparison(layers, len(frames))
 
 
 def _passed(truth: TorchPredictor, clip: Frames) -> dict[str, Pass]:
@@ -285,12 +198,12 @@ class _Sums:
     def add_effect(self, change: Float32) -> None:
         self.logits = max(self.logits or 0.0, float(np.abs(change).max()) if np.isfinite(change).all() else math.inf)
 
-    def error(self, block: str, precision: Precision) -> LayerError:
+    def error(self, block: str, precision: Precision) -> BlockError:
         own, rounding, relative = (
             math.sqrt(error / max(size, 1e-30))
             for error, size in ((self.own, self.added), (self.rounding, self.added), (self.whole, self.size))
         )
-        return LayerError(block, precision, own, rounding, relative, self.cosine, self.logits)
+        return BlockError(block, precision, own, rounding, relative, self.cosine, self.logits)
 
 
 def _squares(values: Float32) -> float:

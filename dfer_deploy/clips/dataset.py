@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
+
+import numpy as np
 
 from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
 from dfer_deploy.clips.reading import Clip, clip_from_path, frame_paths
@@ -29,11 +33,13 @@ class LabelledClips:
     Attributes:
         annotations: all clips of the list.
         image_size: side of the square clips in pixels.
+        lists: the files that list them.
         unreadable: filled while iterating: the clips that gave no frames, with the reason.
     """
 
     annotations: list[Annotation]
     image_size: int
+    lists: tuple[Path, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -43,7 +49,7 @@ class LabelledClips:
         """Reads a list; see ``read_annotations`` for the arguments and errors. Wrong frame counts are warned about."""
         annotations = read_annotations(list_file, num_classes, data_root)
         warn_about_frame_counts(annotations)
-        return cls(annotations, image_size)
+        return cls(annotations, image_size, (list_file,))
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -95,6 +101,43 @@ class LabelledClips:
                 f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read, at most "
                 f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
+
+
+@dataclass
+class SpooledClips(LabelledClips):
+    """Labelled clips that are decoded once: the first pass writes their frames to a file, later passes read it.
+
+    Attributes:
+        spool: an empty temporary file; it gets 2.4 MB a clip of 16 frames at 224 pixels.
+
+    Raises:
+        DferDeployError: the first pass fills the disk.
+    """
+
+    spool: IO[bytes] = field(kw_only=True)
+    _spooled: list[tuple[Annotation, tuple[int, ...]]] | None = field(default=None, init=False, repr=False)
+
+    def __iter__(self) -> Iterator[tuple[Annotation, Clip]]:
+        self.spool.seek(0)
+        if self._spooled is None:
+            yield from self._first_pass()
+            return
+        for annotation, shape in self._spooled:
+            yield annotation, np.frombuffer(self.spool.read(math.prod(shape)), np.uint8).reshape(shape)
+
+    def _first_pass(self) -> Iterator[tuple[Annotation, Clip]]:
+        spooled = []
+        for annotation, clip in super().__iter__():
+            try:
+                self.spool.write(np.ascontiguousarray(clip).data)
+            except OSError as error:
+                raise DferDeployError(
+                    f"the frames of {len(self)} clips find no room in {tempfile.gettempdir()} ({error.strerror}); name "
+                    "a larger folder in TMPDIR"
+                ) from error
+            spooled.append((annotation, clip.shape))
+            yield annotation, clip
+        self._spooled = spooled
 
 
 def is_present(path: Path) -> bool:

@@ -14,7 +14,7 @@ import click
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.clips.faces import FaceDetector, open_detector
-from dfer_deploy.commands.runtimes import host_code_option
+from dfer_deploy.commands.options import host_code_option
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Predictor

@@ -15,10 +15,10 @@ import click
 import numpy as np
 from rich.markup import escape
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.integrity import is_bundle, open_bundle
 from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.clips.reading import frame_paths, image_from_file
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.console import stdout, table
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.files import atomic_file

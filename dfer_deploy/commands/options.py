@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from dfer_deploy.api.contestants import TRITON
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
+from dfer_deploy.runtimes.available import RUNTIMES
 from dfer_deploy.specs import PROMPT_POSITIONS
 
 
@@ -54,3 +56,17 @@ margin_option = click.option(
 )
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+runtime_option = click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice([*RUNTIMES, TRITON]),
+    help="Compare this one; repeatable.  [default: all that the bundle and this machine allow]",
+)
+
+host_code_option = click.option(
+    "--allow-host-code",
+    is_flag=True,
+    help="Let TensorRT execute the code that version-compatible engines carry; only for engines that you built.",
+)

@@ -16,14 +16,13 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
+from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engines import SIDECAR, engines_of
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.commands.options import bundle_argument, data_root_option, json_option
-from dfer_deploy.commands.runtimes import host_code_option
-from dfer_deploy.commands.serving import installation_for, served_bundle
+from dfer_deploy.commands.options import bundle_argument, data_root_option, host_code_option, json_option
 from dfer_deploy.console import stdout, step, table
 from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
 from dfer_deploy.doctor.selftest import (

@@ -13,9 +13,9 @@ from types import FrameType
 
 import click
 
+from dfer_deploy.api.serving import START_TIMEOUT_S, installation_for
 from dfer_deploy.bundles.integrity import open_bundle
-from dfer_deploy.commands.runtimes import host_code_option
-from dfer_deploy.commands.serving import START_TIMEOUT_S, installation_for
+from dfer_deploy.commands.options import host_code_option
 from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.container import is_outdated

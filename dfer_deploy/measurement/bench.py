@@ -17,109 +17,16 @@ import numpy as np
 
 from dfer_deploy.console import progress_bar
 from dfer_deploy.cores import usable_cores
+from dfer_deploy.measurement.bench_result import InProcess, Served, counted
 from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 
-REQUESTS_FOR_P99 = 100
-"""Of fewer, the 99th percentile is the maximum."""
-
-LEAST_REQUESTS = 8
-"""Of one measurement, however slow the model is."""
+MIN_REQUESTS = 8
+"""Requests of one measurement, however slow the model is."""
 
 _SECONDS_PER_MEASUREMENT = 3.0
 _MIN_CLIPS = 3
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """A predictor in this process, one clip at a time.
-
-    Attributes:
-        name: of the predictor.
-        throughput: clips a second, one value for each round.
-        latency_ms: of every single clip of all rounds.
-    """
-
-    name: str
-    throughput: tuple[float, ...]
-    latency_ms: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Served:
-    """The served ensemble at one concurrency; ``rounds`` holds perf_analyzer's result of each round."""
-
-    name: str
-    concurrency: int
-    rounds: tuple[LoadResult, ...]
-
-    @property
-    def throughput(self) -> tuple[float, ...]:
-        return tuple(result.throughput for result in self.rounds)
-
-    def median(self, field: str) -> float:
-        """Median over the rounds of a field of ``LoadResult``."""
-        return float(statistics.median(getattr(result, field) for result in self.rounds))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Which bundle was measured.
-
-    Attributes:
-        manifest_sha256: of its manifest, which names every file by its own.
-        checkpoint_sha256: of what it was exported from.
-        precision: of its graphs.
-    """
-
-    manifest_sha256: str
-    checkpoint_sha256: str
-    precision: str
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """All contestants of one run.
-
-    Attributes:
-        machine: what the absolute numbers belong to.
-        subject: whose graphs were measured.
-        requests: how many requests perf_analyzer counted in each measurement, or ``counted`` with many in flight.
-        in_process: predictors in this process.
-        served: the server, by concurrency.
-    """
-
-    machine: str
-    subject: Subject
-    requests: int
-    in_process: tuple[InProcess, ...]
-    served: tuple[Served, ...]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number that was measured once a round: median, smallest and largest."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        median, low, high = (
-            f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (self.median, self.low, self.high)
-        )
-        return f"{median} ({low}–{high})"
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median and range of at least one value."""
-    return Spread(statistics.median(values), min(values), max(values))
-
-
-def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """The spread of values[i] / base[i], round by round."""
-    return spread([value / other for value, other in zip(values, base, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -137,8 +44,16 @@ class LoadTarget:
     model: str
 
 
-def bench(
-    subject: Subject,
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured; see the attributes of ``BenchResult`` of the same names."""
+
+    requests: int
+    in_process: tuple[InProcess, ...]
+    served: tuple[Served, ...]
+
+
+def measure(
     server: LoadTarget | None,
     predictors: Sequence[Predictor],
     clips: Frames,
@@ -146,12 +61,11 @@ def bench(
     *,
     rounds: int = 3,
     requests: int | None = None,
-    least_requests: int = LEAST_REQUESTS,
-) -> BenchResult:
-    """Measures everything in turn, ``rounds`` times.
+    min_requests: int = MIN_REQUESTS,
+) -> Measurements:
+    """Measure everything in turn, ``rounds`` times.
 
     Args:
-        subject: the bundle that server and predictors belong to.
         server: what is put under load; None to measure the predictors only.
         predictors: contestants in this process, at least one; the first one sets the number of requests in a window.
         clips: what is asked, uint8 [N, 16, S, S, 3].
@@ -159,7 +73,7 @@ def bench(
         rounds: at least 1.
         requests: that perf_analyzer counts in each measurement; by default about 3 seconds' worth, at most 500;
             at least 4 for each request in flight.
-        least_requests: of each measurement, where ``requests`` is None; at most 500.
+        min_requests: of each measurement, where ``requests`` is None; at most 500.
 
     Raises:
         DferDeployError: the server or perf_analyzer fails.
@@ -177,7 +91,7 @@ def bench(
                 bar.advance(task)
             if requests is None:
                 per_second = 1 / statistics.median(local[predictors[0].name][0])
-                requests = min(500, max(least_requests, round(_SECONDS_PER_MEASUREMENT * per_second)))
+                requests = min(500, max(min_requests, round(_SECONDS_PER_MEASUREMENT * per_second)))
             for concurrency, results in loads.items():
                 assert server is not None  # noqa: S101 - else there are no loads, for mypy
                 bar.update(task, description=f"served, {concurrency} in flight")
@@ -186,9 +100,7 @@ def bench(
                     server.environment, server.url, server.model, clips, [concurrency], requests=count
                 )
                 bar.advance(task)
-    return BenchResult(
-        machine=machine(),
-        subject=subject,
+    return Measurements(
         requests=requests or 0,
         in_process=tuple(
             InProcess(
@@ -203,11 +115,6 @@ def bench(
             for concurrency, results in loads.items()
         ),
     )
-
-
-def counted(requests: int, concurrency: int) -> int:
-    """Requests of one measurement, of which at least ``requests`` are wanted: four for each in flight."""
-    return max(requests, 4 * concurrency)
 
 
 def machine() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from dfer_deploy.measurement.bench import REQUESTS_FOR_P99, BenchResult, counted
+from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, BenchResult, counted
 from dfer_deploy.specs import require
 from dfer_deploy.verification.verify_policy import require_limits
 
@@ -64,19 +64,17 @@ class BenchPolicy:
             "--url away, or take the limit out of the policy",
         )
 
-    def failures(self, result: BenchResult, *, size_mb: float, memory_mb: float | None) -> list[str]:
+    def failures(self, result: BenchResult) -> list[str]:
         """One sentence for each limit that a measurement leaves.
 
         Args:
-            result: the measurement.
-            size_mb: of the bundle.
-            memory_mb: of the server; None where it was not measured, which leaves every limit.
+            result: the measurement. A number that was not measured leaves every limit.
         """
         served = next((one for one in result.served if one.concurrency == self.concurrency), None)
         found = (
             ("p99_ms", None if served is None else served.median("p99_ms"), self.p99_ms),
-            ("memory_mb", memory_mb, self.memory_mb),
-            ("size_mb", size_mb, self.size_mb),
+            ("memory_mb", result.memory_mb, self.memory_mb),
+            ("size_mb", result.size_mb, self.size_mb),
         )
         failures = [
             f"{name} {'was not measured' if value is None else f'is {value:.4g}'}, at most {limit:g} is accepted"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dfer_deploy.bundles.bundle import LARGEST_BATCH, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.measurement.bench import Spread, ratio
+from dfer_deploy.measurement.bench_result import Spread, ratio
 from dfer_deploy.measurement.trials import Candidate, Load
 
 QUEUE_DELAYS_US = (0, 100, 500, 2000)

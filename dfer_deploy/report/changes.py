@@ -13,8 +13,10 @@ from PIL import Image
 
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.report.content import MOST_PICTURED, CandidateAnswers, Content
-from dfer_deploy.verification.comparison import Flip
+from dfer_deploy.verification.verification_result import Comparison, Flip, VerificationResult
+
+MOST_PICTURED = 24
+"""Changed clips that are shown with frames and probabilities; more are named."""
 
 _FRAMES = 4
 _FRAME_PIXELS = 96
@@ -30,33 +32,33 @@ _ALIKE = 0.005
 """Candidates whose probabilities differ by less are shown as one."""
 
 
-def changed_answers(content: Content, clips: Mapping[str, Path]) -> dict[str, Any]:
+def changed_answers(result: VerificationResult, clips: Mapping[str, Path]) -> dict[str, Any]:
     """What the template needs; clips on which the reference was surest come first.
 
     Args:
-        content: the verification.
+        result: the verification.
         clips: where they are on this machine, by name. One that is missing or cannot be read is shown without frames.
     """
-    changed: dict[str, list[tuple[CandidateAnswers, Flip]]] = {}
-    for candidate in content.comparisons:
+    changed: dict[str, list[tuple[Comparison, Flip]]] = {}
+    for candidate in result.comparisons:
         for flip in candidate.flips:
             changed.setdefault(flip.clip, []).append((candidate, flip))
     surest = sorted(changed.values(), key=lambda answers: -answers[0][1].margin)
     shown, named = surest[:MOST_PICTURED], surest[MOST_PICTURED : MOST_PICTURED + _MOST_NAMED]
     clips_changed = "1 clip" if len(surest) == 1 else f"{len(surest):,} clips"
     which = f"The {len(shown)}" if len(shown) < len(surest) else "Those"
-    order = f" {which} on which {content.truth.name} was surest come first." if len(surest) > 1 else ""
-    shown_clips = [_clip(content, answers, clips.get(answers[0][1].clip)) for answers in shown]
+    order = f" {which} on which {result.truth.name} was surest come first." if len(surest) > 1 else ""
+    shown_clips = [_clip(result, answers, clips.get(answers[0][1].clip)) for answers in shown]
     return {
         "flips": shown_clips,
-        "flips_sentence": f"{clips_changed} of {content.clips:,}.{order}",
+        "flips_sentence": f"{clips_changed} of {result.clips:,}.{order}",
         "pictured": any(clip["frames"] for clip in shown_clips),
         "more_flips": [_named(answers[0][1]) for answers in named],
         "unnamed_flips": max(0, len(surest) - MOST_PICTURED - _MOST_NAMED),
     }
 
 
-def _clip(content: Content, answers: list[tuple[CandidateAnswers, Flip]], path: Path | None) -> dict[str, Any]:
+def _clip(result: VerificationResult, answers: list[tuple[Comparison, Flip]], path: Path | None) -> dict[str, Any]:
     alike: list[tuple[list[str], Flip]] = []
     for candidate, flip in answers:
         vector = np.array(flip.answered_probabilities)
@@ -70,7 +72,7 @@ def _clip(content: Content, answers: list[tuple[CandidateAnswers, Flip]], path: 
     return _named(first) | {
         "frames": [] if path is None else _pictures(path),
         "answers": [
-            {"names": ", ".join(names), "answered": flip.answered, "rows": _probabilities(content, flip)}
+            {"names": ", ".join(names), "answered": flip.answered, "rows": _probabilities(result, flip)}
             for names, flip in alike
         ],
     }
@@ -80,13 +82,13 @@ def _named(flip: Flip) -> dict[str, Any]:
     return vars(flip) | {"margin": f"{flip.margin:.2g}"}
 
 
-def _probabilities(content: Content, flip: Flip) -> list[dict[str, Any]]:
+def _probabilities(result: VerificationResult, flip: Flip) -> list[dict[str, Any]]:
     pairs = list(zip(flip.probabilities, flip.answered_probabilities, strict=True))
     largest = sorted(range(len(pairs)), key=lambda place: -max(pairs[place]))[:_MOST_ROWS]
     return [
         {
-            "name": content.class_names[place],
-            "named": content.class_names[place] in (flip.expected, flip.answered),
+            "name": result.class_names[place],
+            "named": result.class_names[place] in (flip.expected, flip.answered),
             "width": f"{100 * pairs[place][0]:.1f}",
             "answered_width": f"{100 * pairs[place][1]:.1f}",
             "before": f"{pairs[place][0]:.3f}",

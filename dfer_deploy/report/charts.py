@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dfer_deploy.drawing.pictures import CELL, CELL_INCHES, INK, MUTED, ON_CELL, draw_confusion
-from dfer_deploy.measurement.bench import REQUESTS_FOR_P99, BenchResult
+from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
 from dfer_deploy.verification.statistics import Interval
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -20,13 +21,14 @@ from markupsafe import Markup
 from dfer_deploy import __version__
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file, json_text
-from dfer_deploy.measurement.bench import BenchResult
+from dfer_deploy.measurement.bench_result import BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
 from dfer_deploy.report import charts
 from dfer_deploy.report.changes import changed_answers
-from dfer_deploy.report.content import CandidateAnswers, Content, ReportedBisection, check_load, content_from_json
+from dfer_deploy.verification.blocks import Bisection
+from dfer_deploy.verification.bounds import MAX_POINTS
 from dfer_deploy.verification.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
-from dfer_deploy.verification.verify_policy import MOST_POINTS
+from dfer_deploy.verification.verification_result import Comparison, VerificationResult
 
 _MOST_EMBEDDED_BYTES = 1 << 20
 """A larger JSON stays in the file that ``--json`` wrote."""
@@ -48,41 +50,37 @@ _STATES: dict[str, dict[str, str]] = {
 
 def write_report(
     path: Path,
-    verification: Mapping[str, Any],
+    result: VerificationResult,
     *,
-    bench: Mapping[str, Any] | None = None,
+    bench: BenchResult | None = None,
     clips: Mapping[str, Path] | None = None,
 ) -> None:
-    """Writes the report, atomically.
+    """Write the report, atomically.
 
     Args:
         path: the HTML file.
-        verification: what ``verify --json`` writes; see ``report.content`` for what of it is shown.
-        bench: what ``bench --json`` writes about the same bundle.
+        result: of ``verify``.
+        bench: what was measured of the same bundle.
         clips: where clips are on this machine, by the names that the list gives them; a few frames of those whose
             answer changed are shown, if they can be read.
 
     Raises:
-        DferDeployError: the content is not what ``verify --json`` and ``bench --json`` write, they are of different
-            bundles, or the file cannot be written.
+        DferDeployError: they are of different bundles, a text is not Unicode, or the file cannot be written.
     """
-    content = content_from_json(Content, verification)
-    measured = None if bench is None else content_from_json(BenchResult, bench)
-    if measured:
-        check_load(measured)
-        _check_same_bundle(content, measured)
-    data = _as_json("verification", verification)
-    bench_data = None if bench is None else _as_json("benchmark", bench)
+    if bench is not None:
+        _check_same_bundle(result, bench)
+    data = _as_json("verification", result.to_dict())
+    bench_data = None if bench is None else _as_json("benchmark", bench.to_dict())
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["breakable"] = _breakable
     template = environment.from_string(files("dfer_deploy.report").joinpath("report.html").read_text("utf-8"))
     page = template.render(
-        _summary(content)
-        | _charts(content, measured)
-        | _recalls(content)
-        | _blocks(content)
-        | changed_answers(content, clips or {})
-        | _origin(content, data, bench_data)
+        _summary(result)
+        | _charts(result, bench)
+        | _recalls(result)
+        | _blocks(result)
+        | changed_answers(result, clips or {})
+        | _origin(result, data, bench_data)
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -101,8 +99,8 @@ def _as_json(what: str, values: Mapping[str, Any]) -> bytes:
         raise DferDeployError(f"the {what} holds what JSON in UTF-8 cannot ({error}); make it again") from error
 
 
-def _check_same_bundle(content: Content, bench: BenchResult) -> None:
-    verified = next((link.sha256 for link in content.provenance.chain if link.stage == MANIFEST), "")
+def _check_same_bundle(result: VerificationResult, bench: BenchResult) -> None:
+    verified = result.provenance.sha256(MANIFEST) or ""
     measured = bench.subject.manifest_sha256
     if measured != verified:
         raise DferDeployError(
@@ -111,58 +109,55 @@ def _check_same_bundle(content: Content, bench: BenchResult) -> None:
         )
 
 
-def _summary(content: Content) -> dict[str, Any]:
-    source = content.provenance
-    exported, compared = (
-        next((link.sha256 for link in source.chain if link.stage == stage), None)
-        for stage in (CHECKPOINT, COMPARED_CHECKPOINT)
-    )
-    margin = content.comparisons[0].equivalence.margin
-    in_process = "Triton" in content.left_out
-    if content.failures:
+def _summary(result: VerificationResult) -> dict[str, Any]:
+    source = result.provenance
+    exported, compared = source.sha256(CHECKPOINT), source.sha256(COMPARED_CHECKPOINT)
+    margin = result.comparisons[0].equivalence.margin
+    in_process = "Triton" in result.left_out
+    if result.failures:
         found = {"word": "Not verified", "sign": "✗", "look": "bad"}
         sentence = (
-            f"What {'runs in process' if in_process else 'is served'} does not answer as {content.truth.name} does."
-            if any(candidate.failures for candidate in content.comparisons)
-            else f"Every answer is within its limits of {content.truth.name}'s, but something else failed."
+            f"What {'runs in process' if in_process else 'is served'} does not answer as {result.truth.name} does."
+            if any(candidate.failures for candidate in result.comparisons)
+            else f"Every answer is within its limits of {result.truth.name}'s, but something else failed."
         )
-    elif content.undecided:
+    elif result.undecided:
         found = {"word": "Undecided", "sign": "?", "look": "open"}
-        sentence = f"Nothing failed, but {content.clips:,} clips are too few to decide."
+        sentence = f"Nothing failed, but {result.clips:,} clips are too few to decide."
     else:
         found = {"word": "Verified", "sign": "✓", "look": "good"}
         asked, not_asked = ("in process", "; no server was run") if in_process else ("of every way of serving", "")
         sentence = (
-            f"UAR and WAR {asked} are within ±{margin:g} points of {content.truth.name}'s, and no error is outside its "
+            f"UAR and WAR {asked} are within ±{margin:g} points of {result.truth.name}'s, and no error is outside its "
             f"limit{not_asked}."
         )
     return {
-        "content": content,
+        "result": result,
         "title": f"{source.name}, version {source.version}",
         "verdict": found | {"sentence": sentence},
-        "facts": f"{content.clips:,} clips · {len(content.class_names)} classes · {source.precision} · "
+        "facts": f"{result.clips:,} clips · {len(result.class_names)} classes · {source.precision} · "
         f"target {source.target} · checkpoint {source.chain[0].sha256[:12]}…",
         "other_checkpoint": (exported, compared) if compared not in (None, exported) else None,
-        "chance": _chance(content),
+        "chance": _chance(result),
         "calibration_errors": [
-            (answers.name, f"{answers.calibration_error:.2f} %") for answers in (content.truth, *content.comparisons)
+            (answers.name, f"{answers.calibration_error:.2f} %") for answers in (result.truth, *result.comparisons)
         ],
-        "rows": [_row(candidate) for candidate in content.comparisons],
-        "accepted": _accepted(content),
-        "decided_on": _decided_on(content),
-        "unreadable": list(content.unreadable.items())[:_MOST_UNREADABLE],
-        "unnamed_unreadable": max(0, len(content.unreadable) - _MOST_UNREADABLE),
+        "rows": [_row(candidate) for candidate in result.comparisons],
+        "accepted": _accepted(result),
+        "decided_on": _decided_on(result),
+        "unreadable": list(result.unreadable.items())[:_MOST_UNREADABLE],
+        "unnamed_unreadable": max(0, len(result.unreadable) - _MOST_UNREADABLE),
         "dfer_deploy_version": __version__,
     }
 
 
-def _chance(content: Content) -> int | None:
+def _chance(result: VerificationResult) -> int | None:
     """Of how many classes the reference itself is no better than chance; None where it is."""
-    classes = sum(content.truth.recalls.get(name) is not None for name in content.class_names)
-    return classes if classes > 1 and content.truth.uar <= 100 / classes else None
+    classes = sum(result.truth.recalls.get(name) is not None for name in result.class_names)
+    return classes if classes > 1 and result.truth.uar <= 100 / classes else None
 
 
-def _row(candidate: CandidateAnswers) -> dict[str, Any]:
+def _row(candidate: Comparison) -> dict[str, Any]:
     found = candidate.equivalence
     war, uar = found.interval_war, found.interval_uar
     return {
@@ -186,94 +181,94 @@ def _row(candidate: CandidateAnswers) -> dict[str, Any]:
     }
 
 
-def _error(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2g}"
+def _error(value: float) -> str:
+    return f"{value:.2g}" if math.isfinite(value) else "not finite"
 
 
 def _points(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _accepted(content: Content) -> list[str]:
+def _accepted(result: VerificationResult) -> list[str]:
     """One sentence for each limit, but for those that nothing can leave."""
-    limits, name = content.limits, content.truth.name
+    limits, name = result.limits, result.truth.name
     sentences = [
         f"UAR and WAR differ from {name}'s by at most {limits.points:g} points, on these clips and on such clips.",
         f"A logit differs by at most {limits.logits:g}, of the temporal head alone by {limits.head_logits:g}.",
         f"Errors of frame features and of the temporal head are at most {limits.roundings:g} times what rounding to "
-        f"{content.provenance.precision} costs the same model in {name}.",
+        f"{result.provenance.precision} costs the same model in {name}.",
         f"An answer changes only where {name}'s two largest logits are closer than {limits.flip_margin:g}.",
         f"At most {100 * limits.unreadable:g} % of the clips cannot be read.",
     ]
     if limits.flips < 1:
         sentences.append(f"At most {100 * limits.flips:g} % of all answers change.")
-    if limits.recall_drop < MOST_POINTS:
+    if limits.recall_drop < MAX_POINTS:
         sentences.append(f"No class's recall falls by more than {limits.recall_drop:g} points.")
-    if limits.calibration_rise < MOST_POINTS:
+    if limits.calibration_rise < MAX_POINTS:
         sentences.append(f"The calibration error rises by at most {limits.calibration_rise:g} points.")
     return sentences
 
 
-def _decided_on(content: Content) -> str:
+def _decided_on(result: VerificationResult) -> str:
     """Which clips decided, where it is not simply those of this verification."""
-    found = content.comparisons[0].equivalence
-    which = ", those of earlier verifications included" if found.clips > content.clips else ""
-    which = f" of {content.clips:,}: those with the same frames count once" if found.clips < content.clips else which
+    found = result.comparisons[0].equivalence
+    which = ", those of earlier verifications included" if found.clips > result.clips else ""
+    which = f" of {result.clips:,}: those with the same frames count once" if found.clips < result.clips else which
     sources = "" if found.groups is None else f" of {found.groups:,} sources, which count as independent"
     return f"Decided on {found.clips:,} clips{sources}{which}." if which or sources else ""
 
 
-def _charts(content: Content, bench: BenchResult | None) -> dict[str, Any]:
+def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, Any]:
     def drawn(svg: str) -> Markup:
         return Markup(svg)  # noqa: S704 - our own drawing, in which every text is escaped
 
     rows = [
         (candidate.name, measure, difference, interval)
-        for candidate in content.comparisons
+        for candidate in result.comparisons
         for measure, difference, interval in (
             ("UAR", candidate.equivalence.delta_uar, candidate.equivalence.interval_uar),
             ("WAR", candidate.equivalence.delta_war, candidate.equivalence.interval_war),
         )
     ]
-    drawable = len(content.class_names) <= _MOST_DRAWN_CLASSES
+    drawable = len(result.class_names) <= _MOST_DRAWN_CLASSES
     matrices: dict[tuple[tuple[int, ...], ...], list[str]] = {}
-    for answers in (content.truth, *content.comparisons):
+    for answers in (result.truth, *result.comparisons):
         matrices.setdefault(answers.confusion, []).append(answers.name)
     quantiles = {
-        candidate.name: {float(q): error for q, error in candidate.logit_errors.items() if error is not None}
-        for candidate in content.comparisons
+        candidate.name: {float(q): error for q, error in candidate.logit_errors.items() if math.isfinite(error)}
+        for candidate in result.comparisons
     }
     erring = any(error > 0 for errors in quantiles.values() for error in errors.values())
     curves: dict[tuple[Any, ...], tuple[list[str], tuple[CalibrationBin, ...]]] = {}
-    for answers in (content.truth, *content.comparisons):
+    for answers in (result.truth, *result.comparisons):
         bins = answers.calibration_bins
         alike = tuple((round(b.confidence, 3), round(b.accuracy, 3), b.clips) for b in bins)
         curves.setdefault(alike, ([], bins))[0].append(answers.name)
     deltas = {
-        candidate.name: [_delta(content, candidate, name) for name in content.class_names]
-        for candidate in content.comparisons
+        candidate.name: [candidate.recall_deltas(result.truth)[name] for name in result.class_names]
+        for candidate in result.comparisons
     }
     changed = any(any(values) for values in deltas.values())
     return {
-        "differences": drawn(charts.difference_chart("differences", rows, content.comparisons[0].equivalence.margin)),
+        "differences": drawn(charts.difference_chart("differences", rows, result.comparisons[0].equivalence.margin)),
         "matrices": [
             {
                 "names": " = ".join(names),
                 "svg": drawn(
                     charts.confusion_chart(
-                        f"confusion-{index}", " = ".join(names), np.array(matrix), content.class_names
+                        f"confusion-{index}", " = ".join(names), np.array(matrix), result.class_names
                     )
                 )
                 if drawable
                 else None,
-                "confusions": [] if drawable else _largest_confusions(np.array(matrix), content.class_names),
+                "confusions": [] if drawable else _largest_confusions(np.array(matrix), result.class_names),
             }
             for index, (matrix, names) in enumerate(matrices.items())
         ],
         "most_confusions": _MOST_CONFUSIONS,
-        "recalls": drawn(charts.recall_chart("recalls", deltas, content.class_names)) if changed else None,
+        "recalls": drawn(charts.recall_chart("recalls", deltas, result.class_names)) if changed else None,
         "calibration": drawn(charts.calibration_chart("calibration", list(curves.values()))),
-        "errors": drawn(charts.error_chart("errors", quantiles, content.limits.logits)) if erring else None,
+        "errors": drawn(charts.error_chart("errors", quantiles, result.limits.logits)) if erring else None,
         "load": None if bench is None else drawn(charts.load_chart("load", bench)),
         "machine": "" if bench is None else bench.machine,
     }
@@ -296,28 +291,24 @@ def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[di
     ]
 
 
-def _delta(content: Content, candidate: CandidateAnswers, name: str) -> float | None:
-    before, after = content.truth.recalls.get(name), candidate.recalls.get(name)
-    return None if before is None or after is None else float(after) - float(before)
-
-
-def _recalls(content: Content) -> dict[str, Any]:
-    clips = [sum(row) for row in content.truth.confusion]
+def _recalls(result: VerificationResult) -> dict[str, Any]:
+    clips = [sum(row) for row in result.truth.confusion]
     rows = []
-    for name, count in zip(content.class_names, clips, strict=True):
-        before = content.truth.recalls.get(name)
-        deltas = [_delta(content, candidate, name) for candidate in content.comparisons]
+    for name, count in zip(result.class_names, clips, strict=True):
+        before = result.truth.recalls.get(name)
+        deltas = [candidate.recall_deltas(result.truth)[name] for candidate in result.comparisons]
         cells = ["–" if before is None else f"{before:.1f} %"]
         cells += ["–" if delta is None else "same" if delta == 0 else _points(delta) for delta in deltas]
         rows.append({"name": name, "clips": f"{count:,}", "cells": cells})
-    absent = [name for name, count in zip(content.class_names, clips, strict=True) if not count]
+    absent = [name for name, count in zip(result.class_names, clips, strict=True) if not count]
     return {"classes": rows, "absent": absent}
 
 
-def _blocks(content: Content) -> dict[str, Any]:
+def _blocks(result: VerificationResult) -> dict[str, Any]:
     """Each block's own error as a bar whose whole width is the tolerance; what the bisection and the ensembles say."""
-    found = content.localisation
-    layers, suspect = ((), None) if found is None else (found.layers, found.suspect)
+    found = result.localisation
+    layers = () if found is None else found.layers
+    suspect = found.suspect.block if found is not None and found.failing else None
     return {
         "blocks": [
             {
@@ -332,16 +323,17 @@ def _blocks(content: Content) -> dict[str, Any]:
             }
             for block in layers
         ],
+        "where": "" if found is None else found.where or str(found),
         "effects": any(block.logits is not None for block in layers),
-        "bisected": None if content.bisection is None else _bisected(content.bisection),
+        "bisected": None if result.bisection is None else _bisected(result.bisection),
         "ensembles": [
-            f"{name}: {'an answer is not finite or missing' if error is None else f'at most {error:.2g}'}"
-            for name, error in content.ensembles.items()
+            f"{name}: {f'at most {error:.2g}' if math.isfinite(error) else 'an answer is not finite or missing'}"
+            for name, error in result.ensembles.items()
         ],
     }
 
 
-def _bisected(found: ReportedBisection) -> str:
+def _bisected(found: Bisection) -> str:
     if found.keep_fp32 is None:
         return "With every block in fp32 the limits do not hold either, so precision is not the reason."
     if not found.keep_fp32:
@@ -349,21 +341,21 @@ def _bisected(found: ReportedBisection) -> str:
     return f"{', '.join(found.keep_fp32)} must stay fp32 for the limits to hold, all others may be fp16."
 
 
-def _share(own: float | None, tolerance: float | None) -> float:
-    """Percent of the tolerance, at most 100; None stands for infinity."""
-    if tolerance is None or own == 0:
+def _share(own: float, tolerance: float) -> float:
+    """Percent of the tolerance, at most 100."""
+    if math.isinf(tolerance) or own == 0:
         return 0.0
-    return 100.0 if own is None or own >= tolerance else 100 * own / tolerance
+    return 100.0 if own >= tolerance else 100 * own / tolerance
 
 
-def _origin(content: Content, data: bytes, bench_data: bytes | None) -> dict[str, Any]:
+def _origin(result: VerificationResult, data: bytes, bench_data: bytes | None) -> dict[str, Any]:
     written = [("metrics", "verify.json", data)] + ([] if bench_data is None else [("load", "bench.json", bench_data)])
     embedded = base64.b64encode(data).decode() if len(data) <= _MOST_EMBEDDED_BYTES else ""
     return {
         "chain": [
-            *(vars(link) for link in content.provenance.chain),
+            *(vars(link) for link in result.provenance.chain),
             *({"stage": s, "file": name, "sha256": hashlib.sha256(text).hexdigest()} for s, name, text in written),
         ],
         "data_link": f"data:application/json;base64,{embedded}" if embedded else "",
-        "tools": ", ".join(f"{tool} {version}" for tool, version in content.provenance.tools.items()),
+        "tools": ", ".join(f"{tool} {version}" for tool, version in result.provenance.tools.items()),
     }

@@ -35,19 +35,13 @@ class EnsembleAnswers:
     """How the other ensembles answered.
 
     Attributes:
-        reference: name of the ensemble for clips.
-        differences: largest difference of a logit from the reference's by the name of the ensemble; infinite where one
-            is not finite.
+        differences: largest difference of a logit from the ensemble's for clips, by the name of the ensemble; infinite
+            where one is not finite.
         failures: sentences, one for each answer that leaves a limit.
     """
 
-    reference: str
     differences: dict[str, float]
     failures: tuple[str, ...]
-
-    def __str__(self) -> str:
-        most = max(self.differences.values())
-        return f"streams and encoded images answer as {self.reference} does, within {most:.2g} logits"
 
 
 def ensemble_answers(
@@ -127,7 +121,7 @@ def ensemble_answers(
         replace(rounding, features=2 * rounding.features),
     )
     failures += [f"{stream_name}, one frame at a time: {failure}" for failure in limits.rounding_failures(found, twice)]
-    return EnsembleAnswers(reference, differences, tuple(failures))
+    return EnsembleAnswers(differences, tuple(failures))
 
 
 def _png(frame: Clip) -> bytes:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dfer_deploy.clips.dataset import MOST_UNREADABLE
 from dfer_deploy.specs import Precision, require
+from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, check_between
 
 ROUNDINGS: dict[Precision, float] = {"fp32": 30.0, "fp16": 4.0}
 """Largest error, in multiples of what rounding costs the same model (``dfer_deploy.verification.rounding``).
@@ -56,7 +57,7 @@ class Limits:
     from model to model, so errors are held against what rounding to ``precision`` costs this model, too.
 
     Attributes:
-        precision: of the graphs; at most ``ROUNDINGS`` times what rounding to it costs is accepted.
+        precision: of the graphs; at most ``roundings`` times what rounding to it costs is accepted.
         head_logits: largest difference of a logit of the temporal head, given PyTorch's frame features.
         logits: largest difference of a logit of the whole model.
         flip_margin: an answer may change only where PyTorch's two largest logits are closer than this.
@@ -69,12 +70,14 @@ class Limits:
         flips: largest share of clips whose answer changes.
         recall_drop: by how many points the recall of a class may fall.
         calibration_rise: by how many points the expected calibration error may rise.
+        roundings: largest error in multiples of what rounding costs the model; see ``ROUNDINGS``.
     """
 
     precision: Precision
     head_logits: float
     logits: float
     flip_margin: float
+    roundings: float
     same_graphs: float = 1e-3
     probabilities: float = 1e-4
     points: float = 0.5
@@ -85,7 +88,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            require(name == "precision" or value >= 0, f"the limit {name} is {value}, expected a number of at least 0")
+            if name != "precision":
+                check_between(f"limits.{name}", value, LARGEST_LOGIT_ERROR)
 
     def rounding_failures(self, found: Rounding, rounding: Rounding) -> list[str]:
         """What errs by more than rounding explains, one part of a sentence each.
@@ -94,7 +98,7 @@ class Limits:
             found: the errors of a way of serving.
             rounding: what rounding costs the model.
         """
-        times = ROUNDINGS[self.precision]
+        times = self.roundings
         return [
             f"{what} differ by {error:.2g} in the root mean square, rounding to {self.precision} explains at most "
             f"{times * cost:.2g}"
@@ -113,8 +117,8 @@ def _root_mean_square(errors: npt.NDArray[np.float32]) -> float:
 
 LIMITS: dict[Precision, Limits] = {
     # Two right implementations in fp32 differ by the order of additions: some 1e-4 on a model with large features.
-    "fp32": Limits("fp32", head_logits=0.01, logits=0.01, flip_margin=0.02),
+    "fp32": Limits("fp32", head_logits=0.01, logits=0.01, flip_margin=0.02, roundings=ROUNDINGS["fp32"]),
     # fp16 rounds every activation of the encoder to 11 bits: about 0.01 of a logit on ordinary weights, up to 1 where
     # features are amplified. The head, whose islands are fp32, stays within a few thousandths.
-    "fp16": Limits("fp16", head_logits=0.1, logits=2.5, flip_margin=1.0),
+    "fp16": Limits("fp16", head_logits=0.1, logits=2.5, flip_margin=1.0, roundings=ROUNDINGS["fp16"]),
 }

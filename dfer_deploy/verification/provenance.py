@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle
 from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.files import sha256_of_file
+from dfer_deploy.specs import require
 from dfer_deploy.verification.baseline import Truth
 
 CHECKPOINT, MANIFEST, COMPARED_CHECKPOINT = "checkpoint", "manifest", "compared checkpoint"
@@ -20,6 +22,50 @@ _FOLDERS_ABOVE = 4
 """A drawn data set says what it is at its root; its clips and lists lie at most so many folders below."""
 
 
+@dataclass(frozen=True)
+class Link:
+    """A file of the chain from weights to result: its stage, its name in the bundle or the list, and its SHA-256."""
+
+    stage: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from.
+
+    Attributes:
+        chain: in the order in which one file was made from the other: checkpoint, ONNX graphs, TensorRT plans, Triton
+            configurations, manifest; then the compared checkpoint, the baseline, the annotation lists and the pooled
+            verifications.
+        name: of the bundle's ensemble, like the next four.
+        version: of the models.
+        target: what serves them.
+        precision: of the graphs.
+        tools: versions by the name of what exported them.
+        synthetic: what a drawn data set says about itself, or None.
+    """
+
+    chain: tuple[Link, ...]
+    name: str
+    version: int
+    target: str
+    precision: str
+    tools: dict[str, Any]
+    synthetic: str | None
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.chain) and self.chain[0].stage == CHECKPOINT,
+            "provenance.chain does not begin with the checkpoint, expected every file from the weights to the clips",
+        )
+
+    def sha256(self, stage: str) -> str | None:
+        """Return the SHA-256 of the first file of a stage, None where there is none."""
+        return next((link.sha256 for link in self.chain if link.stage == stage), None)
+
+
 def provenance(
     bundle: Bundle,
     truth: Truth,
@@ -27,8 +73,8 @@ def provenance(
     lists: Sequence[Path],
     clips: Iterable[Path],
     pool_files: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """The chain from the weights to what was asked, for JSON.
+) -> Provenance:
+    """Hash the chain from the weights to what was asked.
 
     Args:
         bundle: opened with its files checked.
@@ -37,12 +83,6 @@ def provenance(
         lists: the annotation lists.
         clips: where the clips are on this machine.
         pool_files: results of earlier verifications whose clips count too.
-
-    Returns:
-        ``chain``, a list of {stage, file, sha256} in the order in which one was made from the other: checkpoint, ONNX
-        graphs, TensorRT plans, Triton configurations, manifest; then the compared checkpoint, the baseline, the
-        annotation lists and the pooled verifications. ``name``, ``version``, ``target``, ``precision`` and ``tools`` of
-        the bundle. ``synthetic``: what a drawn data set says about itself, or None.
 
     Raises:
         DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
@@ -58,15 +98,15 @@ def provenance(
     chain += [("baseline", baseline.name, sha256_of_file(baseline))] if baseline else []
     chain += [("list", path.name, sha256_of_file(path)) for path in lists]
     chain += [("pooled verification", path.name, sha256_of_file(path)) for path in pool_files]
-    return {
-        "chain": [{"stage": stage, "file": name, "sha256": digest} for stage, name, digest in chain],
-        "name": manifest.name,
-        "version": manifest.version,
-        "target": manifest.target,
-        "precision": manifest.precision,
-        "tools": manifest.tools,
-        "synthetic": synthetic_note([*lists, *clips]),
-    }
+    return Provenance(
+        chain=tuple(Link(*link) for link in chain),
+        name=manifest.name,
+        version=manifest.version,
+        target=manifest.target,
+        precision=manifest.precision,
+        tools=manifest.tools,
+        synthetic=synthetic_note([*lists, *clips]),
+    )
 
 
 def synthetic_note(paths: Iterable[Path]) -> str | None:

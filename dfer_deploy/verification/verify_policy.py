@@ -9,13 +9,8 @@ from typing import Any, Literal
 
 from dfer_deploy.runtimes.available import Runtime
 from dfer_deploy.specs import require
+from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
 from dfer_deploy.verification.limits import Limits
-
-MOST_POINTS = 100.0
-"""Scores are in percent: no two of them differ by more."""
-
-LARGEST_LOGIT_ERROR = 1e39
-"""No two finite float32 numbers differ by more."""
 
 
 def require_limits(policy: Any, where: str) -> None:
@@ -58,7 +53,7 @@ class VerifyPolicy:
     def __post_init__(self) -> None:
         require_limits(self, "verify")
         require(self.margin != 0, "verify.margin is 0, expected more: no number of clips proves two models the same")
-        require((self.margin or 0) <= MOST_POINTS, f"verify.margin is {self.margin}, expected at most {MOST_POINTS:g}")
+        require((self.margin or 0) <= MAX_POINTS, f"verify.margin is {self.margin}, expected at most {MAX_POINTS:g}")
         require(
             (self.max_logit_error or 0) <= LARGEST_LOGIT_ERROR,
             f"verify.max_logit_error is {self.max_logit_error}, expected at most {LARGEST_LOGIT_ERROR:g}",

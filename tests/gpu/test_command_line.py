@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.commands.serving import installation_for, served_bundle
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.runtimes.available import usual_runtimes
 from dfer_deploy.runtimes.onnxruntime_predictor import open_session

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.commands.serving import served_bundle
-from dfer_deploy.measurement.bench import ratio, spread
+from dfer_deploy.measurement.bench_result import ratio, spread
 
 
 @pytest.mark.usefixtures("environment")

@@ -48,7 +48,7 @@ def test_a_run_is_held_against_an_older_one(
     other = content["in_process"][0] | {"name": "another runtime"}
     old.write_text(json.dumps(content | {"in_process": [other]}))
     monkeypatch.setattr(
-        "dfer_deploy.commands.bench.run_bench", lambda *_, **__: pytest.fail("measured what cannot be compared")
+        "dfer_deploy.api.bench_bundle.measure", lambda *_, **__: pytest.fail("measured what cannot be compared")
     )
     result = cli(*common, "--compare", old)
     assert (result.exit_code, "did not measure 'onnxruntime fp32'" in result.output) == (2, True), result.output

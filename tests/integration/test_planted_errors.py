@@ -13,11 +13,11 @@ from encoded_images import encoded
 from PIL import Image
 from tiny import clips_of, varied_model, write_frames
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor

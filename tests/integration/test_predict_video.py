@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from videos import SquareDetector, two_squares, write_timed_video
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Detection
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tiny import clips_of
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.triton.statistics import executed_batches
 
 

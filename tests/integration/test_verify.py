@@ -16,11 +16,11 @@ import planted
 import pytest
 from tiny import clips_of, save_reference, tiny_model, write_frames
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.clips.reading import clip_from_path
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
@@ -166,9 +166,9 @@ def test_a_server_that_was_not_asked_is_left_out_with_the_reason(
 ) -> None:
     given = ("--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json")
     result = cli("verify", bundle.path, *given, *arguments)
-    assert f"not verified: Triton, since {option} leaves it away" in result.output
+    assert f"not verified: Triton, since {option} omits it" in result.output
     report = json.loads((tmp_path / "v.json").read_text())
-    assert report["left_out"] == {"Triton": f"{option} leaves it away"}
+    assert report["left_out"] == {"Triton": f"{option} omits it"}
     assert report["ensembles"] == {}
 
 
@@ -214,7 +214,7 @@ def test_a_failed_gate_keeps_its_results_when_no_block_is_found(
     def lost(*arguments: object) -> None:
         raise DferDeployError("no such block")
 
-    monkeypatch.setattr("dfer_deploy.commands.verify.localised", lost)
+    monkeypatch.setattr("dfer_deploy.api.verify_bundle.localised", lost)
     save_checkpoint(tmp_path / "other.pt", tiny_model(seed=5), {})
     result = cli(
         "verify", bundle.path, "--checkpoint", tmp_path / "other.pt", "--data", clip_list, "--in-process",
@@ -231,7 +231,7 @@ def test_a_server_that_answers_no_stream_fails_and_keeps_the_results(
     def refused(*arguments: object, **options: object) -> None:
         raise DferDeployError("there is no such model")
 
-    monkeypatch.setattr("dfer_deploy.commands.verify.ensemble_answers", refused)
+    monkeypatch.setattr("dfer_deploy.api.verify_bundle.ensemble_answers", refused)
     arguments = ("--checkpoint", own_checkpoint, "--data", clip_list, "--json", tmp_path / "v.json")
     assert cli("verify", bundle.path, *arguments).exit_code == ExitCode.GATE_FAILED
     report = json.loads((tmp_path / "v.json").read_text())
@@ -376,7 +376,11 @@ def test_enough_clips_decide_and_pooled_folds_count_together(
     grouped = cli(*arguments, "--data", a, "--data", b, "--group-by", r"(film\d+)", "--json", tmp_path / "g.json")
     assert grouped.exit_code == ExitCode.UNDECIDED
     assert "on 720 clips from 30 sources" in grouped.output
-    for pattern, message in (("film", "has no group"), ("(", "is no regular expression"), ("(x)", "finds no source")):
+    for pattern, message in (
+        ("film", "has no group"),
+        ("(", "is not a regular expression"),
+        ("(x)", "finds no source"),
+    ):
         refused = cli(*arguments, "--data", a, "--group-by", pattern)
         assert refused.exit_code == ExitCode.WRONG_INPUT
         assert message in refused.output
@@ -388,7 +392,7 @@ def test_enough_clips_decide_and_pooled_folds_count_together(
 def test_a_model_no_better_than_chance_and_many_changes_are_told(
     cli: Any, bundle: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfer_deploy.commands.verification.MOST_FLIPS", 2)
+    monkeypatch.setattr("dfer_deploy.commands.verification.MAX_FLIPS", 2)
     other = tmp_path / "other.pt"
     save_checkpoint(other, tiny_model(seed=5), {})
     arguments = ("verify", bundle.path, "--in-process", "--checkpoint", other, "--data-root", clip_list.parent)

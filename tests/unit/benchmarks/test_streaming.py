@@ -8,10 +8,10 @@ import pytest
 from streaming import FRAMES_A_TURN, Turn, largest_error, streamed, take_turns
 from tiny import clips_of, tiny_model
 
+from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
-from dfer_deploy.commands.serving import served_bundle
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.triton.environment import TritonEnvironment

@@ -14,11 +14,12 @@ from tiny import clips_of, overflow_in_fp16, tiny_model
 from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
-from dfer_deploy.export.layers import LayerError, Localisation, localise
+from dfer_deploy.export.layers import localise
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.specs import Precision, contract_for
+from dfer_deploy.verification.blocks import BlockComparison, BlockError
 
 
 def _export(model: DferClip, precision: Precision, folder: Path, *keep_fp32: str) -> tuple[Path, Path]:
@@ -137,19 +138,19 @@ def test_the_reference_implementations_checkpoint_is_within_and_a_drifted_head_i
     assert localise(model, files[0], tmp_path / "drifted.onnx", frames, "fp16").suspect.block == "head.0"
 
 
-def _error(block: str, own: float, logits: float) -> LayerError:
-    return LayerError(block, "fp32", own=own, rounding=1e-7, relative=own, cosine=1.0, logits=logits)
+def _error(block: str, own: float, logits: float) -> BlockError:
+    return BlockError(block, "fp32", own=own, rounding=1e-7, relative=own, cosine=1.0, logits=logits)
 
 
 def test_a_block_that_fails_with_far_less_effect_than_a_later_one_is_not_blamed() -> None:
     errors = (_error("encoder.0", 2e-5, 1e-4), _error("encoder.1", 1e-7, 9.0), _error("head.0", 5e-3, 0.4))
-    found = Localisation(errors, clips=1)
+    found = BlockComparison(errors, clips=1)
     assert [layer.block for layer in found.failing] == ["encoder.0", "head.0"]
     assert found.suspect.block == "head.0"
     assert str(found).endswith(
         "rounding to fp32 explains at most 3e-06 (encoder.0 before it too, with far less effect)"
     )
-    alike = Localisation((_error("encoder.0", 2e-5, 0.1), errors[2]), clips=1)
+    alike = BlockComparison((_error("encoder.0", 2e-5, 0.1), errors[2]), clips=1)
     assert alike.suspect.block == "encoder.0"
 
 

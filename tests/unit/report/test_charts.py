@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfer_deploy.measurement.bench import BenchResult, InProcess, Served, Subject
+from dfer_deploy.measurement.bench_result import BenchResult, InProcess, Served, Subject
 from dfer_deploy.metrics import CalibrationBin
 from dfer_deploy.report import charts
 from dfer_deploy.triton.perf_analyzer import LoadResult

@@ -4,218 +4,30 @@ from __future__ import annotations
 
 import base64
 import copy
-import dataclasses
 import hashlib
-import html.parser
 import io
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import (
+    CLASSES,
+    HOSTILE,
+    NOTE,
+    Page,
+    bench_json,
+    page_of,
+    planted,
+)
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import json_text
-from dfer_deploy.metrics import Int64, calibration, score, softmax
-from dfer_deploy.report.content import MOST_PICTURED
-from dfer_deploy.report.page import write_report
-from dfer_deploy.runtimes.predictor import Float32
-from dfer_deploy.verification.limits import LIMITS
-from dfer_deploy.verification.statistics import equivalence, rate
-
-CLASSES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=http://evil.example/x onerror=alert(1)>',
-    "$\\frac{1}{$",
-    "a & b]]>",
-)
-NOTE = "These are drawn faces for demonstrations and tests."
-
-
-def planted(
-    clips: int,
-    flips: Sequence[int] = (0,),
-    *,
-    to_wrong: bool = False,
-    names: Sequence[str] = CLASSES,
-    absent: int | None = None,
-    failures: Sequence[str] = (),
-    synthetic: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """What ``verify --json`` writes about candidates that change so many answers each; ``to_wrong`` only right ones."""
-    rng = np.random.default_rng(seed)
-    classes = len(names)
-    labels = np.arange(clips) % classes
-    if absent is not None:
-        labels[labels == absent] = (absent + 1) % classes
-    logits = rng.normal(0, 1, (clips, classes)).astype(np.float32)
-    logits[np.arange(clips), labels] += 3
-    reference = answers("PyTorch fp32", names, labels, logits)
-    comparisons = []
-    for index, count in enumerate(flips):
-        other = logits + rng.normal(0, 1e-3, logits.shape).astype(np.float32)
-        right = logits.argmax(axis=1) == labels
-        candidates = np.flatnonzero(right) if to_wrong else np.arange(clips)
-        for row in rng.choice(candidates, count, replace=False):
-            top = np.argsort(other[row])[-2:]
-            other[row, top] = other[row, top[::-1]]
-        comparisons.append(comparison(f"candidate {index}", names, labels, logits, other, failures))
-    return {
-        "format": "dfer-deploy-verify/2",
-        "failures": [failure for found in comparisons for failure in found["failures"]],
-        "undecided": [sentence for found in comparisons for sentence in found["undecided"]],
-        "clips": clips,
-        "class_names": list(names),
-        "limits": vars(LIMITS["fp32"]) | {"roundings": 30.0},
-        "truth": reference,
-        "comparisons": comparisons,
-        "unreadable": {},
-        "left_out": {"the engines": "there is no GPU"},
-        "reading": None,
-        "ensembles": {},
-        "provenance": {
-            "chain": [
-                {"stage": "checkpoint", "file": "", "sha256": "ab" * 32},
-                {"stage": "manifest", "file": "manifest.json", "sha256": "cd" * 32},
-            ],
-            "name": "dfer",
-            "version": 1,
-            "target": "embedded",
-            "precision": "fp32",
-            "tools": {"torch": "2.9"},
-            "synthetic": synthetic,
-        },
-    }
-
-
-def answers(name: str, names: Sequence[str], labels: Int64, logits: Float32) -> dict[str, Any]:
-    found = score(labels, logits.argmax(axis=1), names)
-    found_calibration = calibration(labels, softmax(logits))
-    return {
-        "name": name,
-        "uar": found.uar,
-        "war": found.war,
-        "recalls": dict(zip(names, found.recalls, strict=True)),
-        "confusion": found.confusion.tolist(),
-        "calibration_error": found_calibration.error,
-        "calibration_bins": [dataclasses.asdict(of_bin) for of_bin in found_calibration.bins],
-    }
-
-
-def comparison(
-    name: str, names: Sequence[str], labels: Int64, expected: Float32, logits: Float32, failures: Sequence[str]
-) -> dict[str, Any]:
-    errors = np.abs(logits - expected)
-    before, after = expected.argmax(axis=1), logits.argmax(axis=1)
-    rows = np.flatnonzero(before != after)
-    equal = equivalence(labels, before, after, len(names))
-    return answers(name, names, labels, logits) | {
-        "max_logit_difference": float(errors.max()),
-        "max_logit_difference_encoder": float(errors.max()) / 2,
-        "max_logit_difference_head": float(errors.max()) / 10,
-        "roundings": 4.75,
-        "logit_errors": {f"{q:g}": float(np.quantile(errors, q)) for q in (0.5, 0.9, 0.99, 0.999, 1)},
-        "equivalence": dataclasses.asdict(equal),
-        "flip_rate": dataclasses.asdict(rate(np.arange(len(labels)) < len(rows))),
-        "flips": [
-            {
-                "clip": f"clips/{row:05d}",
-                "label": names[labels[row]],
-                "expected": names[before[row]],
-                "answered": names[after[row]],
-                "margin": float(np.ptp(np.sort(expected[row])[-2:])),
-                "probabilities": softmax(expected[row : row + 1])[0].tolist(),
-                "answered_probabilities": softmax(logits[row : row + 1])[0].tolist(),
-            }
-            for row in rows
-        ],
-        "failures": [f"{name}: {failure}" for failure in failures],
-        "undecided": [f"{name}: {equal}"] if equal.verdict == "undecided" else [],
-    }
-
-
-def bench_json() -> dict[str, Any]:
-    def load(concurrency: int, factor: float) -> dict[str, Any]:
-        times = {"p50_ms": 40.0 * concurrency, "p95_ms": 55.0 * concurrency, "p99_ms": 70.0 * concurrency}
-        rest = ("avg_ms", "queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
-        zeros = dict.fromkeys(rest, 1.0) | {"client_send_ms": None, "client_recv_ms": None}
-        return {"concurrency": concurrency, "throughput": factor * (20 + concurrency)} | times | zeros
-
-    return {
-        "machine": "a machine, 2 cores",
-        "subject": {"manifest_sha256": "cd" * 32, "checkpoint_sha256": "ab" * 32, "precision": "fp32"},
-        "requests": 200,
-        "in_process": [{"name": "onnxruntime fp32", "throughput": [25.0, 26.0], "latency_ms": [38.0, 40.0, 41.0]}],
-        "served": [
-            {"name": f"dfer served, {n} in flight", "concurrency": n, "rounds": [load(n, 1.0), load(n, 1.1)]}
-            for n in (1, 2, 4)
-        ],
-        "left_out": {},
-    }
-
-
-def nested(depth: int) -> list[Any]:
-    """Lists in lists."""
-    lists: list[Any] = []
-    for _ in range(depth):
-        lists = [lists]
-    return lists
-
-
-class Page(html.parser.HTMLParser):
-    """A page taken apart: ``tags`` with their attributes, the whole text, and what is not closed as it was opened."""
-
-    VOID = ("meta", "img", "wbr")
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.wrong: list[str] = []
-        self._open: list[str] = []
-        self._word_goes_on = False
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        self.wrong += self._open
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {key: value or "" for key, value in attrs}))
-        self._word_goes_on = tag == "wbr"
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {key: value or "" for key, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self._open or self._open.pop() != tag:
-            self.wrong.append(f"/{tag} at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        if self._word_goes_on:
-            data = self.words.pop() + data
-        self._word_goes_on = False
-        self.words.append(data)
-
-
-def page_of(folder: Path, content: Mapping[str, Any], **more: Any) -> Page:
-    write_report(folder / "report.html", content, **more)
-    return Page(folder / "report.html")
-
+from dfer_deploy.measurement.bench_result import BenchResult
+from dfer_deploy.report.changes import MOST_PICTURED
 
 CASES = {
     "equivalent": planted(4200, (0, 1), synthetic=NOTE),
@@ -487,7 +299,7 @@ def test_the_page_carries_the_json_and_names_its_hash(pages: dict[str, Page], tm
     assert data == json_text(content).encode()
     assert hashlib.sha256(data).hexdigest() in page.text
     assert "ab" * 32 in page.text
-    content = content | {"notes": "x" * (1 << 20)}
+    content = content | {"left_out": {"the engines": "x" * (1 << 20)}}
     assert page_of(tmp_path, content).all("a") == [], "a large JSON stays beside the page"
 
 
@@ -497,7 +309,8 @@ def test_load_is_drawn_with_its_machine(pages: dict[str, Page], tmp_path: Path) 
     few = page_of(tmp_path, CASES["undecided"], bench=bench_json() | {"requests": 50})
     assert "served, p95" in few.text
     assert "served, p99" not in few.text
-    assert hashlib.sha256(json_text(bench_json()).encode()).hexdigest() in pages["undecided"].text
+    written = json_text(BenchResult.from_dict(bench_json()).to_dict()).encode()
+    assert hashlib.sha256(written).hexdigest() in pages["undecided"].text
     assert "dfer-deploy bench BUNDLE --json bench.json" in page_of(tmp_path, CASES["undecided"]).text
     assert "dfer-deploy bench BUNDLE" not in few.text
 
@@ -508,30 +321,30 @@ def test_a_benchmark_of_another_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DferDeployError, match="with the manifest efefefefefef…, the verification of one with cdcdcdcdcdcd"
     ):
-        write_report(tmp_path / "report.html", CASES["undecided"], bench=other)
+        page_of(tmp_path, CASES["undecided"], other)
     without = copy.deepcopy(CASES["undecided"])
     del without["provenance"]["chain"][1]
     with pytest.raises(DferDeployError, match="the verification of one with none"):
-        write_report(tmp_path / "report.html", without, bench=bench_json())
+        page_of(tmp_path, without, bench_json())
 
 
-def blocks_json(*errors: float | None, suspect: str | None = None, logits: float | None = None) -> dict[str, Any]:
+def blocks_json(*errors: float | None, logits: float | None = None) -> dict[str, Any]:
     """What ``verify --json`` writes about blocks with such errors, each with a tolerance of 1."""
     layers = [
-        {"block": f"encoder.{index}", "precision": "fp16", "own": own, "tolerance": 1.0, "within": (own or 9) <= 1,
-         "logits": logits, "not shown": 0}
+        {"block": f"encoder.{index}", "precision": "fp16", "own": own, "rounding": 0.25, "relative": 0.5,
+         "cosine": 0.5, "logits": logits, "not read": 0}
         for index, own in enumerate(errors)
     ]  # fmt: skip
-    return {"clips": 3, "where": f"{HOSTILE[0]} leaves its tolerance", "suspect": suspect, "layers": layers}
+    return {"clips": 3, "where": f"{HOSTILE[0]} leaves its tolerance", "layers": layers}
 
 
 def test_the_page_says_where_the_error_comes_from(tmp_path: Path) -> None:
     content = planted(70) | {
-        "localisation": blocks_json(0.25, 37.0, 2.0, None, suspect="encoder.1", logits=0.5),
+        "localisation": blocks_json(0.25, 37.0, 2.0, None, logits=0.5),
         "bisection": {
             "keep_fp32": ["encoder.1"],
             "command": "dfer-deploy export <b>",
-            "localisation": {},
+            "localisation": blocks_json(0.25),
             "trials": [],
         },
         "ensembles": {"dfer_stream": 2e-6, "dfer_encoded": None},
@@ -551,7 +364,7 @@ def test_the_page_says_where_the_error_comes_from(tmp_path: Path) -> None:
     assert "✗ suspect" not in within
     assert "|Δlogit|: the largest change" not in within
     for kept, sentence in (([], "No block must stay fp32"), (None, "precision is not the reason")):
-        bisected = {"bisection": {"keep_fp32": kept, "command": None}}
+        bisected = {"bisection": {"keep_fp32": kept, "localisation": blocks_json(0.25), "trials": []}}
         assert sentence in page_of(tmp_path, planted(70) | bisected).text
     assert "Where the error comes from" not in page_of(tmp_path, planted(70)).text
 
@@ -563,26 +376,6 @@ def test_an_answer_that_is_not_finite_is_named(tmp_path: Path) -> None:
     found["logit_errors"] = dict.fromkeys(found["logit_errors"])
     page = page_of(tmp_path, content)
     assert "not finite" in page.text
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": "dfer-deploy-verify/9"}, "expected 'dfer-deploy-verify/2'"),
-        ({"comparisons": []}, "there are 0 comparisons"),
-        ({"clips": 631}, "7 × 7 counts of 631 clips"),
-        ({"class_names": "no list"}, "class_names is 'no list'"),
-        ({"limits": {}}, "limits.points is missing"),
-        ({"provenance": None}, "provenance is None"),
-        ({"notes": nested(5000)}, "holds what JSON in UTF-8 cannot (maximum recursion depth exceeded"),
-        ({"notes": float("nan")}, "holds what JSON in UTF-8 cannot (Out of range float"),
-        ({"truth": planted(630)["truth"] | {"calibration_bins": []}}, "is not that of 630 clips"),
-    ],
-)
-def test_what_verify_did_not_write_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(DferDeployError, match=re.escape(message)):
-        write_report(tmp_path / "report.html", planted(630) | change)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_matrix_says_whose_it_is_and_what_is_right_to_who_cannot_see_it(tmp_path: Path) -> None:

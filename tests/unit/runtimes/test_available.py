@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfer_deploy.api.contestants import choose_contestants
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engines import Builder, EngineSet
-from dfer_deploy.commands.runtimes import choose_contestants
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import (
     RUNTIMES,

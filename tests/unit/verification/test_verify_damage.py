@@ -12,11 +12,11 @@ from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.verification.baseline import Baseline, clip_hash
 from dfer_deploy.verification.limits import LIMITS, Rounding
-from dfer_deploy.verification.verify import verify
+from dfer_deploy.verification.verify import show_clips
 
 
 @pytest.mark.parametrize("what", ["features", "logits"])
-def test_a_truth_that_is_not_finite_is_refused_with_its_clip(clip_list: Path, tmp_path: Path, what: str) -> None:
+def test_a_truth_that_is_not_finite_is_refused_with_its_clip(clip_list: Path, what: str) -> None:
     spec = tiny_model().spec
     clips = LabelledClips.from_list(clip_list, spec.prompts.num_classes, spec.clip.vision.image_size, None)
     read = list(clips)
@@ -36,5 +36,4 @@ def test_a_truth_that_is_not_finite_is_refused_with_its_clip(clip_list: Path, tm
     with pytest.raises(
         DferDeployError, match="saved PyTorch fp32 answers the clip '005' with numbers that are not finite"
     ):
-        verify(spec, truth, [], clips, LIMITS["fp32"], baseline_file=tmp_path / "b.npz")
-    assert list(tmp_path.iterdir()) == []
+        show_clips(spec.prompts.class_names, truth, [], clips)

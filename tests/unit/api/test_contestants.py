@@ -1,7 +1,7 @@
 import pytest
 
+from dfer_deploy.api.contestants import Contestants, choose_contestants
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.commands.runtimes import Contestants, choose_contestants
 from dfer_deploy.errors import DferDeployError
 
 

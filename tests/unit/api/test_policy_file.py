@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfer_deploy.commands.policy_file import Policy, policy_from_toml
+from dfer_deploy.api.policy_file import Policy, policy_from_toml
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.measurement.bench import BenchResult, Served, Subject
 from dfer_deploy.measurement.bench_policy import BenchPolicy
+from dfer_deploy.measurement.bench_result import BenchResult, InProcess, Served, Subject
 from dfer_deploy.triton.perf_analyzer import LoadResult
 from dfer_deploy.verification.limits import LIMITS
 from dfer_deploy.verification.statistics import rate
@@ -33,8 +33,14 @@ def served(concurrency: int, p99_ms: tuple[float, ...], throughput: tuple[float,
     return Served("served", concurrency, rounds)
 
 
-def result(*p99_ms: float) -> BenchResult:
-    return BenchResult("machine", SUBJECT, 100, (), (served(2, p99_ms, (20,) * len(p99_ms)),))
+def result(*p99_ms: float, **more: float) -> BenchResult:
+    return measured(served(2, p99_ms, (20,) * len(p99_ms)), **more)
+
+
+def measured(*levels: Served, **more: float) -> BenchResult:
+    """A result with a contestant in process beside these."""
+    first = InProcess("onnxruntime fp32", (1.0,) * len(levels[0].rounds), (1.0,))
+    return BenchResult("machine", SUBJECT, 100, (first,), levels, **more)
 
 
 def test_a_policy_replaces_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -110,21 +116,18 @@ def test_a_wrong_policy_is_told(tmp_path: Path, text: str, message: str) -> None
 
 def test_measurements_beyond_the_limits_fail() -> None:
     limits = BenchPolicy(concurrency=2, p99_ms=50, throughput=30, size_mb=10, memory_mb=100)
-    assert limits.failures(result(40, 60, 70), size_mb=11, memory_mb=101) == [
+    assert limits.failures(result(40, 60, 70, size_mb=11.0, memory_mb=101.0)) == [
         "p99_ms is 60, at most 50 is accepted",
         "memory_mb is 101, at most 100 is accepted",
         "size_mb is 11, at most 10 is accepted",
         "throughput is 20 clips/s, at least 30 is accepted",
     ]
-    assert BenchPolicy(concurrency=2, p99_ms=60, throughput=20).failures(result(60), size_mb=1, memory_mb=None) == []
-    assert limits.failures(result(float("nan")), size_mb=1, memory_mb=1)[0].startswith("p99_ms is nan")
-    unknown = BenchResult("machine", SUBJECT, 100, (), (served(2, (40,), (float("nan"),)),))
-    assert limits.failures(unknown, size_mb=1, memory_mb=1) == ["throughput is nan clips/s, at least 30 is accepted"]
+    assert BenchPolicy(concurrency=2, p99_ms=60, throughput=20).failures(result(60)) == []
 
 
 def test_what_was_not_measured_leaves_its_limit() -> None:
     limits = BenchPolicy(concurrency=3, p99_ms=50, throughput=30, memory_mb=100)
-    assert limits.failures(result(40), size_mb=1, memory_mb=None) == [
+    assert limits.failures(result(40)) == [
         "p99_ms was not measured, at most 50 is accepted",
         "memory_mb was not measured, at most 100 is accepted",
         "throughput was not measured, at least 30 is accepted",
@@ -137,14 +140,12 @@ def test_the_smallest_flip_rate_that_is_proposed_can_pass() -> None:
 
 def test_the_middle_one_of_the_rounds_at_the_policys_concurrency_counts() -> None:
     """Not the best, not the worst, not the mean, and not those with more requests in flight."""
-    measured = BenchResult(
-        "machine", SUBJECT, 100, (), (served(1, (10, 90, 11), (9, 60, 10)), served(4, (70, 40, 41), (20, 31, 90)))
-    )
+    found = measured(served(1, (10, 90, 11), (9, 60, 10)), served(4, (70, 40, 41), (20, 31, 90)))
     for concurrency, p99_ms, throughput in ((1, 11, 10), (4, 41, 31)):
         accepted = BenchPolicy(concurrency=concurrency, p99_ms=p99_ms, throughput=throughput)
-        assert accepted.failures(measured, size_mb=1, memory_mb=None) == []
+        assert accepted.failures(found) == []
         refused = BenchPolicy(concurrency=concurrency, p99_ms=p99_ms - 0.5, throughput=throughput + 0.5)
-        assert len(refused.failures(measured, size_mb=1, memory_mb=None)) == 2
+        assert len(refused.failures(found)) == 2
 
 
 def test_a_limit_on_what_is_not_measured_is_refused() -> None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import click
-
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.console import step
@@ -16,20 +14,6 @@ from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, us
 from dfer_deploy.runtimes.predictor import Predictor
 
 TRITON = "triton"
-
-runtime_option = click.option(
-    "--runtime",
-    "chosen",
-    multiple=True,
-    type=click.Choice([*RUNTIMES, TRITON]),
-    help="Compare this one; repeatable.  [default: all that the bundle and this machine allow]",
-)
-
-host_code_option = click.option(
-    "--allow-host-code",
-    is_flag=True,
-    help="Let TensorRT execute the code that version-compatible engines carry; only for engines that you built.",
-)
 
 
 @dataclass(frozen=True)

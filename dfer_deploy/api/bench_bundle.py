@@ -1,0 +1,166 @@
+"""Measure a bundle: served, next to the same graphs and the same checkpoint in this process."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dfer_deploy.api.contestants import choose_contestants, open_predictors
+from dfer_deploy.api.policy_file import policy_from_toml
+from dfer_deploy.api.serving import check_served, served_bundle
+from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle
+from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.client.triton_predictor import TritonPredictor
+from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.clips.reading import clip_from_path
+from dfer_deploy.console import step
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.measurement.bench import MIN_REQUESTS, LoadTarget, Measurements, machine, measure
+from dfer_deploy.measurement.bench_policy import BenchPolicy
+from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, BenchResult, Subject
+from dfer_deploy.measurement.footprint import Footprint, measured_footprint, memory_is_measured
+from dfer_deploy.measurement.regression import check_comparable, check_first, compare, read_bench
+from dfer_deploy.runtimes.predictor import Frames, Predictor
+from dfer_deploy.specs import require
+from dfer_deploy.triton.environment import triton_environment
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure; the options of ``dfer-deploy bench`` of the same names.
+
+    Attributes:
+        url: load this server instead of starting one.
+        checkpoint: also measure this checkpoint in PyTorch.
+        runtimes: measure these only (``RUNTIMES`` and ``triton``); empty for all that bundle and machine allow.
+        allow_host_code: let TensorRT execute the code that version-compatible engines carry.
+        concurrencies: requests in flight, each at least 1.
+        rounds: alternations of all contestants, at least 1.
+        requests: in each of perf_analyzer's measurements; None for about three seconds' worth.
+        clip: a video or folder of frames to ask about; None for drawn frames.
+        compare: an older result, as JSON, that must not be faster.
+        policy: TOML file with limits in its table ``[bench]``.
+    """
+
+    url: str | None = None
+    checkpoint: Path | None = None
+    runtimes: tuple[str, ...] = ()
+    allow_host_code: bool = False
+    concurrencies: tuple[int, ...] = (1, 2, 4)
+    rounds: int = 3
+    requests: int | None = None
+    clip: Path | None = None
+    compare: Path | None = None
+    policy: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        return [path for path in (self.checkpoint, self.clip, self.compare, self.policy) if path is not None]
+
+
+def clips_to_ask(bundle: Bundle, clip: Path | None) -> Frames:
+    """Return what a measurement asks about, uint8 [N, 16, S, S, 3]: a clip, or two drawn ones.
+
+    Raises:
+        DferDeployError: the clip cannot be read.
+    """
+    size = bundle.spec.clip.vision.image_size
+    return drawn_clips(2, size) if clip is None else clip_from_path(clip, size)[np.newaxis]
+
+
+def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = None) -> BenchResult:
+    """Measure throughput and latency of a served bundle with perf_analyzer, and of what runs in this process.
+
+    Args:
+        bundle: opened, or its folder.
+        options: what is measured, and how often.
+
+    Returns:
+        The result, whether it keeps its limits or not; see ``BenchResult.exit_code``.
+
+    Raises:
+        DferDeployError: the bundle is damaged, something that was asked for cannot run here, or a server fails.
+    """
+    options = options or BenchOptions()
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    clips = clips_to_ask(opened, options.clip)
+    older = read_bench(options.compare) if options.compare else None
+    if older:
+        check_comparable(older, machine=machine(), rounds=options.rounds)
+    contestants = choose_contestants(
+        opened, options.runtimes, url=options.url, host_code_allowed=options.allow_host_code
+    )
+    limits = policy_from_toml(options.policy).bench if options.policy else BenchPolicy()
+    limits.check_measurable(
+        served=contestants.served, memory=memory_is_measured(opened, options.url), requests=options.requests
+    )
+    require(
+        bool(contestants.runtimes) or options.checkpoint is not None,
+        "bench compares with what runs in this process; add --runtime onnxruntime-cpu",
+    )
+    with ExitStack() as stack:
+        predictors = open_predictors(stack, opened, contestants, host_code_allowed=options.allow_host_code)
+        if options.checkpoint is not None:
+            predictors.append(_torch_predictor(stack, options.checkpoint))
+        if older:
+            check_first(older, predictors[0].name)
+        found, footprint = _measured(stack, opened, predictors, clips, options, limits, contestants.served)
+    manifest = opened.manifest
+    result = BenchResult(
+        machine=machine(),
+        subject=Subject(sha256_of_file(opened.path / MANIFEST_NAME), manifest.checkpoint.sha256, manifest.precision),
+        requests=found.requests,
+        in_process=found.in_process,
+        served=found.served,
+        size_mb=footprint.size_mb,
+        memory_mb=footprint.memory_mb,
+        left_out=contestants.left_out,
+    )
+    return replace(
+        result,
+        comparison=compare(older, result) if older else None,
+        policy_failures=tuple(limits.failures(result)),
+    )
+
+
+def _measured(
+    stack: ExitStack,
+    bundle: Bundle,
+    predictors: list[Predictor],
+    clips: Frames,
+    options: BenchOptions,
+    limits: BenchPolicy,
+    is_served: bool,
+) -> tuple[Measurements, Footprint]:
+    """Start a server where none is named, and measure everything; its memory is read after the load."""
+    server, own_port, address = None, None, options.url
+    if is_served:
+        if address is None:
+            endpoints = stack.enter_context(served_bundle(bundle, host_code_allowed=options.allow_host_code))
+            own_port, address = endpoints.grpc_port, endpoints.grpc_url
+        check_served(stack.enter_context(TritonPredictor(address, bundle.contract)), bundle)
+        server = LoadTarget(triton_environment(), address, bundle.manifest.name)
+    limited = {limits.concurrency} if options.policy else set()
+    found = measure(
+        server,
+        predictors,
+        clips,
+        sorted({*options.concurrencies, *limited}),
+        rounds=options.rounds,
+        requests=options.requests,
+        min_requests=MIN_REQUESTS if limits.p99_ms is None else REQUESTS_FOR_P99,
+    )
+    with_memory = memory_is_measured(bundle, options.url)
+    return found, measured_footprint(bundle, server_port=own_port if with_memory else None)
+
+
+def _torch_predictor(stack: ExitStack, checkpoint: Path) -> Predictor:
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+    from dfer_deploy.runtimes.torch_predictor import TorchPredictor
+
+    with step(f"read {checkpoint}"):
+        return stack.enter_context(TorchPredictor(load_checkpoint(checkpoint).build_model()))

@@ -1,0 +1,123 @@
+"""What can be asked of a verification, and the labelled clips that it is asked about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.clips.annotations import Annotation
+from dfer_deploy.clips.dataset import LabelledClips
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import require
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to verify; the options of ``dfer-deploy verify`` of the same names.
+
+    Attributes:
+        checkpoint: compare with this checkpoint in PyTorch; either this or ``baseline``.
+        baseline: compare with answers that PyTorch gave elsewhere.
+        save_baseline: save PyTorch's answers to this file.
+        urls: verify these servers instead of starting one; one ``grpc://…`` and one ``http://…`` at most.
+        in_process: ask no server.
+        runtimes: compare these only (``RUNTIMES`` and ``triton``); empty for all that bundle and machine allow.
+        allow_host_code: let TensorRT execute the code that version-compatible engines carry.
+        batch_size: clips in one request.
+        max_logit_error: largest difference of a logit; None for the precision's or the policy's.
+        margin: points by which UAR and WAR may differ, fixed beforehand; None for 0.5 or the policy's.
+        group_by: regular expression whose first group names the source of a clip in its listed path.
+        pool: results of earlier verifications whose clips count too.
+        policy: TOML file with limits in its table ``[verify]``.
+        own_test_list: whether the clips are those on which a reference checkpoint's ``best_acc`` was measured; None to
+            find out.
+        bisect: find out which blocks must stay fp32 in an fp16 export.
+
+    Raises:
+        DferDeployError: two of them contradict each other.
+    """
+
+    checkpoint: Path | None = None
+    baseline: Path | None = None
+    save_baseline: Path | None = None
+    urls: tuple[str, ...] = ()
+    in_process: bool = False
+    runtimes: tuple[str, ...] = ()
+    allow_host_code: bool = False
+    batch_size: int = 4
+    max_logit_error: float | None = None
+    margin: float | None = None
+    group_by: str | None = None
+    pool: tuple[Path, ...] = ()
+    policy: Path | None = None
+    own_test_list: bool | None = None
+    bisect: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            (self.checkpoint is None) != (self.baseline is None), "give either --checkpoint CKPT or --baseline FILE"
+        )
+        require(not (self.urls and self.in_process), "--url names a server and --in-process omits it; choose one")
+        require(
+            not (self.save_baseline and self.baseline),
+            "--save-baseline saves PyTorch's answers and needs --checkpoint",
+        )
+        require(
+            not self.bisect or self.checkpoint is not None,
+            "--bisect exports the checkpoint again and needs --checkpoint",
+        )
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        named = (self.checkpoint, self.baseline, self.policy, *self.pool)
+        return [path for path in named if path is not None]
+
+
+def labelled_clips(bundle: Bundle, lists: Sequence[Path], data_root: str | None = None) -> LabelledClips:
+    """Read the lists of labelled clips that a bundle is to be verified on, one after the other.
+
+    Args:
+        bundle: whose classes the labels are.
+        lists: at least one.
+        data_root: where the listed clips are on this machine; see ``--data-root``.
+
+    Raises:
+        DferDeployError: a list cannot be read, or a clip is in two of them.
+    """
+    spec = bundle.spec
+    size = spec.clip.vision.image_size
+    read = [LabelledClips.from_list(path, spec.prompts.num_classes, size, data_root) for path in lists]
+    seen: set[str] = set()
+    for path, clips in zip(lists, read, strict=True):
+        names = {annotation.name for annotation in clips.annotations}
+        if seen & names:
+            raise DferDeployError(f"the clip {min(seen & names)!r} of {path} is in an earlier list too; list it once")
+        seen |= names
+    return LabelledClips([annotation for clips in read for annotation in clips.annotations], size, tuple(lists))
+
+
+def sources(pattern: str, annotations: Sequence[Annotation]) -> dict[str, str]:
+    """Return the source of every clip by its name.
+
+    Args:
+        pattern: a regular expression; what its first group matches in the listed path is the source.
+        annotations: the clips.
+
+    Raises:
+        DferDeployError: it is not one, has no group, or does not match a path.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DferDeployError(f"--group-by {pattern!r} is not a regular expression ({error})") from error
+    if not compiled.groups:
+        raise DferDeployError(f"--group-by {pattern!r} has no group; put what names the source in parentheses")
+    found = {annotation.name: compiled.search(annotation.name) for annotation in annotations}
+    for name, match in found.items():
+        if match is None or match[1] is None:
+            raise DferDeployError(f"--group-by {pattern!r} finds no source in {name!r}; it must in every listed path")
+    return {name: match[1] for name, match in found.items() if match is not None}
