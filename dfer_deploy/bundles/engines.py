@@ -131,7 +131,7 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         found = EngineSet(
             builder=spec_from_dict(Builder, values["builder"]),
             device=None if values["device"] is None else spec_from_dict(Device, values["device"]),
-            engines={name: _record(record) for name, record in records.items()},
+            engines={name: spec_from_dict(EngineRecord, record) for name, record in records.items()},
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
@@ -159,8 +159,3 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
                     f"{plan} takes up to {shapes.max[0]} clips, the bundle is configured for {batch}; {again}"
                 )
     return found
-
-
-def _record(values: dict[str, Any]) -> EngineRecord:
-    profile = {name: spec_from_dict(ProfileRecord, shapes) for name, shapes in values["profile"].items()}
-    return spec_from_dict(EngineRecord, values | {"profile": profile})
