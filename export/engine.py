@@ -1,11 +1,11 @@
-#!/usr/bin/env python3
 """Builds TensorRT engines from the ONNX graphs of a bundle.
 
-Needs TensorRT's Python module and the standard library, nothing else: ``dfer-deploy export --target tensorrt`` copies
-this file unchanged into the bundle as ``build_engines.py``, so that engines can be built inside the image that serves
-them, without PyTorch and without dfer-deploy. One code path for TensorRT 10.12 and later and 11, whose weak typing is
-gone: precision lies in the graphs, and the network is strongly typed. The module is a parameter, so that the tests run
-the same functions with TensorRT-RTX's builder, which has the API of 11 and needs no GPU.
+Needs TensorRT's Python module and the standard library, nothing else: ``dfer-deploy export --target tensorrt`` joins
+this module and those that it imports to the file ``build_engines.py`` in the bundle, so that engines can be built
+inside the image that serves them, without PyTorch and without dfer-deploy. One code path for TensorRT 10.12 and later
+and 11, whose weak typing is gone: precision lies in the graphs, and the network is strongly typed. The module is a
+parameter, so that the tests run the same functions with TensorRT-RTX's builder, which has the API of 11 and needs no
+GPU.
 
 Source: NVIDIA TensorRT documentation, "Python API" and "Working with Dynamic Shapes", 10.16 and 11.4.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import importlib
 import json
@@ -28,6 +27,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dfer_deploy.cuda_driver import ask_cuda_driver
 
 if TYPE_CHECKING:
     import tensorrt
@@ -352,7 +353,7 @@ def _add_profile(
 
 def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | None:
     """What the engine inspector says; loading a plan needs a GPU."""
-    if cuda_device() is None:
+    if not ask_cuda_driver().gpus:
         return None
     runtime: tensorrt.Runtime = _not_none(trt.Runtime(log), "no runtime could be made", log)
     # A version-compatible plan brings its own runtime as code; this one was built a moment ago, here.
@@ -364,34 +365,10 @@ def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | 
     return str(_not_none(layers, "the engine inspector says nothing", log))
 
 
-def cuda_device() -> dict[str, Any] | None:
-    """The first visible GPU: name, compute_capability ("9.0"), memory_bytes, cuda_driver ("13.0"); None without one.
-
-    Asks the driver itself (CUDA driver API, "Device Management"), which every machine and container with a GPU has.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor, version = (ctypes.c_int() for _ in range(4))
-    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-    failed = (
-        cuda.cuInit(0)
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
-        or cuda.cuDeviceGetName(name, len(name), device)
-        or cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        or cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        or cuda.cuDriverGetVersion(ctypes.byref(version))
-    )
-    if failed:
-        return None
-    return {
-        "name": name.value.decode("utf-8", "replace"),
-        "compute_capability": f"{major.value}.{minor.value}",
-        "memory_bytes": memory.value,
-        "cuda_driver": f"{version.value // 1000}.{version.value % 1000 // 10}",
-    }
+def _device() -> dict[str, Any] | None:
+    """The first visible GPU and its driver; None without one."""
+    driver = ask_cuda_driver()
+    return asdict(driver.gpus[0]) | {"cuda_driver": driver.cuda or "unknown"} if driver.gpus else None
 
 
 def builder_module(name: str) -> Any:
@@ -440,7 +417,7 @@ def build_bundle(
     if servable and tuple(int(part) for part in trt.__version__.split(".")[:2]) < OLDEST_TENSORRT:
         raise EngineError(f"TensorRT {trt.__version__} is too old, expected 10.12 or later; upgrade it")
     folder = bundle / SIDECAR.parent / ("" if servable else trt.__name__)
-    sidecar, device = folder / SIDECAR.name, cuda_device()
+    sidecar, device = folder / SIDECAR.name, _device()
     conditions = {
         "format": SIDECAR_FORMAT,
         "builder": {"module": trt.__name__, "version": trt.__version__, **asdict(options)},

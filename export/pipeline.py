@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import check_window, measure_parity
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
+from dfer_deploy.export.standalone import build_engines_source
 from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
 from dfer_deploy.specs import (
@@ -208,8 +209,7 @@ def _deployment_files(target: Target) -> dict[str, str]:
     """What a bundle carries so that another machine needs no dfer-deploy: the container, and the engines' builder."""
     files = container_files(target)
     if target == "tensorrt":
-        source = resources.files("dfer_deploy.export").joinpath("engine.py")
-        files["build_engines.py"] = source.read_text(encoding="utf-8")
+        files["build_engines.py"] = build_engines_source()
     return files
 
 

@@ -29,6 +29,7 @@ from dfer_deploy.export.engine import BuildOptions, EngineError, Profile, build_
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.standalone import build_engines_source
 from dfer_deploy.specs import contract_for
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX builder is not installed")
@@ -464,7 +465,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_the_file_in_the_bundle_builds_without_this_package(bundle: Path, tmp_path: Path) -> None:
     script = bundle / "build_engines.py"
-    assert script.read_bytes() == Path(engine_module.__file__).read_bytes()
+    assert script.read_text() == build_engines_source()
     # As a user without TensorRT, but with TensorRT-RTX, would try it: one module in the place of the other.
     (tmp_path / "tensorrt.py").write_text("import sys, tensorrt_rtx\nsys.modules[__name__] = tensorrt_rtx\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -15,12 +15,12 @@ from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
 from dfer_deploy.bundles.compatibility import (
     CONTAINERS,
     SECURITY_FLOOR,
-    Gpu,
     fitting_containers,
     gpu_mismatch,
     tensorrt_mismatch,
 )
 from dfer_deploy.bundles.engines import Builder, Device
+from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.doctor.gpu import Gpus
 from dfer_deploy.doctor.machine import Machine
