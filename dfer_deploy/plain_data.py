@@ -1,4 +1,7 @@
-"""Frozen dataclasses as plain data, which JSON, TOML and ``weights_only`` pickles hold, and back with types checked."""
+"""Frozen dataclasses as plain data, which JSON, TOML and ``weights_only`` pickles hold, and back with types checked.
+
+A part of ``build_engines.py`` in a bundle, which has the standard library only: NumPy is imported where arrays come.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
-
-import numpy as np
 
 from dfer_deploy.errors import DferDeployError
 
@@ -86,7 +87,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         }
     if hint is Any:
         return value
-    if origin is np.ndarray:
+    if getattr(origin, "__name__", "") == "ndarray":
         return _integers(value, path)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise DferDeployError(f"{path} is {value!r}, expected {hint.__name__}")
@@ -97,6 +98,8 @@ def _integers(value: Any, path: str) -> Any:
     """Return a list of integers as an array, int64 [N]."""
     if not isinstance(value, list | tuple) or any(type(item) is not int for item in value):
         raise DferDeployError(f"{path} is {str(value)[:80]}, expected a list of integers")
+    import numpy as np
+
     try:
         return np.array(value, dtype=np.int64)
     except OverflowError as error:
@@ -120,7 +123,7 @@ def json_values(value: Any) -> Any:
         return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_values(item) for item in value]
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):
         return value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

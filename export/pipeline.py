@@ -24,11 +24,13 @@ from dfer_deploy.bundles.bundle import (
     Target,
     check_model_name,
 )
+from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_intact, open_bundle
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import check_window, measure_parity
@@ -197,6 +199,9 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in written}
         manifest = dataclasses.replace(plan, parity=parity, files=files)
+        if plan.target == "tensorrt":
+            (folder / BUILDS_NAME).write_text(engine_builds_text(Bundle(folder, manifest)), encoding="utf-8")
+            files[BUILDS_NAME] = sha256_of_file(folder / BUILDS_NAME)
         write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
         if previous is not None:
             # Not in the manifest: the next build changes them.

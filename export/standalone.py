@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from importlib import resources
 
 BUILD_ENGINES = (
+    "errors.py",
+    "plain_data.py",
     "cuda_driver.py",
+    "bundles/engine_records.py",
+    "bundles/engine_builds.py",
     "export/engine.py",
+    "export/bundle_engines.py",
 )
 """The parts of ``build_engines.py`` in a bundle: a part imports only from those before it."""
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfer_deploy.bundles.engines import Builder, Device
+from dfer_deploy.bundles.engine_records import Builder, Device
 from dfer_deploy.cuda_driver import Gpu
-
-OLDEST_TENSORRT = (10, 12)
-"""The first whose strongly typed networks hold what the graphs need; ``build_engines.py`` has its own copy."""
 
 SECURITY_FLOOR = "26.07"
 """The first release of Triton's container with the fixes of two critical vulnerabilities."""

@@ -3,112 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dfer_deploy.bundles.engine_builds import onnx_path, plan_path
+from dfer_deploy.bundles.engine_records import SIDECAR, SIDECAR_FORMAT, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
-from dfer_deploy.specs import require
 
 if TYPE_CHECKING:
     from dfer_deploy.bundles.bundle import Bundle
 
-SIDECAR = "engines/engines.json"
-SIDECAR_FORMAT = "dfer-deploy-engines/1"
 _MAX_SIDECAR_BYTES = 1 << 20
-_NAME = re.compile(r"[a-z_]{1,32}")
-_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
-"""What a record says ends in messages and in commands to type."""
-
-
-@dataclass(frozen=True)
-class Builder:
-    """What built the engines, and how; see ``export.engine.BuildOptions``."""
-
-    module: str
-    version: str
-    optimization_level: int
-    workspace_bytes: int | None
-    hardware_compatibility: str
-    version_compatible: bool
-
-    def __post_init__(self) -> None:
-        require(_NAME.fullmatch(self.module) is not None, f"builder.module is {self.module!r}, expected a name")
-        require(
-            _VERSION.fullmatch(self.version) is not None, f"builder.version is {self.version!r}, expected as 11.1.0.106"
-        )
-
-
-@dataclass(frozen=True)
-class Device:
-    """The GPU that the engines were built on.
-
-    Attributes:
-        name: as the driver gives it.
-        compute_capability: for example ``9.0``.
-        memory_bytes: of the device.
-        cuda_driver: the highest CUDA version that the driver supports, for example ``13.0``.
-    """
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
-    cuda_driver: str
-
-    def __post_init__(self) -> None:
-        require(
-            re.fullmatch(r"\d{1,2}\.\d{1,2}", self.compute_capability) is not None,
-            f"device.compute_capability is {self.compute_capability!r}, expected as 9.0",
-        )
-
-
-@dataclass(frozen=True)
-class ProfileRecord:
-    """Shapes that an input of an engine may have, [B, T, …]."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """One engine.
-
-    Attributes:
-        plan: path of the plan in the bundle.
-        sha256: of the plan.
-        bytes: size of the plan.
-        onnx: path of the graph in the bundle.
-        onnx_sha256: of the graph that was built.
-        profile: the smallest, the usual and the largest shape of each input.
-        precision: ``fp16``, ``fp32`` or, where the bundle keeps blocks in fp32, ``mixed``; read from the network.
-        matrix_products: how many matrix products of the network have which type.
-        seconds: that the build took.
-    """
-
-    plan: str
-    sha256: str
-    bytes: int
-    onnx: str
-    onnx_sha256: str
-    profile: dict[str, ProfileRecord]
-    precision: str
-    matrix_products: dict[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class EngineSet:
-    """The engines of all graphs, by the graphs' names."""
-
-    builder: Builder
-    device: Device | None
-    engines: dict[str, EngineRecord]
 
 
 def engines_of(bundle: Bundle) -> EngineSet | None:
@@ -127,12 +35,7 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != SIDECAR_FORMAT:
             raise ValueError(f"its format is not {SIDECAR_FORMAT!r}")
-        records = values.pop("engines")
-        found = EngineSet(
-            builder=spec_from_dict(Builder, values["builder"]),
-            device=None if values["device"] is None else spec_from_dict(Device, values["device"]),
-            engines={name: spec_from_dict(EngineRecord, record) for name, record in records.items()},
-        )
+        found = spec_from_dict(EngineSet, values)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
     batch = bundle.manifest.serving.max_batch_size
@@ -141,8 +44,8 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         if graph not in found.engines:
             raise DferDeployError(f"{path} has no engine of {graph}, the build was interrupted; {again}")
         record = found.engines[graph]
-        expected = f"model_repository/{graph}/{bundle.manifest.version}/model.plan"
-        if record.plan != expected or record.onnx != f"onnx/{graph}.onnx":
+        expected = plan_path(graph, bundle.manifest.version)
+        if record.plan != expected or record.onnx != onnx_path(graph):
             raise DferDeployError(f"{path} names {PurePosixPath(record.plan)}, expected {expected}; {again}")
         if record.onnx_sha256 != bundle.manifest.files.get(record.onnx):
             raise DferDeployError(f"the engine {record.plan} was built from another graph; {again}")

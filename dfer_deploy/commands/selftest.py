@@ -17,7 +17,8 @@ import click
 
 from dfer_deploy import __version__
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import SIDECAR, engines_of
+from dfer_deploy.bundles.engine_records import SIDECAR
+from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips

