@@ -1,34 +1,44 @@
-"""What is known about the TensorRT engines of a bundle: the record that the builder left beside them."""
+"""The TensorRT engines of a bundle, checked against the record that the builder left beside them."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from dfer_deploy.bundles.engine_builds import onnx_path, plan_path
-from dfer_deploy.bundles.engine_records import SIDECAR, SIDECAR_FORMAT, EngineSet
+from dfer_deploy.bundles.engine_records import SIDECAR, SIDECAR_FORMAT, EngineRecord, EngineSet
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
-
-if TYPE_CHECKING:
-    from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.specs import GraphSpec
 
 _MAX_SIDECAR_BYTES = 1 << 20
 
 
-def engines_of(bundle: Bundle) -> EngineSet | None:
-    """The engines that were built from the graphs of a bundle; None if none were.
+def read_engines(
+    bundle: Path, graphs: Sequence[GraphSpec], *, version: int, largest_batch: int, files: Mapping[str, str]
+) -> EngineSet | None:
+    """Read the engines that were built from the graphs of a bundle, and hash every plan.
+
+    Args:
+        bundle: its folder.
+        graphs: that must have an engine.
+        version: the folder of the plans in the model repository.
+        largest_batch: clips that every engine must take.
+        files: SHA-256 of the exported files, by path.
+
+    Returns:
+        None if no engines were built.
 
     Raises:
         DferDeployError: the record is damaged, an engine is missing or changed, or it was built from another graph.
     """
-    path = bundle.path / SIDECAR
+    path = bundle / SIDECAR
     if not path.is_file():
         return None
-    again = f"build again with: dfer-deploy build {shlex.quote(str(bundle.path))}"
+    again = f"build again with: dfer-deploy build {shlex.quote(str(bundle))}"
     try:
         if path.stat().st_size > _MAX_SIDECAR_BYTES:
             raise ValueError(f"it has over {_MAX_SIDECAR_BYTES} bytes")
@@ -38,27 +48,31 @@ def engines_of(bundle: Bundle) -> EngineSet | None:
         found = spec_from_dict(EngineSet, values)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
         raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
-    batch = bundle.manifest.serving.max_batch_size
-    for spec in (bundle.contract.image_encoder, bundle.contract.temporal_head):
-        graph = spec.name
-        if graph not in found.engines:
-            raise DferDeployError(f"{path} has no engine of {graph}, the build was interrupted; {again}")
-        record = found.engines[graph]
-        expected = plan_path(graph, bundle.manifest.version)
-        if record.plan != expected or record.onnx != onnx_path(graph):
+    for graph in graphs:
+        if graph.name not in found.engines:
+            raise DferDeployError(f"{path} has no engine of {graph.name}, the build was interrupted; {again}")
+        record = found.engines[graph.name]
+        expected = plan_path(graph.name, version)
+        if record.plan != expected or record.onnx != onnx_path(graph.name):
             raise DferDeployError(f"{path} names {PurePosixPath(record.plan)}, expected {expected}; {again}")
-        if record.onnx_sha256 != bundle.manifest.files.get(record.onnx):
+        if record.onnx_sha256 != files.get(record.onnx):
             raise DferDeployError(f"the engine {record.plan} was built from another graph; {again}")
-        plan = bundle.path / record.plan
+        plan = bundle / record.plan
         if not plan.is_file() or sha256_of_file(plan) != record.sha256:
             raise DferDeployError(f"{plan} is missing or not the engine that was built; {again}")
-        for tensor in spec.inputs:
-            shapes = record.profile.get(tensor.name)
-            rank = len(tensor.shape)
-            if shapes is None or {len(shapes.min), len(shapes.opt), len(shapes.max)} != {rank}:
-                raise DferDeployError(f"{path} has no profile of {tensor.name!r} with {rank} dimensions; {again}")
-            if shapes.max[0] != batch:
-                raise DferDeployError(
-                    f"{plan} takes up to {shapes.max[0]} clips, the bundle is configured for {batch}; {again}"
-                )
+        problem = _shape_problem(record, graph, largest_batch)
+        if problem:
+            raise DferDeployError(f"{plan} {problem}; {again}")
     return found
+
+
+def _shape_problem(record: EngineRecord, graph: GraphSpec, largest_batch: int) -> str:
+    """What is wrong with the recorded shapes of an engine, or nothing."""
+    for tensor in graph.inputs:
+        shapes = record.profile.get(tensor.name)
+        rank = len(tensor.shape)
+        if shapes is None or {len(shapes.min), len(shapes.opt), len(shapes.max)} != {rank}:
+            return f"has no profile of {tensor.name!r} with {rank} dimensions"
+        if shapes.max[0] != largest_batch:
+            return f"takes up to {shapes.max[0]} clips, the bundle is configured for {largest_batch}"
+    return ""

@@ -11,7 +11,6 @@ from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, Manifest, check_model_name
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
@@ -98,7 +97,7 @@ def check_bundle_files(bundle: Bundle) -> None:
     Raises:
         DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
     """
-    built = engines_of(bundle)
+    built = bundle.engines
     plans = {record.plan for record in built.engines.values()} if built else set()
     # Triton loads every folder of the repository and executes every model.py in it.
     found = {path.relative_to(bundle.path).as_posix() for path in _repository_files(bundle)}

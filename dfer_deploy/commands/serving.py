@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engine_records import EngineSet
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
 from dfer_deploy.cuda_driver import ask_cuda_driver
@@ -119,7 +118,7 @@ def _engines_to_serve(bundle: Bundle, *, host_code_allowed: bool) -> EngineSet |
     """The engines of the target tensorrt; None of the target onnxruntime."""
     if bundle.manifest.target != "tensorrt":
         return None
-    built = engines_of(bundle)
+    built = bundle.engines
     if built is None:
         folder, inside = shlex.quote(str(bundle.path)), compose_command(bundle.path, "run", "--rm", "build")
         raise DferDeployError(

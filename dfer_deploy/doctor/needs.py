@@ -11,7 +11,6 @@ from pathlib import Path
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import fitting_containers, gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.bundles.engine_records import EngineSet
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.bundles.integrity import check_bundle_files
 from dfer_deploy.doctor.child import shortened
 from dfer_deploy.doctor.finding import Finding, first_command
@@ -116,7 +115,7 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
 def _engines(bundle: Bundle) -> tuple[EngineSet | None, str]:
     """The engines, and why they cannot be used."""
     try:
-        return engines_of(bundle), ""
+        return bundle.engines, ""
     except DferDeployError as error:
         return None, str(error)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

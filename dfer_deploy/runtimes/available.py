@@ -8,7 +8,6 @@ from typing import Literal
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import gpu_mismatch, tensorrt_mismatch
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.console import warn
 from dfer_deploy.cuda_driver import Gpu, ask_cuda_driver
 from dfer_deploy.errors import DferDeployError, missing_extra
@@ -92,7 +91,7 @@ def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str
     """
     if bundle.manifest.target != "tensorrt":
         return f"the bundle is for the target {bundle.manifest.target!r} and has no engines"
-    built = engines_of(bundle)
+    built = bundle.engines
     if built is None:
         return f"the engines are not built; build them with: dfer-deploy build {shlex.quote(str(bundle.path))}"
     if not ask_cuda_driver().gpus:

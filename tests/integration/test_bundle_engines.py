@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
+from dfer_deploy.bundles import engines
 from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, EngineError, Profile
-from dfer_deploy.bundles.engines import engines_of
-from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.export.standalone import build_engines_source
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.runtimes.available import tensorrt_obstacle
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX builder is not installed")
 
@@ -63,13 +65,13 @@ def test_blocks_that_stay_fp32_make_a_mixed_engine_and_nothing_else_does(
     options = ExportOptions("tensorrt", serving, keep_fp32=("encoder.1", "projection"))
     bundle, _ = export_bundle(own_checkpoint, tmp_path / "b", options)
     _, found, _ = build_bundle(tensorrt, bundle.path, OPTIONS, report=_silent)
-    engines = {name: (engine.precision, engine.matrix_products) for name, engine in found.engines.items()}
+    built = {name: (engine.precision, engine.matrix_products) for name, engine in found.engines.items()}
     # Layer 1 and the projection; of the patch embedding and layer 0 nothing. In the head only the classifier.
-    assert engines == {
+    assert built == {
         "dfer_image_encoder": ("mixed", {"FLOAT": 8 + 1, "HALF": 1 + 8}),
         "dfer_temporal_head": ("fp16", {"FLOAT": 1, "HALF": 8}),
     }
-    assert engines_of(open_bundle(bundle.path)) is not None
+    assert open_bundle(bundle.path).engines is not None
 
     # As many products in fp32, but of another layer than the bundle says.
     of_another_layer = ["HALF", *["FLOAT"] * 8, *["HALF"] * 8, "FLOAT"]
@@ -84,12 +86,12 @@ def test_blocks_that_stay_fp32_make_a_mixed_engine_and_nothing_else_does(
 
 
 def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, tensorrt: Any) -> None:
-    assert engines_of(open_bundle(bundle)) is None
+    assert open_bundle(bundle).engines is None
     sidecar, _, built = build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)
     assert sidecar == bundle / SIDECAR
     assert built == ["dfer_image_encoder", "dfer_temporal_head"]
     opened = open_bundle(bundle)
-    found = engines_of(opened)
+    found = opened.engines
     assert found is not None
     assert (found.builder.module, found.builder.version, found.device) == ("tensorrt", "11.4.0.1", None)
     record = found.engines["dfer_image_encoder"]
@@ -109,6 +111,23 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     open_bundle(bundle)
     assert len(build_bundle(tensorrt, bundle, BuildOptions(optimization_level=1), opt_batch=4, report=_silent)[2]) == 2
     open_bundle(bundle)
+
+
+def test_a_plan_is_hashed_once_for_an_opened_bundle(
+    bundle: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
+    hashed: list[Path] = []
+    monkeypatch.setattr(engines, "sha256_of_file", lambda path: hashed.append(path) or sha256_of_file(path))
+    opened = open_bundle(bundle)
+    check_bundle_files(opened)
+    tensorrt_obstacle(opened)
+    assert opened.engines is not None
+    assert sorted(path.name for path in hashed) == ["model.plan"] * 2
+    build_bundle(tensorrt, bundle, BuildOptions(optimization_level=1), report=_silent)
+    again = open_bundle(bundle).engines
+    assert again is not None
+    assert (opened.engines.builder.optimization_level, again.builder.optimization_level) == (3, 1)
 
 
 def _edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -232,9 +251,9 @@ def test_a_killed_build_is_mended_by_the_next(bundle: Path, tensorrt: Any, renam
     killed = subprocess.run([sys.executable, "-c", _KILLED, str(bundle), str(renames)], check=False)
     assert killed.returncode == -signal.SIGKILL
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
-    engines = engines_of(open_bundle(bundle))
-    assert engines is not None
-    assert len(engines.engines) == 2
+    found = open_bundle(bundle).engines
+    assert found is not None
+    assert len(found.engines) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from dfer_deploy.bundles.bundle import ServingOptions
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
@@ -196,7 +196,7 @@ def test_one_permission_lets_engines_carry_code(
     tmp_path,
 ) -> None:
     built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
-    monkeypatch.setattr("dfer_deploy.commands.serving.engines_of", lambda bundle: built)
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     monkeypatch.setenv("PATH", str(tmp_path))
     names = {"BUNDLE": bundle_for_tensorrt, "CHECKPOINT": own_checkpoint, "LIST": clip_list}
     words = [re.sub("[A-Z]+$", lambda name: str(names[name[0]]), word) for word in command]
@@ -209,7 +209,7 @@ def test_one_permission_lets_engines_carry_code(
 
 def test_the_permission_reaches_the_server(bundle_for_tensorrt: Path, monkeypatch, tmp_path: Path) -> None:
     built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
-    monkeypatch.setattr("dfer_deploy.commands.serving.engines_of", lambda bundle: built)
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     (tmp_path / "tritonserver").write_text("#!/bin/sh\n")
     (tmp_path / "tritonserver").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -71,7 +71,7 @@ def test_engines_are_built_for_the_target_tensorrt_only(bundle: Bundle) -> None:
 
 def test_engines_that_are_there_are_not_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     built = EngineSet(Builder(module="tensorrt", version="11.1.0.106"), None, {})
-    monkeypatch.setattr("dfer_deploy.commands.selftest.engines_of", lambda bundle: built)
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     monkeypatch.setattr("dfer_deploy.commands.selftest.run_command", lambda *words: pytest.fail("was built"))
     for_tensorrt = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target="tensorrt"))
     steps = [step for step in gpu_steps(for_tensorrt, ["selftest"], ExitStack()) if step.name.startswith("build")]

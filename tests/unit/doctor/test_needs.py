@@ -55,11 +55,12 @@ def machine(*gpus: Gpu, tensorrt: str | None = "11.1.0.42", **changes: Any) -> M
 
 
 def lines(bundle: Bundle, on_machine: Machine) -> dict[str, Finding]:
-    return {line.what: line for line in bundle_findings(bundle, on_machine)}
+    # Opened anew, as by the command: an opened bundle keeps the engines that it has read.
+    return {line.what: line for line in bundle_findings(dataclasses.replace(bundle), on_machine)}
 
 
 def verdict(bundle: Bundle, on_machine: Machine) -> tuple[bool, str]:
-    found = bundle_findings(bundle, on_machine)
+    found = bundle_findings(dataclasses.replace(bundle), on_machine)
     return is_able(found), next_command(bundle, on_machine, found)
 
 

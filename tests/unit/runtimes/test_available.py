@@ -50,13 +50,13 @@ def test_engines_that_are_not_built_are_told_with_the_command(engineless: Bundle
 
 @no_gpu
 def test_built_engines_need_a_gpu(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: object())
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: object()))
     assert usual_runtimes(engineless).no_tensorrt == "this machine has no NVIDIA GPU"
 
 
 def test_engines_that_carry_code_need_the_permission_only(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
-    monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: built)
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     monkeypatch.setattr("dfer_deploy.runtimes.available.ask_cuda_driver", lambda: CudaDriver("13.0", (H100,)))
     assert "allow it with --allow-host-code" in tensorrt_obstacle(engineless)
     assert "--allow-host-code" not in tensorrt_obstacle(engineless, host_code_allowed=True)
