@@ -201,7 +201,7 @@ def _plans_in_servers(bundle: Bundle, machine: Machine, engines: EngineSet, can_
         return [Finding(what, "problem", found, "build them with the server's version", can_build or command)]
     containers = fitting_containers(builder)
     if containers:
-        tags = ", ".join(f"{container.tag}{'' if container.certain else ' (probably)'}" for container in containers)
+        tags = ", ".join(container.tag for container in containers)
         return [Finding("plans, Docker", "ok", f"fit the TensorRT of tritonserver {tags}", flag)]
     found = f"no tritonserver container without known holes is known to have TensorRT {builder.version}"
     advice = "build them inside the image that serves them, with its build_engines.py"
