@@ -1,4 +1,7 @@
-"""Frozen dataclasses as plain data, which JSON, TOML and ``weights_only`` pickles hold, and back with types checked."""
+"""Frozen dataclasses as plain data, which JSON, TOML and ``weights_only`` pickles hold, and back with types checked.
+
+A part of ``build_engines.py`` in a bundle, which has the standard library only: NumPy is imported where arrays come.
+"""
 
 from __future__ import annotations
 

@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving
+from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.repository import bundle_configs, config_text
 from dfer_deploy.files import atomic_file, json_text, link_or_copy
 
 
 def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:
-    """Writes every ``config.pbtxt`` of a bundle, and its manifest, for other serving options.
+    """Writes every ``config.pbtxt`` of a bundle, ``build_engines.json`` and the manifest for other serving options.
 
     Everything is written beside the manifest first and renamed at the end, the manifest before the rest. Whoever is
     killed between two renames leaves configurations that ``check_bundle_files`` refuses; the same call mends them, and
@@ -44,6 +46,8 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
         f"{bundle.model_repository.name}/{config.name}/config.pbtxt": config_text(config)
         for config in bundle_configs(bundle, serving)
     }
+    if manifest.target == "tensorrt":
+        texts[BUILDS_NAME] = engine_builds_text(Bundle(path, dataclasses.replace(manifest, serving=serving)))
     for name in texts:
         folder = (path / name).parent
         if folder.resolve() != path.resolve() / folder.relative_to(path) or not folder.is_dir():
@@ -51,7 +55,7 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     new = dataclasses.replace(manifest, serving=serving, files=manifest.files | hashes)
     changed = {name: text for name, text in texts.items() if not _holds(path / name, text)}
-    for name in (MANIFEST_NAME, "config.pbtxt"):
+    for name in (MANIFEST_NAME, "config.pbtxt", BUILDS_NAME):
         for abandoned in path.glob(f".{name}.*.part"):
             with contextlib.suppress(OSError):
                 abandoned.unlink()

@@ -1,47 +1,28 @@
-#!/usr/bin/env python3
-"""Builds TensorRT engines from the ONNX graphs of a bundle.
+"""Builds one TensorRT engine from an ONNX graph.
 
-Needs TensorRT's Python module and the standard library, nothing else: ``dfer-deploy export --target tensorrt`` copies
-this file unchanged into the bundle as ``build_engines.py``, so that engines can be built inside the image that serves
-them, without PyTorch and without dfer-deploy. One code path for TensorRT 10.12 and later and 11, whose weak typing is
-gone: precision lies in the graphs, and the network is strongly typed. The module is a parameter, so that the tests run
-the same functions with TensorRT-RTX's builder, which has the API of 11 and needs no GPU.
+Needs TensorRT's Python module and the standard library, nothing else: it is a part of ``build_engines.py`` in a bundle
+(see ``export.standalone``). One code path for TensorRT 10.12 and later and 11, whose weak typing is gone: precision
+lies in the graphs, and the network is strongly typed. The module is a parameter, so that the tests run the same
+functions with TensorRT-RTX's builder, which has the API of 11 and needs no GPU.
 
 Source: NVIDIA TensorRT documentation, "Python API" and "Working with Dynamic Shapes", 10.16 and 11.4.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import ctypes
-import hashlib
-import importlib
-import json
-import os
-import re
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dfer_deploy.bundles.engine_records import BuildOptions, EngineError, Profile
+from dfer_deploy.cuda_driver import ask_cuda_driver
+
 if TYPE_CHECKING:
     import tensorrt
-
-OLDEST_TENSORRT = (10, 12)
-SIDECAR = Path("engines") / "engines.json"
-SIDECAR_FORMAT = "dfer-deploy-engines/1"
-HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-MAX_FRAMES = 16
-DEFAULT_OPT_BATCH = 8
-MOST_WORKSPACE_BYTES = 1 << 40
-
-_PRODUCTS_OF_A_LAYER = 8
-"""In a transformer layer: queries, keys, values, two of the attention, its output, two of the MLP."""
 
 _MATRIX_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
 
@@ -49,51 +30,6 @@ Report = Callable[[str, str, float], None]
 """Is told which graph is being built, the builder's phase, and the share that is done, 0 to 1."""
 
 T = TypeVar("T")
-
-
-class EngineError(Exception):
-    """The engine cannot be built, told in one sentence: what was found, what was expected, what to do."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The smallest, the usual and the largest shape of a dynamic input; the builder chooses kernels for the usual."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What the builder is told.
-
-    Attributes:
-        optimization_level: 0 (builds fast) to 5 (searches longest); 3 is TensorRT's default.
-        workspace_bytes: device memory that a layer may use while it runs; None is TensorRT's default, all there is.
-        hardware_compatibility: ``none`` for this GPU model only, ``ampere_plus`` for every GPU since Ampere,
-            ``same_compute_capability`` for all GPUs of this one's compute capability. Wider is slower.
-        version_compatible: later TensorRT versions can load the plan. It then carries code that the loading process
-            executes, so Triton loads it only with ``--backend-config=tensorrt,version-compatible=true``.
-    """
-
-    optimization_level: int = 3
-    workspace_bytes: int | None = None
-    hardware_compatibility: str = "none"
-    version_compatible: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.optimization_level <= 5:
-            raise EngineError(f"the optimisation level is {self.optimization_level}, expected 0 to 5")
-        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MOST_WORKSPACE_BYTES:
-            raise EngineError(
-                f"the workspace has {self.workspace_bytes >> 20} MiB, expected 1 to {MOST_WORKSPACE_BYTES >> 20}"
-            )
-        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
-            raise EngineError(
-                f"the hardware compatibility is {self.hardware_compatibility!r}, expected one of "
-                + ", ".join(HARDWARE_COMPATIBILITY)
-            )
 
 
 @dataclass(frozen=True)
@@ -296,7 +232,7 @@ def _precision(
         if found != list(products):
             place = next((i for i, (a, b) in enumerate(zip(found, products, strict=False)) if a != b), len(found))
             raise EngineError(
-                f"the matrix products of {onnx} have the types {dict(sorted(all_types.items()))}, the manifest's "
+                f"the matrix products of {onnx} have the types {dict(sorted(all_types.items()))}, the bundle's "
                 f"blocks in fp32 mean {dict(sorted(Counter(products).items()))}, and product {place + 1} is the first "
                 "that differs; export the bundle again"
             )
@@ -352,7 +288,7 @@ def _add_profile(
 
 def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | None:
     """What the engine inspector says; loading a plan needs a GPU."""
-    if cuda_device() is None:
+    if not ask_cuda_driver().gpus:
         return None
     runtime: tensorrt.Runtime = _not_none(trt.Runtime(log), "no runtime could be made", log)
     # A version-compatible plan brings its own runtime as code; this one was built a moment ago, here.
@@ -362,284 +298,3 @@ def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | 
     inspector = _not_none(engine.create_engine_inspector(), "no engine inspector could be made", log)
     layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return str(_not_none(layers, "the engine inspector says nothing", log))
-
-
-def cuda_device() -> dict[str, Any] | None:
-    """The first visible GPU: name, compute_capability ("9.0"), memory_bytes, cuda_driver ("13.0"); None without one.
-
-    Asks the driver itself (CUDA driver API, "Device Management"), which every machine and container with a GPU has.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor, version = (ctypes.c_int() for _ in range(4))
-    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-    failed = (
-        cuda.cuInit(0)
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
-        or cuda.cuDeviceGetName(name, len(name), device)
-        or cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        or cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        or cuda.cuDriverGetVersion(ctypes.byref(version))
-    )
-    if failed:
-        return None
-    return {
-        "name": name.value.decode("utf-8", "replace"),
-        "compute_capability": f"{major.value}.{minor.value}",
-        "memory_bytes": memory.value,
-        "cuda_driver": f"{version.value // 1000}.{version.value % 1000 // 10}",
-    }
-
-
-def builder_module(name: str) -> Any:
-    """Imports ``tensorrt`` or another module with its API.
-
-    Raises:
-        EngineError: it is not installed, cannot be loaded, or is not TensorRT (type stubs alone import as an empty
-            ``tensorrt``).
-    """
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError, ValueError, TypeError) as error:  # the last two for what is no name of a module
-        raise EngineError(
-            f"the module {name!r} cannot be imported ({error}); install it for this machine's CUDA"
-        ) from error
-    if not hasattr(module, "Builder"):
-        raise EngineError(
-            f"the module {name!r} has no Builder, so it is not TensorRT; install TensorRT's Python module"
-        )
-    return module
-
-
-def build_bundle(
-    trt: Any, bundle: Path, options: BuildOptions, *, opt_batch: int | None = None, report: Report
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """Builds the engines of a bundle, each beside its ``config.pbtxt``, and records how in ``engines/engines.json``.
-
-    An engine whose graph, profile, builder, options and GPU are the recorded ones is not built again. Plans of
-    TensorRT-RTX, which Triton cannot load, go to ``engines/tensorrt_rtx``.
-
-    Args:
-        trt: the module ``tensorrt``, or one with its API.
-        bundle: the folder that ``dfer-deploy export --target tensorrt`` wrote.
-        options: for the builder.
-        opt_batch: clips in the usual execution; None for 8, or the largest batch where that is smaller.
-        report: as in ``engine_from_onnx``.
-
-    Returns:
-        The sidecar's path, its content, and the names of the graphs that were built now.
-
-    Raises:
-        EngineError: the bundle is no such bundle, its graphs are damaged, or an engine cannot be built.
-    """
-    manifest = _manifest(bundle)
-    servable = trt.__name__ == "tensorrt"
-    if servable and tuple(int(part) for part in trt.__version__.split(".")[:2]) < OLDEST_TENSORRT:
-        raise EngineError(f"TensorRT {trt.__version__} is too old, expected 10.12 or later; upgrade it")
-    folder = bundle / SIDECAR.parent / ("" if servable else trt.__name__)
-    sidecar, device = folder / SIDECAR.name, cuda_device()
-    conditions = {
-        "format": SIDECAR_FORMAT,
-        "builder": {"module": trt.__name__, "version": trt.__version__, **asdict(options)},
-        "device": device,
-    }
-    engines = _recorded(sidecar, conditions)
-    built = []
-    for graph, profiles in _profiles(manifest, opt_batch).items():
-        onnx = f"onnx/{graph}.onnx"
-        sha256 = _sha256(bundle / onnx)
-        if sha256 != manifest["files"].get(onnx):
-            raise EngineError(f"{bundle / onnx} is not the graph that was exported; export the bundle again")
-        plan = f"model_repository/{graph}/{manifest['version']}/model.plan"
-        if not servable:
-            plan = (folder / f"{graph}.engine").relative_to(bundle).as_posix()
-        shapes = {name: {bound: list(shape) for bound, shape in asdict(p).items()} for name, p in profiles.items()}
-        wanted = {"plan": plan, "onnx": onnx, "onnx_sha256": sha256, "profile": shapes}
-        known = engines.get(graph, {})
-        if wanted.items() <= known.items() and _sha256(bundle / plan) == known.get("sha256"):
-            continue
-        start = time.perf_counter()
-        cache = folder / _cache_name(trt, device) if device else None
-        engine = engine_from_onnx(
-            trt,
-            bundle / onnx,
-            profiles,
-            options,
-            precision=manifest["precision"],
-            products=_products(manifest, graph),
-            timing_cache=None if cache is None else cache.read_bytes() if cache.exists() else b"",
-            report=report,
-        )
-        engines[graph] = wanted | {
-            "sha256": hashlib.sha256(engine.plan).hexdigest(),
-            "bytes": len(engine.plan),
-            "precision": engine.precision,
-            "matrix_products": engine.matrix_products,
-            "seconds": round(time.perf_counter() - start, 1),
-        }
-        # The record first: a plan that is not the recorded one is built again, one without a record looks foreign.
-        _write(bundle, sidecar, _json(conditions | {"engines": engines}))
-        _write(bundle, bundle / plan, engine.plan)
-        if engine.layers is not None:
-            _write(bundle, folder / f"{graph}.layers.json", engine.layers.encode())
-        if cache is not None and engine.timing_cache is not None:
-            _write(bundle, cache, engine.timing_cache)
-        built.append(graph)
-    return sidecar, conditions | {"engines": engines}, built
-
-
-def _manifest(bundle: Path) -> dict[str, Any]:
-    """What the build needs of ``manifest.json``, which may have been damaged or made by somebody else."""
-    path = bundle / "manifest.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        clip = content["spec"]["clip"]
-        manifest = {
-            "name": re.fullmatch(r"[A-Za-z0-9_-]+", content["name"]).group(),  # type: ignore[union-attr]
-            "target": str(content["target"]),
-            "precision": str(content["precision"]),
-            "version": int(content["version"]),
-            "max_batch_size": int(content["serving"]["max_batch_size"]),
-            "image_size": int(clip["vision"]["image_size"]),
-            "embed_dim": int(clip["embed_dim"]),
-            "layers": int(clip["vision"]["layers"]),
-            "depth": int(content["spec"]["temporal"]["depth"]),
-            "keep_fp32": [str(block) for block in content.get("keep_fp32", [])],
-            "files": dict(content["files"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EngineError(f"{path} is no manifest of a bundle ({error}); give the folder that export wrote") from error
-    if manifest["target"] != "tensorrt":
-        raise EngineError(
-            f"{bundle} has the target {manifest['target']!r}, expected 'tensorrt'; export with --target tensorrt"
-        )
-    return manifest
-
-
-def _profiles(manifest: Mapping[str, Any], opt_batch: int | None) -> dict[str, dict[str, Profile]]:
-    """For both graphs: 1 clip of 1 frame, the usual batch of 16 frames, the largest batch of 16 frames."""
-    largest, side, features = manifest["max_batch_size"], manifest["image_size"], manifest["embed_dim"]
-    usual = min(DEFAULT_OPT_BATCH, largest) if opt_batch is None else opt_batch
-    if not 1 <= usual <= largest:
-        raise EngineError(f"the usual batch has {usual} clips, expected 1 to {largest}, the bundle's largest")
-    return {
-        f"{manifest['name']}_{graph}": {
-            tensor: Profile((1, 1, *shape), (usual, MAX_FRAMES, *shape), (largest, MAX_FRAMES, *shape))
-        }
-        for graph, tensor, shape in (
-            ("image_encoder", "frames", (side, side, 3)),
-            ("temporal_head", "frame_features", (features,)),
-        )
-    }
-
-
-def _products(manifest: Mapping[str, Any], graph: str) -> list[str] | None:
-    """The types of a graph's matrix products where the bundle says that some blocks stay fp32, else None."""
-    kept = manifest["keep_fp32"]
-    if not kept:
-        return None
-    if graph == f"{manifest['name']}_image_encoder":
-        layers = range(manifest["layers"])
-        blocks = [("patch_embedding", 1), *((f"encoder.{i}", _PRODUCTS_OF_A_LAYER) for i in layers), ("projection", 1)]
-        logits = []
-    else:
-        blocks = [(f"head.{i}", _PRODUCTS_OF_A_LAYER) for i in range(manifest["depth"])]
-        logits = ["FLOAT"]
-    return ["FLOAT" if block in kept else "HALF" for block, count in blocks for _ in range(count)] + logits
-
-
-def _recorded(sidecar: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """The engines that were built under the very same conditions."""
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-        if not conditions.items() <= content.items():
-            return {}
-        return {graph: record for graph, record in content["engines"].items() if isinstance(record, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _cache_name(trt: Any, device: Mapping[str, Any]) -> str:
-    key = f"{device['name']}-sm{device['compute_capability']}-cuda{device['cuda_driver']}-trt{trt.__version__}"
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in key) + ".timing_cache"
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-            return digest.hexdigest()
-    except OSError:
-        return None
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _write(bundle: Path, path: Path, content: bytes) -> None:
-    """Writes a file of the bundle whole or not at all; never through a link out of it."""
-    if path.parent.resolve() != bundle.resolve() / path.parent.relative_to(bundle):
-        raise EngineError(f"{path.parent} is a link to another place; export the bundle again")
-    # Beside the manifest: Triton and dfer-deploy would take a forgotten file in the repository for a foreign one.
-    temporary = bundle / f".{path.name}.{os.getpid()}.part"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise EngineError(f"cannot write {path} ({error.strerror}); free some space or choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def main() -> int:
-    """Command line of the file in a bundle; see ``--help``."""
-    parser = argparse.ArgumentParser(description="Build the TensorRT engines of this bundle for this machine's GPU.")
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path(__file__).resolve().parent)
-    parser.add_argument("--builder", default="tensorrt", help="the module that builds (default: %(default)s)")
-    parser.add_argument("--opt-batch", type=int, help="clips in the usual execution (default: 8)")
-    parser.add_argument("--optimization-level", type=int, default=3, help="0 to 5 (default: %(default)s)")
-    parser.add_argument("--workspace-mib", type=int, help="device memory for a layer (default: all)")
-    parser.add_argument("--hardware-compatibility", choices=HARDWARE_COMPATIBILITY, default="none")
-    parser.add_argument("--version-compatible", action="store_true", help="for trusted plans only: they carry code")
-    given = parser.parse_args()
-    start = time.perf_counter()
-
-    def report(graph: str, phase: str, share: float) -> None:
-        if sys.stderr.isatty():
-            passed = time.perf_counter() - start
-            line = f"{graph}: {phase} {share:4.0%}, {passed:.0f} s"
-            print(f"\r{line}\033[K", end="\n" if share == 1 else "", file=sys.stderr, flush=True)
-
-    try:
-        options = BuildOptions(
-            given.optimization_level,
-            None if given.workspace_mib is None else given.workspace_mib << 20,
-            given.hardware_compatibility,
-            given.version_compatible,
-        )
-        trt = builder_module(given.builder)
-        sidecar, content, built = build_bundle(trt, given.bundle, options, opt_batch=given.opt_batch, report=report)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is built already is kept", file=sys.stderr)
-        return 130
-    for graph, engine in content["engines"].items():
-        state = f"built in {engine['seconds']} s" if graph in built else "unchanged"
-        size = f"{engine['bytes'] / 1e6:.1f} MB"
-        print(f"{graph}: {engine['precision']}, matrix products {engine['matrix_products']}, {size}, {state}")
-    print(f"recorded in {sidecar}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

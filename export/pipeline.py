@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ from dfer_deploy.bundles.bundle import (
     Target,
     check_model_name,
 )
+from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_intact, open_bundle
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import check_window, measure_parity
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
+from dfer_deploy.export.standalone import build_engines_source
 from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
 from dfer_deploy.specs import (
@@ -196,6 +199,9 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
         written = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in written}
         manifest = dataclasses.replace(plan, parity=parity, files=files)
+        if plan.target == "tensorrt":
+            (folder / BUILDS_NAME).write_text(engine_builds_text(Bundle(folder, manifest)), encoding="utf-8")
+            files[BUILDS_NAME] = sha256_of_file(folder / BUILDS_NAME)
         write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
         if previous is not None:
             # Not in the manifest: the next build changes them.
@@ -208,8 +214,7 @@ def _deployment_files(target: Target) -> dict[str, str]:
     """What a bundle carries so that another machine needs no dfer-deploy: the container, and the engines' builder."""
     files = container_files(target)
     if target == "tensorrt":
-        source = resources.files("dfer_deploy.export").joinpath("engine.py")
-        files["build_engines.py"] = source.read_text(encoding="utf-8")
+        files["build_engines.py"] = build_engines_source()
     return files
 
 

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
@@ -64,7 +63,7 @@ def choose_contestants(
     if bundle.manifest.target == "tensorrt":
         if usual.no_tensorrt:
             left_out["TensorRT in this process"] = usual.no_tensorrt
-        if served and url is None and engines_of(bundle) is None:
+        if served and url is None and bundle.engines is None:
             served = False
             left_out["Triton"] = usual.no_tensorrt
     return Contestants(usual.runtimes, served, left_out)

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import EngineSet, engines_of
+from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
+from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.doctor.servers import probe_docker
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.repository import check_model_repository
-from dfer_deploy.runtimes.available import cuda_devices
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import Installation, TritonOnPath
@@ -99,7 +99,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allo
     built = _engines_to_serve(bundle, host_code_allowed=host_code_allowed)
     on_path = shutil.which("tritonserver")
     if on_path is not None and image is None:
-        return TritonOnPath(Path(on_path), cuda_devices() > 0, host_code_allowed)
+        return TritonOnPath(Path(on_path), bool(ask_cuda_driver().gpus), host_code_allowed)
     docker = probe_docker()
     if docker.client is None or docker.problem:
         reason = f"Docker {docker.problem}" if docker.client else "Docker is not on PATH either"
@@ -107,7 +107,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allo
             f"the target {bundle.manifest.target!r} needs Triton with its own backends, and no tritonserver is on PATH "
             f"({reason}); where Docker runs, type: {compose_command(bundle.path, 'up', 'server')}"
         )
-    has_gpu = bundle.manifest.target == "tensorrt" or cuda_devices() > 0
+    has_gpu = bundle.manifest.target == "tensorrt" or bool(ask_cuda_driver().gpus)
     image = image or image_for(built, bundle.path)
     container = TritonContainer(Path(docker.client), image, has_gpu, host_code_allowed)
     ensure_image(container.docker, container.image)
@@ -118,7 +118,7 @@ def _engines_to_serve(bundle: Bundle, *, host_code_allowed: bool) -> EngineSet |
     """The engines of the target tensorrt; None of the target onnxruntime."""
     if bundle.manifest.target != "tensorrt":
         return None
-    built = engines_of(bundle)
+    built = bundle.engines
     if built is None:
         folder, inside = shlex.quote(str(bundle.path)), compose_command(bundle.path, "run", "--rm", "build")
         raise DferDeployError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from dfer_deploy.bundles.blocks import checked_blocks
+from dfer_deploy.bundles.engine_records import EngineSet
+from dfer_deploy.bundles.engines import read_engines
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, require
 
@@ -176,6 +179,24 @@ class Bundle:
     @property
     def window_onnx(self) -> Path:
         return self.path / "onnx" / f"{self.contract.window.name}.onnx"
+
+    @cached_property
+    def engines(self) -> EngineSet | None:
+        """The TensorRT engines that were built from its graphs; None if none were.
+
+        They are read and hashed when they are first asked for, then kept: after a build, open the bundle again.
+
+        Raises:
+            DferDeployError: the record is damaged, an engine is missing or changed, or it was built from another graph.
+        """
+        manifest, contract = self.manifest, self.contract
+        return read_engines(
+            self.path,
+            (contract.image_encoder, contract.temporal_head),
+            version=manifest.version,
+            largest_batch=manifest.serving.max_batch_size,
+            files=manifest.files,
+        )
 
     @property
     def graphs_sha256(self) -> tuple[str, str]:

@@ -8,31 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dfer_deploy.bundles.engines import Builder, Device
-
-OLDEST_TENSORRT = (10, 12)
-"""The first whose strongly typed networks hold what the graphs need; ``build_engines.py`` has its own copy."""
+from dfer_deploy.bundles.engine_records import Builder, Device
+from dfer_deploy.cuda_driver import Gpu
 
 SECURITY_FLOOR = "26.07"
 """The first release of Triton's container with the fixes of two critical vulnerabilities."""
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU that CUDA can use; ``compute_capability`` is for example ``9.0``."""
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
 class Container:
-    """A release of ``nvcr.io/nvidia/tritonserver`` and the TensorRT in it; not ``certain`` where that is inferred."""
+    """A release of ``nvcr.io/nvidia/tritonserver`` and the TensorRT in it."""
 
     tag: str
     tensorrt: str
-    certain: bool
 
     @property
     def image(self) -> str:
@@ -40,15 +28,11 @@ class Container:
 
 
 CONTAINERS = (
-    Container("26.03", "10.16", certain=False),
-    Container("26.04", "10.16", certain=False),
-    Container("26.05", "10.16", certain=False),
-    Container("26.06", "11.0", certain=True),
-    Container("26.07", "11.1.0", certain=True),
-    Container("26.08", "11.2.1", certain=True),
-    Container("26.09", "11.3", certain=False),
-    Container("26.10", "11.4", certain=False),
+    Container("26.06", "11.0"),
+    Container("26.07", "11.1.0"),
+    Container("26.08", "11.2.1"),
 )
+"""The releases whose TensorRT is known; others have to be named with ``--image``."""
 
 
 def gpu_mismatch(builder: Builder, device: Device | None, gpu: Gpu) -> str:
@@ -84,13 +68,12 @@ def tensorrt_mismatch(builder: Builder, version: str) -> str:
 
 
 def fitting_containers(builder: Builder) -> list[Container]:
-    """The releases without known critical vulnerabilities whose TensorRT runs the plans, the certain ones first."""
-    fitting = [
+    """The known releases without known critical vulnerabilities whose TensorRT runs the plans, the oldest first."""
+    return [
         container
         for container in CONTAINERS
         if container.tag >= SECURITY_FLOOR and not tensorrt_mismatch(builder, container.tensorrt)
     ]
-    return sorted(fitting, key=lambda container: not container.certain)
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, Manifest, check_model_name
-from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
@@ -97,25 +97,36 @@ def check_bundle_files(bundle: Bundle) -> None:
     Raises:
         DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
     """
-    built = engines_of(bundle)
+    built = bundle.engines
     plans = {record.plan for record in built.engines.values()} if built else set()
     # Triton loads every folder of the repository and executes every model.py in it.
     found = {path.relative_to(bundle.path).as_posix() for path in _repository_files(bundle)}
     foreign = sorted(found - set(bundle.manifest.files) - plans)
     if foreign:
         raise DferDeployError(f"{bundle.path / foreign[0]} is not part of the exported bundle; remove it")
-    for name, expected in bundle.manifest.files.items():
-        path = bundle.path / name
-        configuration = path.name == "config.pbtxt"
-        again = (
-            f"write it again with: dfer-deploy configure {_typed(bundle.path)}" if configuration else "export it again"
+    for name in bundle.manifest.files:
+        check_file(bundle, name)
+
+
+def check_file(bundle: Bundle, name: str) -> None:
+    """Compares one file with the manifest.
+
+    Args:
+        bundle: whose files may be damaged.
+        name: the file's path in the bundle.
+
+    Raises:
+        DferDeployError: it is missing, or its bytes are not the ones that the manifest lists.
+    """
+    path = bundle.path / name
+    configured = path.name in ("config.pbtxt", BUILDS_NAME)
+    again = f"write it again with: dfer-deploy configure {_typed(bundle.path)}" if configured else "export it again"
+    if not path.is_file():
+        raise DferDeployError(f"{path} is missing from the bundle; {again}")
+    if sha256_of_file(path) != bundle.manifest.files.get(name):
+        raise DferDeployError(
+            f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
         )
-        if not path.is_file():
-            raise DferDeployError(f"{path} is missing from the bundle; {again}")
-        if sha256_of_file(path) != expected:
-            raise DferDeployError(
-                f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
-            )
 
 
 def _repository_files(bundle: Bundle) -> list[Path]:

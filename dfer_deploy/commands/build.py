@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 import click
 
-from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.bundles.engine_builds import BUILDS_NAME
+from dfer_deploy.bundles.engine_records import HARDWARE_COMPATIBILITY, SIDECAR_FORMAT, BuildOptions
+from dfer_deploy.bundles.integrity import check_file, open_bundle
 from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.console import progress_bar, stdout, table
-from dfer_deploy.errors import DferDeployError
-from dfer_deploy.export.engine import HARDWARE_COMPATIBILITY, BuildOptions, EngineError, build_bundle, builder_module
+from dfer_deploy.export.bundle_engines import build_bundle, builder_module
 from dfer_deploy.files import write_json
+from dfer_deploy.specs import require
 
 
 @click.command()
@@ -56,6 +59,18 @@ def build(
     BUNDLE/build_engines.py does the same without dfer-deploy. Engines that are built already are left as they are.
     """
     opened = open_bundle(bundle, check_files=False)
+    target = opened.manifest.target
+    require(
+        target == "tensorrt",
+        f"{bundle} has the target {target!r}, expected 'tensorrt'; export with --target tensorrt",
+    )
+    check_file(opened, BUILDS_NAME)
+    options = BuildOptions(
+        optimization_level,
+        None if workspace_mib is None else workspace_mib << 20,
+        hardware_compatibility,
+        version_compatible,
+    )
     with progress_bar(counts=False) as bar:
         tasks = {
             graph.name: bar.add_task(graph.name, total=1.0, start=False)
@@ -66,32 +81,23 @@ def build(
             bar.start_task(tasks[graph])
             bar.update(tasks[graph], completed=share, description=f"{graph}: {phase}")
 
-        try:
-            options = BuildOptions(
-                optimization_level,
-                None if workspace_mib is None else workspace_mib << 20,
-                hardware_compatibility,
-                version_compatible,
-            )
-            sidecar, content, built = build_bundle(
-                builder_module(builder), bundle, options, opt_batch=opt_batch, report=report
-            )
-        except EngineError as error:
-            raise DferDeployError(str(error)) from error
+        sidecar, found, built = build_bundle(
+            builder_module(builder), bundle, options, opt_batch=opt_batch, report=report
+        )
+    device = found.device.name if found.device else "no GPU, built ahead of time"
     table(
-        f"{bundle}: {content['builder']['module']} {content['builder']['version']}, "
-        + (content["device"] or {"name": "no GPU, built ahead of time"})["name"],
+        f"{bundle}: {found.builder.module} {found.builder.version}, {device}",
         ("engine", "precision", "matrix products", "size", "clips, usual and largest", "seconds"),
         [
             (
-                engine["plan"],
-                engine["precision"],
-                ", ".join(f"{count} {dtype}" for dtype, count in engine["matrix_products"].items()),
-                f"{engine['bytes'] / 1e6:.1f} MB",
-                " and ".join(str(next(iter(engine["profile"].values()))[bound][0]) for bound in ("opt", "max")),
-                f"{engine['seconds']:.1f}" if graph in built else "built before",
+                engine.plan,
+                engine.precision,
+                ", ".join(f"{count} {dtype}" for dtype, count in engine.matrix_products.items()),
+                f"{engine.bytes / 1e6:.1f} MB",
+                " and ".join(str(shape[0]) for shapes in engine.profile.values() for shape in (shapes.opt, shapes.max)),
+                f"{engine.seconds:.1f}" if graph in built else "built before",
             )
-            for graph, engine in content["engines"].items()
+            for graph, engine in found.engines.items()
         ],
     )
     stdout.print(f"recorded in {sidecar}", markup=False)
@@ -100,4 +106,4 @@ def build(
     else:
         stdout.print("Triton cannot load these engines; build with tensorrt on the machine that serves.")
     if json_file:
-        write_json(json_file, content | {"built_now": built})
+        write_json(json_file, {"format": SIDECAR_FORMAT} | dataclasses.asdict(found) | {"built_now": built})

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import bundle_argument, json_option
 from dfer_deploy.commands.serving_options import option_text, serving_options
@@ -52,7 +51,7 @@ def configure(bundle: Path, serving: dict[str, Any], json_file: Path | None) -> 
 def _why_engines_do_not_fit(bundle: Bundle) -> str | None:
     """Why the engines have to be built again; None where they fit or there are none."""
     try:
-        engines_of(bundle)
+        _ = bundle.engines
     except DferDeployError as error:
         return str(error)
     return None

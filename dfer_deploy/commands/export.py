@@ -19,6 +19,7 @@ from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
+from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input, write_json
 from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
@@ -75,7 +76,6 @@ def export(
     json_file: Path | None,
 ) -> None:
     """Turn CHECKPOINT into a bundle: two checked ONNX graphs, a Triton model repository and a manifest."""
-    from dfer_deploy.export.engine import cuda_device
     from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 
     if force and add_version:
@@ -83,7 +83,7 @@ def export(
     if json_file:
         refuse_to_replace_input(json_file, [checkpoint])
     output = output or Path(f"{checkpoint.stem}.bundle")
-    target = target or ("tensorrt" if cuda_device() else "embedded")
+    target = target or ("tensorrt" if ask_cuda_driver().gpus else "embedded")
     usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
     if add_version and is_bundle(output):
         with contextlib.suppress(DferDeployError):  # export_bundle says what is wrong with it

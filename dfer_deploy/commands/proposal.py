@@ -14,7 +14,6 @@ from click.core import ParameterSource
 
 from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.commands.serving_options import option_text
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.cores import usable_cores
@@ -136,7 +135,7 @@ def _commands(bundle: Bundle, result: Proposal) -> list[str]:
         if value != getattr(old, name)
     ]
     commands = [f"dfer-deploy configure {path} {' '.join(options)}"] if options else []
-    built = engines_of(bundle)
+    built = bundle.engines
     if built is not None:
         profile = built.engines[bundle.contract.image_encoder.name].profile["frames"]
         if profile.opt[0] != result.opt_batch:

@@ -18,7 +18,7 @@ import click
 from dfer_deploy import __version__
 from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import SIDECAR, engines_of
+from dfer_deploy.bundles.engine_records import SIDECAR
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
@@ -191,9 +191,14 @@ def gpu_steps(
     allowed = ["--allow-host-code"] if host_code_allowed else []
     comparison = [*comparison, *allowed]
 
+    def with_new_engines() -> Bundle:
+        # A bundle keeps the engines that it has read, and these were built since.
+        return dataclasses.replace(bundle)
+
     def serve(done: Mapping[str, Outcome]) -> Outcome:
-        installation = installation_for(bundle, host_code_allowed=host_code_allowed)
-        endpoints = stack.enter_context(served_bundle(bundle, installation))
+        built = with_new_engines()
+        installation = installation_for(built, host_code_allowed=host_code_allowed)
+        endpoints = stack.enter_context(served_bundle(built, installation))
         return Outcome({"server": installation.description, "grpc_url": endpoints.grpc_url})
 
     def url(done: Mapping[str, Outcome]) -> str:
@@ -206,7 +211,7 @@ def gpu_steps(
     building = [
         Step("build", lambda done: _build(bundle)),
         Step("build in the container", lambda done: _build_in_container(path), unless="build"),
-        Step("engines", lambda done: Outcome(engine_facts(bundle))),
+        Step("engines", lambda done: Outcome(engine_facts(with_new_engines()))),
     ]
     return [
         # 1: this machine cannot do what the bundle needs, for example because the engines are not built yet.
@@ -229,7 +234,7 @@ def engine_facts(bundle: Bundle) -> dict[str, Any]:
     Raises:
         DferDeployError: they are not built or do not belong to the bundle.
     """
-    built = engines_of(bundle)
+    built = bundle.engines
     if built is None:
         raise DferDeployError(f"{bundle.path} has no engines")
     types = {}
@@ -256,7 +261,7 @@ def _build(bundle: Bundle) -> Outcome:
     """Engines that are there may have been built with other options; they are not replaced."""
     built = None
     with contextlib.suppress(DferDeployError):  # damaged, or for another largest batch
-        built = engines_of(bundle)
+        built = bundle.engines
     if built is None:
         return run_command("build", bundle.path)
     kept = f"nothing was built: the bundle has engines of {built.builder.module} {built.builder.version}, which stay"

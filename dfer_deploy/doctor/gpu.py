@@ -8,44 +8,22 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.bundles.compatibility import Gpu
+from dfer_deploy import cuda_driver
+from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.doctor.child import PROGRAM_TIMEOUT_S, ProbeError, answer_of_python, output_of, shortened
 from dfer_deploy.doctor.finding import Finding
+from dfer_deploy.plain_data import spec_from_dict
 
 OLDEST_CAPABILITY = (7, 5)
 """Of the GPUs that TensorRT 10.12 to 11.4 supports (support matrix): Turing."""
 
-_LIBCUDA = """
-import ctypes, json
-def answer(**values):
-    print()
-    print(json.dumps(values))
-    sys.exit()
-try:
-    cuda = ctypes.CDLL("libcuda.so.1")
-except OSError as error:
-    answer(absent=str(error))
-version, count = ctypes.c_int(), ctypes.c_int()
-cuda.cuDriverGetVersion(ctypes.byref(version))
-failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-if failed:
-    text = ctypes.c_char_p()
-    cuda.cuGetErrorString(failed, ctypes.byref(text))
-    answer(version=version.value, code=failed, error=(text.value or b"unknown error").decode(errors="replace"))
-devices = []
-for index in range(count.value):
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    memory, name = ctypes.c_size_t(), ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    devices.append([name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value])
-answer(version=version.value, devices=devices)
+_ASK_DRIVER = """
+import dataclasses, json, runpy
+found = runpy.run_path(sys.argv[1])["ask_cuda_driver"]()
+print()
+print(json.dumps(dataclasses.asdict(found)))
 """
-"""CUDA driver API, "Initialization", "Version Management", "Device Management"; every call returns 0 for success."""
+"""Runs the module as a file, so that the other process need not find this package."""
 
 _NO_DEVICE = 100
 _ADVICE = {
@@ -87,16 +65,13 @@ def probe_gpus(proc: Path = Path("/proc"), timeout_s: float = PROGRAM_TIMEOUT_S)
     driver, listed, smi_problem = _nvidia_smi(timeout_s)
     driver = driver or _loaded_driver(proc)
     try:
-        answer = answer_of_python(_LIBCUDA, timeout_s=3 * timeout_s)
+        answer = answer_of_python(_ASK_DRIVER, cuda_driver.__file__, timeout_s=3 * timeout_s)
     except ProbeError as error:
         return Gpus(driver=driver, listed=listed, smi_problem=smi_problem, problem=f"libcuda.so.1 {error}")
-    if "absent" in answer:
-        return Gpus(driver=driver, listed=listed, smi_problem=smi_problem, absent=answer["absent"])
-    cuda = f"{answer['version'] // 1000}.{answer['version'] % 1000 // 10}" if answer["version"] else None
-    devices = tuple(Gpu(*device) for device in answer.get("devices", ()))
-    code = answer.get("code", 0)
-    problem = f"CUDA does not start: {answer['error']} ({code})" if code else ""
-    return Gpus(devices, cuda, driver, "", code, listed, smi_problem, problem)
+    found = spec_from_dict(cuda_driver.CudaDriver, answer)
+    code = found.error_code
+    problem = f"CUDA does not start: {found.error} ({code})" if code else ""
+    return Gpus(found.gpus, found.cuda, driver, found.absent, code, listed, smi_problem, problem)
 
 
 def gpu_findings(gpus: Gpus) -> list[Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import fitting_containers, gpu_mismatch, tensorrt_mismatch
-from dfer_deploy.bundles.engines import EngineSet, engines_of
+from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.bundles.integrity import check_bundle_files
 from dfer_deploy.doctor.child import shortened
 from dfer_deploy.doctor.finding import Finding, first_command
@@ -115,7 +115,7 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
 def _engines(bundle: Bundle) -> tuple[EngineSet | None, str]:
     """The engines, and why they cannot be used."""
     try:
-        return engines_of(bundle), ""
+        return bundle.engines, ""
     except DferDeployError as error:
         return None, str(error)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -201,7 +201,7 @@ def _plans_in_servers(bundle: Bundle, machine: Machine, engines: EngineSet, can_
         return [Finding(what, "problem", found, "build them with the server's version", can_build or command)]
     containers = fitting_containers(builder)
     if containers:
-        tags = ", ".join(f"{container.tag}{'' if container.certain else ' (probably)'}" for container in containers)
+        tags = ", ".join(container.tag for container in containers)
         return [Finding("plans, Docker", "ok", f"fit the TensorRT of tritonserver {tags}", flag)]
     found = f"no tritonserver container without known holes is known to have TensorRT {builder.version}"
     advice = "build them inside the image that serves them, with its build_engines.py"

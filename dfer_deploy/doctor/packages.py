@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfer_deploy import __version__
-from dfer_deploy.bundles.compatibility import OLDEST_TENSORRT, version_numbers
+from dfer_deploy.bundles.compatibility import version_numbers
+from dfer_deploy.bundles.engine_records import OLDEST_TENSORRT
 from dfer_deploy.doctor.child import ProbeError, answer_of_python
 from dfer_deploy.doctor.finding import Finding
 

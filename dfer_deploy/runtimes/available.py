@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.compatibility import Gpu, gpu_mismatch, tensorrt_mismatch
-from dfer_deploy.bundles.engines import engines_of
+from dfer_deploy.bundles.compatibility import gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.console import warn
+from dfer_deploy.cuda_driver import Gpu, ask_cuda_driver
 from dfer_deploy.errors import DferDeployError, missing_extra
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, has_cuda_provider, open_session
 from dfer_deploy.runtimes.predictor import Predictor
@@ -92,10 +91,10 @@ def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str
     """
     if bundle.manifest.target != "tensorrt":
         return f"the bundle is for the target {bundle.manifest.target!r} and has no engines"
-    built = engines_of(bundle)
+    built = bundle.engines
     if built is None:
         return f"the engines are not built; build them with: dfer-deploy build {shlex.quote(str(bundle.path))}"
-    if cuda_devices() == 0:
+    if not ask_cuda_driver().gpus:
         return "this machine has no NVIDIA GPU"
     if built.builder.version_compatible and not host_code_allowed:
         return "the engines are version-compatible and carry code; allow it with --allow-host-code if you built them"
@@ -118,7 +117,7 @@ def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str
 
 def _usual_onnxruntime(bundle: Bundle) -> Runtime:
     # The embedded server runs on the CPU, and is held against the same graphs on the same device.
-    if bundle.manifest.target == "embedded" or not has_cuda_provider() or cuda_devices() == 0:
+    if bundle.manifest.target == "embedded" or not has_cuda_provider() or not ask_cuda_driver().gpus:
         return "onnxruntime-cpu"
     try:
         open_session(bundle.temporal_head_onnx, 1, "cuda")
@@ -126,13 +125,3 @@ def _usual_onnxruntime(bundle: Bundle) -> Runtime:
         warn(f"{error}; it runs on the CPU")
         return "onnxruntime-cpu"
     return "onnxruntime-cuda"
-
-
-def cuda_devices() -> int:
-    """The number of GPUs that the CUDA driver shows to this process (CUDA driver API, "Device Management")."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int()
-    return count.value if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0

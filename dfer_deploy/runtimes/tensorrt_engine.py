@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dfer_deploy.bundles.compatibility import OLDEST_TENSORRT, version_numbers
+from dfer_deploy.bundles.compatibility import version_numbers
+from dfer_deploy.bundles.engine_records import OLDEST_TENSORRT
 from dfer_deploy.console import warn
 from dfer_deploy.errors import DferDeployError, missing_extra
 from dfer_deploy.specs import GraphSpec, TensorSpec, require

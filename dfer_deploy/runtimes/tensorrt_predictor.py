@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, import_tensorrt, pieces
@@ -74,7 +73,7 @@ class TensorRtPredictor:
                 f"{bundle.path} is for the target {bundle.manifest.target!r} and has no TensorRT engines; export with "
                 "--target tensorrt"
             )
-        built = engines_of(bundle)
+        built = bundle.engines
         if built is None:
             raise DferDeployError(
                 f"the engines of {bundle.path} are not built; build them with: dfer-deploy build "

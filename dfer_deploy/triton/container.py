@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR, fitting_containers
-from dfer_deploy.bundles.engines import EngineSet
-from dfer_deploy.console import step, warn
+from dfer_deploy.bundles.engine_records import EngineSet
+from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.installation import engine_options, server_options
 from dfer_deploy.triton.ports import Endpoints
@@ -109,17 +109,12 @@ def image_for(built: EngineSet | None, bundle: Path) -> str:
     if built is None:
         return next(container.image for container in CONTAINERS if container.tag == SECURITY_FLOOR)
     fitting = fitting_containers(built.builder)
-    build = compose_command(bundle, "run", "--rm", "build")
     if not fitting:
+        build = compose_command(bundle, "run", "--rm", "build")
         raise DferDeployError(
             f"no container since {SECURITY_FLOOR} is known to have TensorRT {built.builder.version}, with which the "
             "engines were built; build them inside the image that serves them "
             f"({build}), or name the image with: dfer-deploy serve {shlex.quote(str(bundle))} --image IMAGE"
-        )
-    if not fitting[0].certain:
-        warn(
-            f"{fitting[0].image} probably has TensorRT {fitting[0].tensorrt}, which is inferred from the releases "
-            f"before it; if it refuses the engines, build them in the image that serves them: {build}"
         )
     return fitting[0].image
 

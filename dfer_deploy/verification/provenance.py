@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.specs import require
 from dfer_deploy.verification.baseline import Truth
@@ -87,7 +86,7 @@ def provenance(
     Raises:
         DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
     """
-    built = engines_of(bundle)
+    built = bundle.engines
     manifest = bundle.manifest
     chain = [(CHECKPOINT, "", manifest.checkpoint.sha256)]
     chain += [("ONNX", name, digest) for name, digest in manifest.files.items() if name.startswith("onnx/")]

@@ -16,10 +16,11 @@ import torch
 from tiny import tiny_model, tiny_spec
 
 from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.engine_records import BuildOptions, Profile
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.export.engine import BuildOptions, Engine, Profile, engine_from_onnx
+from dfer_deploy.export.engine import Engine, engine_from_onnx
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.model.dfer_clip import DferClip

@@ -12,7 +12,6 @@ import pytest
 
 from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import engines_of
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError, ExitCode
@@ -46,7 +45,7 @@ def url(gpu_bundle: Bundle) -> Iterator[str]:
 
 
 def test_build_records_what_was_built_and_builds_nothing_twice(cli: Any, gpu: str, gpu_bundle: Bundle) -> None:
-    built = engines_of(gpu_bundle)
+    built = gpu_bundle.engines
     assert built is not None
     assert built.builder.module == "tensorrt"
     assert built.device is not None

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import ExitCode
-from dfer_deploy.runtimes.available import cuda_devices
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def engineless(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return export_bundle(own_checkpoint, tmp_path_factory.mktemp("engineless") / "tiny", options)[0]
 
 
-@pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU")
+@pytest.mark.skipif(bool(ask_cuda_driver().gpus), reason="there is a GPU")
 def test_without_engines_the_graphs_are_verified_and_the_plans_are_said_not_to_be(
     cli: Any, engineless: Bundle, own_checkpoint: Path, clip_list: Path, tmp_path: Path
 ) -> None:

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from dfer_deploy.api.serving import installation_for, served_bundle
-from dfer_deploy.bundles.bundle import ServingOptions
-from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.commands.serve import serve
@@ -195,8 +195,8 @@ def test_one_permission_lets_engines_carry_code(
     monkeypatch,
     tmp_path,
 ) -> None:
-    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
-    monkeypatch.setattr("dfer_deploy.api.serving.engines_of", lambda bundle: built)
+    built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     monkeypatch.setenv("PATH", str(tmp_path))
     names = {"BUNDLE": bundle_for_tensorrt, "CHECKPOINT": own_checkpoint, "LIST": clip_list}
     words = [re.sub("[A-Z]+$", lambda name: str(names[name[0]]), word) for word in command]
@@ -208,8 +208,8 @@ def test_one_permission_lets_engines_carry_code(
 
 
 def test_the_permission_reaches_the_server(bundle_for_tensorrt: Path, monkeypatch, tmp_path: Path) -> None:
-    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
-    monkeypatch.setattr("dfer_deploy.api.serving.engines_of", lambda bundle: built)
+    built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     (tmp_path / "tritonserver").write_text("#!/bin/sh\n")
     (tmp_path / "tritonserver").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.commands.selftest import engine_facts, gpu_steps, output_types
 from dfer_deploy.doctor.selftest import run_steps
 from dfer_deploy.errors import DferDeployError
@@ -70,8 +70,8 @@ def test_engines_are_built_for_the_target_tensorrt_only(bundle: Bundle) -> None:
 
 
 def test_engines_that_are_there_are_not_replaced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = EngineSet(Builder("tensorrt", "11.1.0.106", 5, None, "none", version_compatible=False), None, {})
-    monkeypatch.setattr("dfer_deploy.commands.selftest.engines_of", lambda bundle: built)
+    built = EngineSet(Builder(module="tensorrt", version="11.1.0.106"), None, {})
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     monkeypatch.setattr("dfer_deploy.commands.selftest.run_command", lambda *words: pytest.fail("was built"))
     for_tensorrt = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target="tensorrt"))
     steps = [step for step in gpu_steps(for_tensorrt, ["selftest"], ExitStack()) if step.name.startswith("build")]

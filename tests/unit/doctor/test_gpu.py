@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.bundles.compatibility import Gpu
+from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
 
 COMPILER = shutil.which("cc")

@@ -14,7 +14,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.bundles.engine_builds import BUILDS_NAME, read_engine_builds
+from dfer_deploy.bundles.integrity import check_file, open_bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
@@ -244,6 +245,9 @@ def test_engines_for_another_largest_batch_are_named(cli: Any, tensorrt_bundle: 
     smaller = cli("configure", tensorrt_bundle, "--max-batch-size", 8)
     assert smaller.exit_code == 0
     assert "build again with: dfer-deploy build" in smaller.output
+    frames = read_engine_builds(tensorrt_bundle).graphs["dfer_image_encoder"].profile["frames"]
+    assert (frames.opt[0], frames.max[0]) == (8, 8)
+    check_file(open_bundle(tensorrt_bundle, check_files=False), BUILDS_NAME)
     back = cli("configure", tensorrt_bundle, "--max-batch-size", 16)
     assert "build again" not in back.output
     open_bundle(tensorrt_bundle)

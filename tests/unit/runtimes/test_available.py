@@ -6,11 +6,11 @@ import torch
 
 from dfer_deploy.api.contestants import choose_contestants
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.bundles.engines import Builder, EngineSet
+from dfer_deploy.bundles.engine_records import Builder, EngineSet
+from dfer_deploy.cuda_driver import CudaDriver, Gpu, ask_cuda_driver
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import (
     RUNTIMES,
-    cuda_devices,
     open_predictor,
     tensorrt_obstacle,
     usual_runtime,
@@ -18,7 +18,9 @@ from dfer_deploy.runtimes.available import (
 )
 from dfer_deploy.runtimes.predictor import Predictor
 
-no_gpu = pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU")
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000)
+
+no_gpu = pytest.mark.skipif(bool(ask_cuda_driver().gpus), reason="there is a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def engineless(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_the_driver_and_pytorch_count_the_same_gpus() -> None:
-    assert cuda_devices() == torch.cuda.device_count()
+    assert len(ask_cuda_driver().gpus) == torch.cuda.device_count()
 
 
 def test_an_embedded_bundle_runs_on_the_cpu_like_its_server(bundle: Bundle) -> None:
@@ -48,14 +50,14 @@ def test_engines_that_are_not_built_are_told_with_the_command(engineless: Bundle
 
 @no_gpu
 def test_built_engines_need_a_gpu(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: object())
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: object()))
     assert usual_runtimes(engineless).no_tensorrt == "this machine has no NVIDIA GPU"
 
 
 def test_engines_that_carry_code_need_the_permission_only(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = EngineSet(Builder("tensorrt", "11.1.0.106", 3, None, "none", version_compatible=True), None, {})
-    monkeypatch.setattr("dfer_deploy.runtimes.available.engines_of", lambda bundle: built)
-    monkeypatch.setattr("dfer_deploy.runtimes.available.cuda_devices", lambda: 1)
+    built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
+    monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
+    monkeypatch.setattr("dfer_deploy.runtimes.available.ask_cuda_driver", lambda: CudaDriver("13.0", (H100,)))
     assert "allow it with --allow-host-code" in tensorrt_obstacle(engineless)
     assert "--allow-host-code" not in tensorrt_obstacle(engineless, host_code_allowed=True)
     assert "--allow-host-code" in choose_contestants(engineless, ()).left_out["TensorRT in this process"]

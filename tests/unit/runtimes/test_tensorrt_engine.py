@@ -11,7 +11,6 @@ from tiny import tiny_spec
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.runtimes import tensorrt_engine
 from dfer_deploy.runtimes.tensorrt_engine import (
     EngineRunner,
     EngineTensor,
@@ -125,9 +124,3 @@ def test_tensorrt_that_is_missing_old_or_only_its_types_is_told(monkeypatch: pyt
         else:
             with pytest.raises(DferDeployError, match=f"TensorRT {version} is too old"):
                 import_tensorrt()
-
-
-def test_the_oldest_version_is_the_builders() -> None:
-    from dfer_deploy.export.engine import OLDEST_TENSORRT
-
-    assert tensorrt_engine.OLDEST_TENSORRT == OLDEST_TENSORRT
