@@ -22,7 +22,8 @@ from dfer_deploy.drawing.annotated_video import write_annotated
 from dfer_deploy.drawing.contact_sheet import write_contact_sheet
 from dfer_deploy.drawing.crop_sample import CropSample
 from dfer_deploy.errors import DferDeployError, ExitCode
-from dfer_deploy.inference.recording import Recording, shown
+from dfer_deploy.inference.recording import Recording
+from dfer_deploy.inference.window_files import shown
 from dfer_deploy.inference.windows import (
     DEFAULT_FRAME_INTERVAL_S,
     DEFAULT_STRIDE,
@@ -128,7 +129,7 @@ def predict(
                 f"frames {how.interval_s:.3f} s apart, as in DFEW, since it is not known how far apart those of the "
                 "training clips were (--frame-interval-s)"
             )
-        recording = stack.enter_context(Recording(model.labels))
+        recording = Recording(model.labels)
         with _positions(inputs, videos, passes=2 if video else 1) as position:
             for number, path in enumerate(inputs):
                 try:

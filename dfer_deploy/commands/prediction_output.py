@@ -15,7 +15,8 @@ from rich.cells import cell_len
 
 from dfer_deploy.console import stdout, table
 from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
-from dfer_deploy.inference.recording import Recording, TrackSummary, shown, write_csv, write_results
+from dfer_deploy.inference.recording import Recording, TrackSummary
+from dfer_deploy.inference.window_files import shown, write_csv, write_results
 from dfer_deploy.inference.windows import Window
 
 MOST_ROWS = 20

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -80,6 +81,27 @@ class Window:
     def middle_s(self) -> float:
         """The time that the answer is shown at."""
         return (self.start_s + self.end_s) / 2
+
+    @property
+    def times_s(self) -> tuple[float | None, float | None]:
+        """Start and end in seconds, to the millisecond; None where the input has no times."""
+        start_s, end_s = (None if math.isnan(time_s) else round(time_s, 3) for time_s in (self.start_s, self.end_s))
+        return start_s, end_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as ``predict --json`` writes it; ``probabilities`` and ``logits`` by class name."""
+        start_s, end_s = self.times_s
+        return {
+            "track": self.track,
+            "start_s": start_s,
+            "end_s": end_s,
+            "frames": self.frames,
+            "detection": self.detection,
+            "expression": self.expression,
+            "confidence": self.confidence,
+            "probabilities": dict(zip(self.labels, self.probabilities.tolist(), strict=True)),
+            "logits": dict(zip(self.labels, self.logits.tolist(), strict=True)),
+        }
 
 
 @dataclass(frozen=True)

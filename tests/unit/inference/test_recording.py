@@ -8,7 +8,8 @@ import pytest
 
 from dfer_deploy.clips.faces import Box
 from dfer_deploy.files import json_text
-from dfer_deploy.inference.recording import Recording, write_csv, write_results
+from dfer_deploy.inference.recording import Recording
+from dfer_deploy.inference.window_files import write_csv, write_results
 from dfer_deploy.inference.windows import Face, Window
 
 LABELS = ("happiness", "=HYPERLINK(0)")
@@ -113,7 +114,8 @@ def test_the_json_is_what_writing_it_at_once_would_give(recording: Recording, tm
     assert content["results"][1]["start_s"] == 0.4
     assert content["results"][4]["start_s"] is None
     assert set(content["results"][0]) == {
-        "input", "track", "start_s", "end_s", "frames", "detection", "expression", "probabilities", "logits",
+        "input", "track", "start_s", "end_s", "frames", "detection", "expression", "confidence", "probabilities",
+        "logits",
     }  # fmt: skip
     write_results(path, Recording(LABELS), [], about)
     assert path.read_text(encoding="utf-8") == json_text(about | {"results": []})
