@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, missing_extra
+from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, missing_package
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),
@@ -35,18 +35,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "selftest": ("dfer_deploy.commands.selftest:selftest", "Let all runtimes answer alike; try a whole GPU machine."),
     "demo": ("dfer_deploy.commands.demo:demo", "Walk the whole way on drawn faces."),
 }
-
-_EXTRAS = {
-    "onnxruntime": "runtime",
-    "scipy": "runtime",
-    "torch": "cpu",
-    "open_clip": "cpu",
-    "onnx": "cpu",
-    "matplotlib": "report",
-    "jinja2": "report",
-    "openai": "describe",
-}
-"""The extra that brings each optional package."""
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
@@ -97,7 +85,7 @@ class LazyGroup(click.Group):
         except DferDeployError as error:
             raise InputError(str(error)) from error
         except ModuleNotFoundError as error:
-            raise InputError(_missing_package(error)) from error
+            raise InputError(str(missing_package(error, "this command"))) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             raise SystemExit(INTERRUPTED) from None
@@ -144,10 +132,3 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ≤ and Δ in a terminal that knows neither
     group.main(prog_name="dfer-deploy")
-
-
-def _missing_package(error: ModuleNotFoundError) -> str:
-    package = (error.name or "").partition(".")[0]
-    if package not in _EXTRAS:
-        raise error
-    return str(missing_extra(package, _EXTRAS[package], "this command"))

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 
 S = TypeVar("S")
 
@@ -31,21 +31,21 @@ def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
     """
     label = where or cls.__name__
     if not isinstance(values, dict):
-        raise DferDeployError(f"{label} is {values!r}, expected a table of settings")
+        raise SettingError(f"{label} is {values!r}, expected a table of settings")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise DferDeployError(f"unknown key {str(key)!r} in {label}; {hint}")
+            raise SettingError(f"unknown key {str(key)!r} in {label}; {hint}")
     arguments = {}
     for name, field in fields.items():
         path = f"{where}.{name}" if where else name
         if name in values:
             arguments[name] = _value(hints[name], values[name], path)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise DferDeployError(f"{path} is missing in {label}; add it")
+            raise SettingError(f"{path} is missing in {label}; add it")
     return cls(**arguments)
 
 
@@ -56,16 +56,16 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise DferDeployError(f"{path} is {value!r}, expected one of {', '.join(map(str, choices))}")
+            raise SettingError(f"{path} is {value!r}, expected one of {', '.join(map(str, choices))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise DferDeployError(f"{path} is {value!r}, expected a list")
+            raise SettingError(f"{path} is {value!r}, expected a list")
         element, *rest = typing.get_args(hint)
         if rest and rest[0] is not Ellipsis:
             elements = typing.get_args(hint)
             if len(value) != len(elements):
-                raise DferDeployError(f"{path} is {value!r}, expected {len(elements)} values")
+                raise SettingError(f"{path} is {value!r}, expected {len(elements)} values")
             return tuple(_value(e, v, f"{path}[{i}]") for i, (e, v) in enumerate(zip(elements, value, strict=True)))
         return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in (typing.Union, types.UnionType):
@@ -74,12 +74,12 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         (inner,) = [choice for choice in typing.get_args(hint) if choice is not type(None)]
         return _value(inner, value, path)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise DferDeployError(f"{path} is an integer of more than 64 bits, expected a smaller one")
+        raise SettingError(f"{path} is an integer of more than 64 bits, expected a smaller one")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is dict:
         if not isinstance(value, dict):
-            raise DferDeployError(f"{path} is {value!r}, expected a table")
+            raise SettingError(f"{path} is {value!r}, expected a table")
         of_keys, of_values = typing.get_args(hint)
         return {
             _value(of_keys, key, f"a key of {path}"): _value(of_values, item, f"{path}.{key}")
@@ -90,7 +90,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if getattr(origin, "__name__", "") == "ndarray":
         return _integers(value, path)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise DferDeployError(f"{path} is {value!r}, expected {hint.__name__}")
+        raise SettingError(f"{path} is {value!r}, expected {hint.__name__}")
     return value
 
 
@@ -99,11 +99,11 @@ def _integers(value: Any, path: str) -> Any:
     import numpy as np  # only results hold arrays, and this module is needed without NumPy too
 
     if not isinstance(value, list | tuple) or any(type(item) is not int for item in value):
-        raise DferDeployError(f"{path} is {str(value)[:80]}, expected a list of integers")
+        raise SettingError(f"{path} is {str(value)[:80]}, expected a list of integers")
     try:
         return np.array(value, dtype=np.int64)
     except OverflowError as error:
-        raise DferDeployError(f"{path} has an integer of more than 64 bits, expected smaller ones") from error
+        raise SettingError(f"{path} has an integer of more than 64 bits, expected smaller ones") from error
 
 
 def plain(value: Any) -> Any:

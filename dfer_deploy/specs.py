@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.plain_data import plain
 
 MAX_FRAMES = 16
@@ -33,9 +33,9 @@ MOST_LAYERS = 128
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ``DferDeployError`` with ``message`` unless ``condition`` holds."""
+    """Raise ``SettingError`` with ``message`` unless ``condition`` holds."""
     if not condition:
-        raise DferDeployError(message)
+        raise SettingError(message)
 
 
 def _require_sizes(spec: Any, where: str, *names: str, largest: int = LARGEST_SIZE) -> None:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dfer_deploy.bundles.engine_records import BuildOptions, EngineError, Profile
+from dfer_deploy.bundles.engine_records import BuildOptions, Profile
 from dfer_deploy.cuda_driver import ask_cuda_driver
+from dfer_deploy.errors import EngineError
 
 if TYPE_CHECKING:
     import tensorrt

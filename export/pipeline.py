@@ -58,8 +58,8 @@ class ExportOptions:
     """What the caller chooses.
 
     Attributes:
-        target: which server the model repository is for.
-        serving: how the server runs the models.
+        target: which server the model repository is for; None for tensorrt where there is a GPU, else embedded.
+        serving: how the server runs the models; None for the usual of the target.
         precision: of the matrix products; None for fp16 on the target tensorrt and where blocks are kept in fp32, fp32
             elsewhere.
         name: prefix of the Triton model names.
@@ -70,8 +70,8 @@ class ExportOptions:
             reference checkpoints do not say; None for the checkpoint's.
     """
 
-    target: Target
-    serving: ServingOptions = ServingOptions(max_batch_size=16)
+    target: Target | None = None
+    serving: ServingOptions | None = None
     precision: Precision | None = None
     name: str = "dfer"
     prompt_position: PromptPosition | None = None
@@ -220,6 +220,7 @@ def _deployment_files(target: Target) -> dict[str, str]:
 
 def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
     """The manifest as far as it is known before the work begins."""
+    target = options.target or "embedded"
     frame_interval_s = options.frame_interval_s or checkpoint.frame_interval_s
     if frame_interval_s is not None:
         check_interval(frame_interval_s)
@@ -228,10 +229,10 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
         name=options.name,
         version=1,
         spec=checkpoint.spec,
-        target=options.target,
-        precision=options.precision or ("fp16" if options.target == "tensorrt" or options.keep_fp32 else "fp32"),
+        target=target,
+        precision=options.precision or ("fp16" if target == "tensorrt" or options.keep_fp32 else "fp32"),
         keep_fp32=checked_blocks(options.keep_fp32, checkpoint.spec),
-        serving=options.serving,
+        serving=options.serving or ServingOptions(max_batch_size=16),
         checkpoint=CheckpointRecord(sha256_of_file(checkpoint.path), checkpoint.format, checkpoint.best_acc),
         frame_interval_s=frame_interval_s,
         preprocessing=_preprocessing(checkpoint.spec),

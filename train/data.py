@@ -18,7 +18,7 @@ from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path, frame_paths
 from dfer_deploy.clips.sampling import Indices, sample_indices, training_indices
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import progress, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, TrainingError
 from dfer_deploy.specs import MAX_FRAMES
 from dfer_deploy.train.augmentation import cropped, random_crop, random_variation, varied
 from dfer_deploy.train.recipe import AugmentRecipe
@@ -241,7 +241,7 @@ class TrainingClips:
         self.unreadable |= new
         self.found = {}
         if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
-            raise DferDeployError(
+            raise TrainingError(
                 f"{len(self.unreadable)} of {len(self.annotations)} training clips cannot be read, at most "
                 f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
@@ -280,7 +280,7 @@ def frame_interval_s(annotations: Sequence[Annotation], frames_per_s: float) -> 
     try:
         check_interval(interval_s)
     except DferDeployError as error:
-        raise DferDeployError(f"{error}; correct data.frames_per_s, which is {frames_per_s:g}") from error
+        raise TrainingError(f"{error}; correct data.frames_per_s, which is {frames_per_s:g}") from error
     return interval_s
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, TrainingError
 from dfer_deploy.files import atomic_file
 
 if sys.version_info >= (3, 11):
@@ -94,19 +94,19 @@ def read_descriptors(path: Path) -> dict[str, str]:
             data = file.read(_LARGEST_FILE + 1)
         table = tomllib.loads(data.decode("utf-8")) if len(data) <= _LARGEST_FILE else {}
     except OSError as error:
-        raise DferDeployError(
+        raise TrainingError(
             f"the prompts file {path} cannot be read ({error.strerror}); dfer-deploy describe writes one"
         ) from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of too many digits
-        raise DferDeployError(f"the prompts file {path} is not valid TOML ({error}); correct it") from error
+        raise TrainingError(f"the prompts file {path} is not valid TOML ({error}); correct it") from error
     descriptors = table.get("descriptors")
     if not isinstance(descriptors, dict) or len(table) != 1:
-        raise DferDeployError(
+        raise TrainingError(
             f"{path} is no prompts file; expected the one table [descriptors] with a text for every class name"
         )
     for name, text in descriptors.items():
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
-            raise DferDeployError(f"{path} has {text!r} for {name!r}, expected a text in one line; correct it")
+            raise TrainingError(f"{path} has {text!r} for {name!r}, expected a text in one line; correct it")
     return descriptors
 
 
@@ -136,7 +136,7 @@ def descriptors_for(class_names: Sequence[str], descriptors: Mapping[str, str], 
         if name not in descriptors:
             near = difflib.get_close_matches(name, descriptors, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(descriptors) or 'none'};"
-            raise DferDeployError(
+            raise TrainingError(
                 f"{path} has no descriptor for the class {name!r}; {hint} add one: dfer-deploy describe"
             )
     return tuple(descriptors[name] for name in class_names)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dfer_deploy.console import stderr, stdout
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, TrainingError
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def training_processes(device: str) -> Iterator[Processes]:
     world, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
     absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world > 1 and absent and not dist.is_initialized():
-        raise DferDeployError(
+        raise TrainingError(
             f"the environment says WORLD_SIZE={world} and lacks {', '.join(absent)}; start with torchrun, which sets "
             "them all, or unset WORLD_SIZE to train in one process"
         )
@@ -127,7 +127,7 @@ def _lost_processes() -> Iterator[None]:
     except RuntimeError as error:  # torch's DistError is one
         if not isinstance(error, dist.DistError) and not any(text in str(error) for text in _LOST):
             raise
-        raise DferDeployError(
+        raise TrainingError(
             f"another process of this training ended or cannot be reached ({str(error).splitlines()[0][:200]}); look "
             "at its message, then give the same command again: the run continues from its last state"
         ) from error
@@ -137,7 +137,7 @@ def _number(name: str, least: int) -> int:
     """Of the environment; ``least`` where it is not there."""
     text = os.environ.get(name, str(least))
     if not text.isdecimal() or int(text) < least:
-        raise DferDeployError(
+        raise TrainingError(
             f"the environment says {name}={text!r}, expected a number of at least {least}; start with torchrun, or "
             "unset it"
         )
@@ -149,11 +149,11 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     if name == "cpu" or (name == "auto" and not devices):
         return torch.device("cpu")
     if not devices:
-        raise DferDeployError('run.device is "cuda" and PyTorch finds no CUDA device; set it to "auto" or "cpu"')
+        raise TrainingError('run.device is "cuda" and PyTorch finds no CUDA device; set it to "auto" or "cpu"')
     if local_rank is None:
         return torch.device("cuda")
     if local_rank >= devices:
-        raise DferDeployError(
+        raise TrainingError(
             f"torchrun started process {local_rank + 1} on a machine with {devices} CUDA device(s), expected one "
             "process for each; lower --nproc-per-node"
         )

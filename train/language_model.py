@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -35,7 +35,7 @@ class LanguageModel:
 
         key = os.environ.get(KEY, "")
         if url is None and not key:
-            raise DferDeployError(f"{KEY} is not set, expected the key of OpenAI's endpoint; set it, or give --url")
+            raise TrainingError(f"{KEY} is not set, expected the key of OpenAI's endpoint; set it, or give --url")
         if url is not None:
             _check_url(url, key)
         self.model, self.where = model, url or "OpenAI's endpoint"
@@ -57,17 +57,17 @@ class LanguageModel:
                 model=self.model, messages=[{"role": "user", "content": question}]
             )
         except openai.APITimeoutError as error:
-            raise DferDeployError(f"{self.where} did not answer in time; try again later") from error
+            raise TrainingError(f"{self.where} did not answer in time; try again later") from error
         except openai.APIConnectionError as error:
-            raise DferDeployError(f"{self.where} cannot be reached; check --url and the network") from error
+            raise TrainingError(f"{self.where} cannot be reached; check --url and the network") from error
         except openai.APIStatusError as error:
             # The body is not shown: some servers repeat the key in it.
-            raise DferDeployError(f"{self.where} answered with HTTP {error.status_code}; {_advice(error)}") from None
+            raise TrainingError(f"{self.where} answered with HTTP {error.status_code}; {_advice(error)}") from None
         except (openai.OpenAIError, ValueError) as error:
-            raise DferDeployError(f"{self.where} gave no chat completion; check --url, it often ends in /v1") from error
+            raise TrainingError(f"{self.where} gave no chat completion; check --url, it often ends in /v1") from error
         choices = getattr(completion, "choices", None)
         if not choices:
-            raise DferDeployError(f"{self.where} gave no chat completion; check --url, it often ends in /v1")
+            raise TrainingError(f"{self.where} gave no chat completion; check --url, it often ends in /v1")
         return choices[0].message.content or ""
 
 
@@ -78,9 +78,9 @@ def _check_url(url: str, key: str) -> None:
     except ValueError:
         parts, host = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not host:
-        raise DferDeployError(f"--url is {url!r}, expected an address such as https://host/v1")
+        raise TrainingError(f"--url is {url!r}, expected an address such as https://host/v1")
     if key and parts.scheme == "http" and not _is_loopback(host):
-        raise DferDeployError(
+        raise TrainingError(
             f"--url {url} is not encrypted and {KEY} would be sent to it; use https, or unset {KEY} for this command"
         )
 

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
 from dfer_deploy.clips.reading import frame_paths
 from dfer_deploy.console import progress, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train.recipe import DataRecipe, Recipe
 
 _VIDEO_SUFFIXES = (".mp4", ".avi")
@@ -145,7 +145,7 @@ def _annotations(recipe: Recipe, wanted: str, part: str) -> list[Annotation]:
     data, class_names = recipe.data, recipe.model.prompts.class_names
     for label, name in data.label_names.items():
         if name not in class_names:
-            raise DferDeployError(
+            raise TrainingError(
                 f"data.label_names.{label} is {name!r}, which is none of the model's classes; "
                 f"{_nearest(name, class_names)}"
             )
@@ -159,7 +159,7 @@ def _annotations(recipe: Recipe, wanted: str, part: str) -> list[Annotation]:
             list_file = _list_file(root, data, wanted)
             annotations = _distributed(list_file, root, data, class_names)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
-        raise DferDeployError(f"the clips of {root} cannot be read ({error}); check the list and the disk") from error
+        raise TrainingError(f"the clips of {root} cannot be read ({error}); check the list and the disk") from error
     _require_once(annotations, list_file)
     present = {annotation.label for annotation in annotations}
     absent = [name for index, name in enumerate(class_names) if index not in present]
@@ -174,7 +174,7 @@ def _require_once(annotations: list[Annotation], list_file: Path) -> None:
         earlier = seen.setdefault(_place(annotation), annotation)
         if earlier is not annotation:
             names = " and ".join(dict.fromkeys((earlier.name, annotation.name)))
-            raise DferDeployError(f"{list_file} lists the clip {names} twice; remove one of the two lines")
+            raise TrainingError(f"{list_file} lists the clip {names} twice; remove one of the two lines")
 
 
 def _place(annotation: Annotation) -> str:
@@ -188,7 +188,7 @@ def _listed(list_file: Path, data: DataRecipe, class_names: tuple[str, ...]) -> 
         return read_annotations(list_file, len(class_names), data.data_root)
     for label in data.label_names:
         if not (label.isascii() and label.isdigit()):
-            raise DferDeployError(
+            raise TrainingError(
                 f"data.label_names has the label {label!r}, but annotation lists have class indices; "
                 "write them as data.label_names = { 0 = ... }, or empty the table if they count the model's classes"
             )
@@ -219,21 +219,21 @@ def _distributed(list_file: Path, root: Path, data: DataRecipe, class_names: tup
         # A caption may follow in MAFW's lists.
         name, label, *_ = [*re.split(r"[,\s]+", line, maxsplit=2), ""]
         if not label:
-            raise DferDeployError(f"{where} is {line[:120]!r}, expected such as: {layout.example}")
+            raise TrainingError(f"{where} is {line[:120]!r}, expected such as: {layout.example}")
         if number == 1 and label.lower() == "label":
             continue
         place = layout.place(name)
         if place.is_absolute() or ".." in place.parts or not place.parts:
-            raise DferDeployError(f"{where} names the clip {name!r}, expected such as: {layout.example}")
+            raise TrainingError(f"{where} names the clip {name!r}, expected such as: {layout.example}")
         index = _class_index(label, where, data, class_names)
         folder = place.parent.name
         if data.label_names.get(folder, class_names[index]) != class_names[index]:
-            raise DferDeployError(
+            raise TrainingError(
                 f"{where} says {label!r} of {name}, which lies in a folder {folder!r}; correct the list"
             )
         rows.append((name, place, index))
     if not rows:
-        raise DferDeployError(f"{list_file} is empty; expected lines such as: {layout.example}")
+        raise TrainingError(f"{list_file} is empty; expected lines such as: {layout.example}")
     folder_of_clips = _clips_folder(root, layout, data, (place for _, place, _ in rows))
     annotations = []
     for name, place, index in progress(rows, "looking for clips"):
@@ -248,17 +248,17 @@ def _lines(list_file: Path) -> list[tuple[int, str]]:
     try:
         text = list_file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DferDeployError(
+        raise TrainingError(
             f"{list_file} cannot be read ({error.strerror}); is --data the folder of the data set, as distributed?"
         ) from error
     except UnicodeDecodeError as error:
-        raise DferDeployError(f"{list_file} is not a text file; expected the data set's list of clips") from error
+        raise TrainingError(f"{list_file} is not a text file; expected the data set's list of clips") from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
 def _class_index(label: str, where: str, data: DataRecipe, class_names: tuple[str, ...]) -> int:
     if label not in data.label_names:
-        raise DferDeployError(
+        raise TrainingError(
             f"{where} has the label {label[:60]!r}, which data.label_names does not know; "
             f"{_nearest(label, data.label_names)}"
         )
@@ -281,7 +281,7 @@ def _clips_folder(root: Path, layout: _Layout, data: DataRecipe, places: Iterabl
             if folder != folders[0]:
                 warn(f"the clips are read from {folder}; the paper's lists name {folders[0]}, which does not hold them")
             return folder
-    raise DferDeployError(
+    raise TrainingError(
         f"none of the {len(listed)} listed clips is in {' or '.join(map(str, folders))} (the first: {listed[0]}); "
         "say where they are with data.data_root"
     )

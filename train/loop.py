@@ -18,7 +18,7 @@ from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import progress_bar, stderr
 from dfer_deploy.drawing.pictures import write_confusion_picture
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import write_json
 from dfer_deploy.metrics import Score
 from dfer_deploy.model.dfer_clip import DferClip
@@ -90,7 +90,7 @@ def _earlier_run(
         output.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in output.iterdir() if not path.name.endswith(".part")}
         if found and not found & {STATE, RESULT, LAST, TENSORBOARD}:
-            raise DferDeployError(f"{output} holds {min(found)!r} and no run; choose a new or an empty folder as -o")
+            raise TrainingError(f"{output} holds {min(found)!r} and no run; choose a new or an empty folder as -o")
         for name in (STATE, RESULT, LAST, BEST, CURVES, CONFUSION):
             if fresh:
                 (output / name).unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def _earlier_run(
         if fresh:
             shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
     except OSError as error:
-        raise DferDeployError(f"cannot use the folder {output} ({error.strerror}); choose another -o") from error
+        raise TrainingError(f"cannot use the folder {output} ({error.strerror}); choose another -o") from error
     described = load_result(output / RESULT, identity)
     if described is not None:
         with damage_named(output / RESULT):
@@ -114,7 +114,7 @@ def _device_memory(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DferDeployError(
+        raise TrainingError(
             f"the device's memory is too small ({str(error).split('. ')[0]}); raise optim.accumulate, which is "
             f"{recipe.optim.accumulate}, or set optim.checkpoint_activations=true"
         ) from error

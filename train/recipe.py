@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.plain_data import plain, spec_from_dict
 from dfer_deploy.specs import require
 from dfer_deploy.train.model_recipe import ModelRecipe
@@ -217,7 +217,7 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
                 data = file.read(_LARGEST_FILE + 1)
             text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DferDeployError(f"the recipe {path} cannot be read ({error}); expected a TOML file") from error
+            raise TrainingError(f"the recipe {path} cannot be read ({error}); expected a TOML file") from error
         require(len(data) <= _LARGEST_FILE, f"the recipe {path} is larger than 1 MiB; expected some kilobytes of TOML")
     else:
         text = _builtin_text(path_or_name)
@@ -227,9 +227,9 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
             _override(values, override)
         return spec_from_dict(Recipe, values)
     except ValueError as error:  # TOMLDecodeError is one, and a number of thousands of digits gives another
-        raise DferDeployError(f"the recipe {path_or_name} is not valid TOML ({error}); correct it") from error
+        raise TrainingError(f"the recipe {path_or_name} is not valid TOML ({error}); correct it") from error
     except RecursionError as error:
-        raise DferDeployError(
+        raise TrainingError(
             f"the recipe {path_or_name} or a --set has thousands of tables or lists in each other; write plain ones"
         ) from error
 
@@ -239,12 +239,12 @@ def _override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not separator or not all(keys):
-        raise DferDeployError(f"the setting {override!r} is not understood; expected such as optim.lr_temporal=1e-3")
+        raise TrainingError(f"the setting {override!r} is not understood; expected such as optim.lr_temporal=1e-3")
     table = values
     for depth, key in enumerate(keys[:-1], 1):
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise DferDeployError(f"the setting {override!r} goes into {'.'.join(keys[:depth])}, which is no table")
+            raise TrainingError(f"the setting {override!r} goes into {'.'.join(keys[:depth])}, which is no table")
     if text.strip() == "none":
         table.pop(keys[-1], None)
     else:
@@ -264,5 +264,5 @@ def _builtin_text(name: str) -> str:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-        raise DferDeployError(f"there is no recipe {name!r}; {hint} A file's name ends in .toml")
+        raise TrainingError(f"there is no recipe {name!r}; {hint} A file's name ends in .toml")
     return (resources.files(__package__) / RECIPES / f"{name}.toml").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dfer_deploy.console import stderr
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train.loop import train
 from dfer_deploy.train.recipe import Recipe
 from dfer_deploy.train.result import SELECTIONS, TrainingResult
@@ -119,7 +119,7 @@ def folds_from_text(text: str, count: int) -> list[int]:
     except ValueError:
         folds = []
     if not folds or folds[0] < 1 or folds[-1] > count:
-        raise DferDeployError(
+        raise TrainingError(
             f"the folds {text!r} are not understood; the recipe has 1 to {count}, give all or such as 1,3"
         )
     return folds

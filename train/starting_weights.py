@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dfer_deploy.checkpoints.checkpoint import Checkpoint
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.specs import ModelSpec
 
@@ -37,7 +37,7 @@ def take_weights(model: DferClip, checkpoint: Checkpoint) -> list[str]:
     source, target = checkpoint.build_model().state_dict(), model.state_dict()
     for prefix, name in _CLIP.items():
         if not _fits(source, target, prefix) or theirs.clip.quick_gelu != ours.clip.quick_gelu:
-            raise DferDeployError(
+            raise TrainingError(
                 f"the {name} of {checkpoint.path} has the sizes {theirs.clip}, the recipe's {ours.clip}; "
                 "expected the same, change the recipe's backbone"
             )

@@ -19,7 +19,7 @@ import torch
 
 from dfer_deploy.checkpoints.safe_pickle import load_tensors
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import atomic_file, sha256_of_file
 from dfer_deploy.specs import ModelSpec
 from dfer_deploy.train.recipe import Recipe
@@ -114,7 +114,7 @@ def save_state(path: Path, identity: dict[str, Any], progress: Progress, tensors
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # torch's writer reports a full disk as one about its position in the file
-            raise DferDeployError(
+            raise TrainingError(
                 f"cannot write {path} ({error}); the previous state stays: free some space and give the same command "
                 "again"
             ) from error
@@ -130,7 +130,7 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str
         return None
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise DferDeployError(f"{path} is no training state of this version; begin anew with --fresh")
+        raise TrainingError(f"{path} is no training state of this version; begin anew with --fresh")
     with damage_named(path):
         _check_identity(path, content["identity"], identity)
         # Out of the mapped file: an optimiser keeps what it is given.
@@ -160,7 +160,7 @@ def damage_named(path: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        raise DferDeployError(f"{path} is damaged ({type(error).__name__}); begin anew with --fresh") from error
+        raise TrainingError(f"{path} is damaged ({type(error).__name__}); begin anew with --fresh") from error
 
 
 def _progress(values: dict[str, Any]) -> Progress:
@@ -182,7 +182,7 @@ def _digest(path: Path) -> str | None:
     try:
         return sha256_of_file(path) if path.is_file() else None
     except OSError as error:
-        raise DferDeployError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise TrainingError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -
     else:
         changed = DATASET if found["dataset"] != wanted["dataset"] else "the file model.pretrained"
         what = f"{changed} has another content now"
-    raise DferDeployError(
+    raise TrainingError(
         f"{path} is of another run ({what}); choose another -o, or add --fresh to replace that run's files"
     )
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from dfer_deploy.console import progress, stderr
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import atomic_folder, write_json
 from dfer_deploy.train.drawn_faces import SUPERSAMPLING, Identity, draw_face, random_identity
 from dfer_deploy.train.drawn_layouts import FOLDS, LAYOUTS, SPLITS, DrawnClip, Layout, Split, clip_folder, lists_of
@@ -63,7 +63,7 @@ class SyntheticSpec:
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
-            raise DferDeployError(f"layout is {self.layout!r}, expected one of {', '.join(LAYOUTS)}")
+            raise TrainingError(f"layout is {self.layout!r}, expected one of {', '.join(LAYOUTS)}")
         for name, least in (
             ("clips_per_class_train", 1),
             ("clips_per_class_test", 1),
@@ -76,10 +76,10 @@ class SyntheticSpec:
         ):
             value = getattr(self, name)
             if value < least:
-                raise DferDeployError(f"{name} is {value}, expected at least {least}; choose a larger number")
+                raise TrainingError(f"{name} is {value}, expected at least {least}; choose a larger number")
         persons = sum(self.persons(split) for split in SPLITS)
         if self.layout in ("dfew", "mafw") and persons < FOLDS:
-            raise DferDeployError(
+            raise TrainingError(
                 f"{persons} persons cannot be in {FOLDS} folds, as {self.layout} has; draw more clips of each class"
             )
 
@@ -157,7 +157,7 @@ def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None
     description = _description(spec)
     if root.exists():
         if _description_of(root) != description:
-            raise DferDeployError(
+            raise TrainingError(
                 f"{root} exists and does not hold the requested data set; choose another folder or remove it first"
             )
         stderr.print(f"{root} holds this data set already; nothing to draw")

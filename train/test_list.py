@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.train.layouts import test_annotations
 from dfer_deploy.train.recipe import Recipe
@@ -35,7 +35,7 @@ def require_another_list(recipe: Recipe, folder: Path) -> None:
     for name in (data.train_list, data.test_list):
         own = Path(data.root or ".") / name.replace("{fold}", str(data.fold))
         if own.resolve() == (folder / TEST_LIST).resolve():
-            raise DferDeployError(
+            raise TrainingError(
                 f"{folder / TEST_LIST} is a list of the data set, and the run would write its own there; "
                 "choose another -o"
             )
@@ -56,7 +56,7 @@ def write_reference_list(path: Path, annotations: Sequence[Annotation]) -> None:
     for annotation in annotations:
         place = str(annotation.path.absolute())
         if len(place.splitlines()) != 1 or not _is_unicode(place):
-            raise DferDeployError(f"{path} cannot name the clip {place!r}; give its folders names of one line of text")
+            raise TrainingError(f"{path} cannot name the clip {place!r}; give its folders names of one line of text")
         lines.append(f"{place} {annotation.listed_frames} {annotation.label}\n")
     with atomic_file(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")

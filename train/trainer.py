@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.specs import MAX_FRAMES, require
 from dfer_deploy.train.data import TrainingClips
@@ -112,7 +112,7 @@ class Trainer:
             if unreadable:
                 self.clips.leave_out(self.processes.merged(self.clips.found))
             if not math.isfinite(loss_sum):
-                raise DferDeployError(
+                raise TrainingError(
                     f"the loss became {loss_sum} in epoch {progress.epoch}; lower the learning rates or set "
                     "optim.clip_norm"
                 )

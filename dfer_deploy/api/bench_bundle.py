@@ -46,30 +46,31 @@ class BenchOptions:
     """
 
     url: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: Path | str | None = None
     runtimes: tuple[str, ...] = ()
     allow_host_code: bool = False
     concurrencies: tuple[int, ...] = (1, 2, 4)
     rounds: int = 3
     requests: int | None = None
-    clip: Path | None = None
-    compare: Path | None = None
-    policy: Path | None = None
+    clip: Path | str | None = None
+    compare: Path | str | None = None
+    policy: Path | str | None = None
 
     @property
     def files(self) -> list[Path]:
         """All files that are read."""
-        return [path for path in (self.checkpoint, self.clip, self.compare, self.policy) if path is not None]
+        named = (self.checkpoint, self.clip, self.compare, self.policy)
+        return [Path(path) for path in named if path is not None]
 
 
-def clips_to_ask(bundle: Bundle, clip: Path | None) -> Frames:
+def clips_to_ask(bundle: Bundle, clip: Path | str | None) -> Frames:
     """Return what a measurement asks about, uint8 [N, 16, S, S, 3]: a clip, or two drawn ones.
 
     Raises:
         DferDeployError: the clip cannot be read.
     """
     size = bundle.spec.clip.vision.image_size
-    return drawn_clips(2, size) if clip is None else clip_from_path(clip, size)[np.newaxis]
+    return drawn_clips(2, size) if clip is None else clip_from_path(Path(clip), size)[np.newaxis]
 
 
 def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = None) -> BenchResult:
@@ -88,13 +89,13 @@ def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = Non
     options = options or BenchOptions()
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     clips = clips_to_ask(opened, options.clip)
-    older = read_bench(options.compare) if options.compare else None
+    older = read_bench(Path(options.compare)) if options.compare else None
     if older:
         check_comparable(older, machine=machine(), rounds=options.rounds)
     contestants = choose_contestants(
         opened, options.runtimes, url=options.url, host_code_allowed=options.allow_host_code
     )
-    limits = policy_from_toml(options.policy).bench if options.policy else BenchPolicy()
+    limits = policy_from_toml(Path(options.policy)).bench if options.policy else BenchPolicy()
     limits.check_measurable(
         served=contestants.served, memory=memory_is_measured(opened, options.url), requests=options.requests
     )
@@ -105,7 +106,7 @@ def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = Non
     with ExitStack() as stack:
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=options.allow_host_code)
         if options.checkpoint is not None:
-            predictors.append(_torch_predictor(stack, options.checkpoint))
+            predictors.append(_torch_predictor(stack, Path(options.checkpoint)))
         if older:
             check_first(older, predictors[0].name)
         found, footprint = _measured(stack, opened, predictors, clips, options, limits, contestants.served)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
 from dfer_deploy.runtimes.predictor import Predictor
 
@@ -52,9 +52,9 @@ def choose_contestants(
     """
     if chosen:
         if url and TRITON not in chosen:
-            raise DferDeployError(f"--url names a server, but --runtime leaves it away; add --runtime {TRITON}")
+            raise SettingError(f"--url names a server, but --runtime leaves it away; add --runtime {TRITON}")
         if in_process and TRITON in chosen:
-            raise DferDeployError(f"--in-process leaves the server away that --runtime {TRITON} asks for; choose one")
+            raise SettingError(f"--in-process leaves the server away that --runtime {TRITON} asks for; choose one")
         runtimes = tuple(runtime for runtime in RUNTIMES if runtime in chosen)
         return Contestants(runtimes, TRITON in chosen, {})
     usual = usual_runtimes(bundle, host_code_allowed=host_code_allowed)

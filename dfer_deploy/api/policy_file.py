@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.measurement.bench_policy import BenchPolicy
 from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import require
@@ -38,6 +38,6 @@ def policy_from_toml(path: Path) -> Policy:
         require(path.stat().st_size <= _MAX_BYTES, f"{path} has over {_MAX_BYTES} bytes, which no policy has")
         return spec_from_dict(Policy, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise DferDeployError(f"{path} cannot be read ({error.strerror}); expected a policy in TOML") from error
+        raise ResultError(f"{path} cannot be read ({error.strerror}); expected a policy in TOML") from error
     except (ValueError, RecursionError) as error:  # TOML's own and Unicode's errors; tables in tables in tables
-        raise DferDeployError(f"{path} is no TOML file ({error}); correct it") from error
+        raise ResultError(f"{path} is no TOML file ({error}); correct it") from error

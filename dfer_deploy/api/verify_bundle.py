@@ -58,7 +58,7 @@ def verify_bundle(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     clips = data if isinstance(data, LabelledClips) else labelled_clips(opened, [Path(data)])
     check_outputs(
-        {"--save-baseline": options.save_baseline},
+        {"--save-baseline": Path(options.save_baseline) if options.save_baseline else None},
         [*options.files, *clips.lists, *(annotation.path for annotation in clips.annotations)],
         opened.path,
     )
@@ -81,11 +81,11 @@ class _Verification:
             in_process=options.in_process,
             host_code_allowed=options.allow_host_code,
         )
-        self.policy = policy_from_toml(options.policy) if options.policy else Policy()
+        self.policy = policy_from_toml(Path(options.policy)) if options.policy else Policy()
         compared = (*self.contestants.runtimes, *((TRITON,) if self.contestants.served else ()))
         self.policy.verify.check_compared(compared, self.contestants.left_out.values())
         self.limits = self._limits(LIMITS[bundle.manifest.precision])
-        self.pool: list[EarlierVerification] = [earlier_from_json(path) for path in options.pool]
+        self.pool: list[EarlierVerification] = [earlier_from_json(Path(path)) for path in options.pool]
         for earlier in self.pool:
             earlier.check_alike(self.limits, bundle.manifest.target)
         self.groups = sources(options.group_by, clips.annotations) if options.group_by else None
@@ -127,7 +127,7 @@ class _Verification:
             if url is not None:
                 ensembles = self._ensembles(url, shown)
         if options.save_baseline:
-            save_baseline(options.save_baseline, shown.baseline(truth.checkpoint_sha256, self.bundle.spec))
+            save_baseline(Path(options.save_baseline), shown.baseline(truth.checkpoint_sha256, self.bundle.spec))
         blocks = None if predictor is None else self._blocks(predictor, shown, comparisons)
         reading, not_checked = self._reading(predictor, shown)
         omitted_by = "--in-process" if options.in_process else "--runtime"
@@ -155,10 +155,10 @@ class _Verification:
             provenance=provenance(
                 self.bundle,
                 truth,
-                options.baseline,
+                None if options.baseline is None else Path(options.baseline),
                 self.clips.lists,
                 [annotation.path for annotation in self.clips.annotations],
-                options.pool,
+                [Path(path) for path in options.pool],
             ),
             urls=options.urls,
             reading=reading,
@@ -172,7 +172,7 @@ class _Verification:
         assert self.options.checkpoint is not None  # noqa: S101 - checked by VerifyOptions, for mypy
         return bisected(
             self.bundle,
-            self.options.checkpoint,
+            Path(self.options.checkpoint),
             predictor.model,
             self.clips,
             shown,
@@ -187,11 +187,11 @@ class _Verification:
         predictor: TorchPredictor | None = None
         truth: Truth
         if self.options.checkpoint is not None:
-            predictor = _torch_predictor(self.options.checkpoint, self.bundle)
-            truth = PredictorTruth(predictor, sha256_of_file(self.options.checkpoint))
+            predictor = _torch_predictor(Path(self.options.checkpoint), self.bundle)
+            truth = PredictorTruth(predictor, sha256_of_file(Path(self.options.checkpoint)))
         else:
             assert self.options.baseline is not None  # noqa: S101 - checked by VerifyOptions, for mypy
-            truth = load_baseline(self.options.baseline, self.bundle.spec)
+            truth = load_baseline(Path(self.options.baseline), self.bundle.spec)
         exported = self.bundle.manifest.checkpoint.sha256
         if truth.checkpoint_sha256 != exported:
             warn(

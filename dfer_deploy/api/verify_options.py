@@ -10,7 +10,7 @@ from pathlib import Path
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.specs import require
 
 
@@ -40,9 +40,9 @@ class VerifyOptions:
         DferDeployError: two of them contradict each other.
     """
 
-    checkpoint: Path | None = None
-    baseline: Path | None = None
-    save_baseline: Path | None = None
+    checkpoint: Path | str | None = None
+    baseline: Path | str | None = None
+    save_baseline: Path | str | None = None
     urls: tuple[str, ...] = ()
     in_process: bool = False
     runtimes: tuple[str, ...] = ()
@@ -51,8 +51,8 @@ class VerifyOptions:
     max_logit_error: float | None = None
     margin: float | None = None
     group_by: str | None = None
-    pool: tuple[Path, ...] = ()
-    policy: Path | None = None
+    pool: tuple[Path | str, ...] = ()
+    policy: Path | str | None = None
     own_test_list: bool | None = None
     bisect: bool = False
 
@@ -74,7 +74,7 @@ class VerifyOptions:
     def files(self) -> list[Path]:
         """All files that are read."""
         named = (self.checkpoint, self.baseline, self.policy, *self.pool)
-        return [path for path in named if path is not None]
+        return [Path(path) for path in named if path is not None]
 
 
 def labelled_clips(bundle: Bundle, lists: Sequence[Path], data_root: str | None = None) -> LabelledClips:
@@ -95,7 +95,7 @@ def labelled_clips(bundle: Bundle, lists: Sequence[Path], data_root: str | None 
     for path, clips in zip(lists, read, strict=True):
         names = {annotation.name for annotation in clips.annotations}
         if seen & names:
-            raise DferDeployError(f"the clip {min(seen & names)!r} of {path} is in an earlier list too; list it once")
+            raise SettingError(f"the clip {min(seen & names)!r} of {path} is in an earlier list too; list it once")
         seen |= names
     return LabelledClips([annotation for clips in read for annotation in clips.annotations], size, tuple(lists))
 
@@ -113,11 +113,11 @@ def sources(pattern: str, annotations: Sequence[Annotation]) -> dict[str, str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise DferDeployError(f"--group-by {pattern!r} is not a regular expression ({error})") from error
+        raise SettingError(f"--group-by {pattern!r} is not a regular expression ({error})") from error
     if not compiled.groups:
-        raise DferDeployError(f"--group-by {pattern!r} has no group; put what names the source in parentheses")
+        raise SettingError(f"--group-by {pattern!r} has no group; put what names the source in parentheses")
     found = {annotation.name: compiled.search(annotation.name) for annotation in annotations}
     for name, match in found.items():
         if match is None or match[1] is None:
-            raise DferDeployError(f"--group-by {pattern!r} finds no source in {name!r}; it must in every listed path")
+            raise SettingError(f"--group-by {pattern!r} finds no source in {name!r}; it must in every listed path")
     return {name: match[1] for name, match in found.items() if match is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError
 from dfer_deploy.specs import ModelSpec
 
 
@@ -35,5 +35,5 @@ def checked_blocks(names: Iterable[str], spec: ModelSpec) -> tuple[str, ...]:
     for name in sorted(wanted - set(known)):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"its blocks are {', '.join(known)}"
-        raise DferDeployError(f"the model has no block {name!r}; {hint}")
+        raise BundleError(f"the model has no block {name!r}; {hint}")
     return tuple(name for name in known if name in wanted)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dfer_deploy.bundles.blocks import checked_blocks
 from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.bundles.engines import read_engines
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError
 from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, require
 
 MANIFEST_NAME = "manifest.json"
@@ -221,5 +221,5 @@ class Bundle:
 def check_model_name(name: str) -> str:
     """Refuses names that could not be a folder of a model repository."""
     if not name or not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
-        raise DferDeployError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
+        raise BundleError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
     return name

@@ -11,8 +11,8 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfer_deploy.bundles.engine_records import EngineError, Profile
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.bundles.engine_records import Profile
+from dfer_deploy.errors import DferDeployError, EngineError
 from dfer_deploy.plain_data import spec_from_dict
 
 BUILDS_NAME = "build_engines.json"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfer_deploy.cuda_driver import Gpu
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import EngineError
 
 OLDEST_TENSORRT = (10, 12)
 """The first whose strongly typed networks hold what the graphs need."""
@@ -23,10 +23,6 @@ MOST_WORKSPACE_BYTES = 1 << 40
 _MODULE_NAME = re.compile(r"[a-z_]{1,32}")
 _MODULE_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
 """What a record says ends in messages and in commands to type."""
-
-
-class EngineError(DferDeployError):
-    """The engine cannot be built, told in one sentence: what was found, what was expected, what to do."""
 
 
 @dataclass(frozen=True)

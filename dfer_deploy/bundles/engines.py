@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from dfer_deploy.bundles.engine_builds import onnx_path, plan_path
 from dfer_deploy.bundles.engine_records import SIDECAR, SIDECAR_FORMAT, EngineRecord, EngineSet
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, EngineError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import GraphSpec
@@ -47,22 +47,22 @@ def read_engines(
             raise ValueError(f"its format is not {SIDECAR_FORMAT!r}")
         found = spec_from_dict(EngineSet, values)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
-        raise DferDeployError(f"{path} is damaged ({error}); {again}") from error
+        raise EngineError(f"{path} is damaged ({error}); {again}") from error
     for graph in graphs:
         if graph.name not in found.engines:
-            raise DferDeployError(f"{path} has no engine of {graph.name}, the build was interrupted; {again}")
+            raise EngineError(f"{path} has no engine of {graph.name}, the build was interrupted; {again}")
         record = found.engines[graph.name]
         expected = plan_path(graph.name, version)
         if record.plan != expected or record.onnx != onnx_path(graph.name):
-            raise DferDeployError(f"{path} names {PurePosixPath(record.plan)}, expected {expected}; {again}")
+            raise EngineError(f"{path} names {PurePosixPath(record.plan)}, expected {expected}; {again}")
         if record.onnx_sha256 != files.get(record.onnx):
-            raise DferDeployError(f"the engine {record.plan} was built from another graph; {again}")
+            raise EngineError(f"the engine {record.plan} was built from another graph; {again}")
         plan = bundle / record.plan
         if not plan.is_file() or sha256_of_file(plan) != record.sha256:
-            raise DferDeployError(f"{plan} is missing or not the engine that was built; {again}")
+            raise EngineError(f"{plan} is missing or not the engine that was built; {again}")
         problem = _shape_problem(record, graph, largest_batch)
         if problem:
-            raise DferDeployError(f"{plan} {problem}; {again}")
+            raise EngineError(f"{plan} {problem}; {again}")
     return found
 
 

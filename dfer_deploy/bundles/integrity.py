@@ -11,7 +11,7 @@ from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, Manifest, check_model_name
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError, DferDeployError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
 
@@ -45,24 +45,24 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         # A replacement that was killed between its two renames.
         for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
             if is_bundle(old):
-                raise DferDeployError(
+                raise BundleError(
                     f"{path} was being replaced when that was killed; the old one is there: "
                     f"mv {_typed(old)} {_typed(path)}"
                 )
-        raise DferDeployError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
+        raise BundleError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
     if not manifest_path.is_file():
-        raise DferDeployError(
+        raise BundleError(
             f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {_typed(path)}"
         )
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise DferDeployError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
+        raise BundleError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
     try:
         values = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DferDeployError(f"{manifest_path} is not valid JSON ({error}); export the bundle again") from error
+        raise BundleError(f"{manifest_path} is not valid JSON ({error}); export the bundle again") from error
     if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
         found = values.get("format") if isinstance(values, dict) else values
-        raise DferDeployError(
+        raise BundleError(
             f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r} (streams without state on the "
             "server); export the checkpoint again with this version of dfer-deploy"
         )
@@ -70,7 +70,7 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         manifest = spec_from_dict(Manifest, values)
         check_model_name(manifest.name)
     except DferDeployError as error:
-        raise DferDeployError(f"{manifest_path}: {error}") from error
+        raise BundleError(f"{manifest_path}: {error}") from error
     _check_paths(manifest.files, manifest_path)
     bundle = Bundle(path, manifest)
     if check_files:
@@ -103,7 +103,7 @@ def check_bundle_files(bundle: Bundle) -> None:
     found = {path.relative_to(bundle.path).as_posix() for path in _repository_files(bundle)}
     foreign = sorted(found - set(bundle.manifest.files) - plans)
     if foreign:
-        raise DferDeployError(f"{bundle.path / foreign[0]} is not part of the exported bundle; remove it")
+        raise BundleError(f"{bundle.path / foreign[0]} is not part of the exported bundle; remove it")
     for name in bundle.manifest.files:
         check_file(bundle, name)
 
@@ -122,9 +122,9 @@ def check_file(bundle: Bundle, name: str) -> None:
     configured = path.name in ("config.pbtxt", BUILDS_NAME)
     again = f"write it again with: dfer-deploy configure {_typed(bundle.path)}" if configured else "export it again"
     if not path.is_file():
-        raise DferDeployError(f"{path} is missing from the bundle; {again}")
+        raise BundleError(f"{path} is missing from the bundle; {again}")
     if sha256_of_file(path) != bundle.manifest.files.get(name):
-        raise DferDeployError(
+        raise BundleError(
             f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
         )
 
@@ -142,4 +142,4 @@ def _check_paths(files: Mapping[str, Any], manifest_path: Path) -> None:
     for name, digest in files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not isinstance(digest, str):
-            raise DferDeployError(f"{manifest_path} lists the file {name!r}, which is not inside the bundle")
+            raise BundleError(f"{manifest_path} lists the file {name!r}, which is not inside the bundle")

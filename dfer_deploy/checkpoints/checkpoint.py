@@ -16,7 +16,7 @@ from dfer_deploy import __version__
 from dfer_deploy.checkpoints.reference_checkpoint import is_reference_state, state_from_reference
 from dfer_deploy.checkpoints.safe_pickle import load_tensors
 from dfer_deploy.checkpoints.weight_file import is_torch_file
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.plain_data import spec_from_dict
@@ -62,7 +62,7 @@ class Checkpoint:
         """
         for name, tensor in self.state.items():
             if not torch.isfinite(tensor).all():
-                raise DferDeployError(
+                raise CheckpointError(
                     f"{self.path} has numbers that are not finite in {name!r} (shape {list(tensor.shape)}); "
                     "copy it again, or train it again"
                 )
@@ -73,7 +73,7 @@ class Checkpoint:
             model.load_state_dict({name: tensor.float() for name, tensor in self.state.items()}, assign=True)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-            raise DferDeployError(
+            raise CheckpointError(
                 f"{self.path} does not hold the parameters of the model that it describes "
                 f"({lines[0] if lines else error}); is it a DFER-CLIP checkpoint?"
             ) from error
@@ -96,11 +96,11 @@ def load_checkpoint(
     """
     content = load_tensors(path)
     if not isinstance(content, dict):
-        raise DferDeployError(f"{path} holds a {type(content).__name__}, expected a DFER-CLIP checkpoint")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a DFER-CLIP checkpoint")
     if isinstance(content.get("format"), str) and content["format"].startswith("dfer-deploy-checkpoint/"):
         checkpoint = _own(path, content)
         if prompt_position not in (None, checkpoint.spec.prompts.position):
-            raise DferDeployError(
+            raise CheckpointError(
                 f"{path} says itself that its contexts stand at the {checkpoint.spec.prompts.position!r}, "
                 f"not the {prompt_position!r}; leave --prompt-position away"
             )
@@ -153,12 +153,12 @@ def _full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise DferDeployError(f"cannot write {path} ({error}); nothing was left behind, free some space") from error
+        raise CheckpointError(f"cannot write {path} ({error}); nothing was left behind, free some space") from error
 
 
 def _own(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     if content["format"] != FORMAT:
-        raise DferDeployError(f"{path} has the format {content['format']!r}, this version reads {FORMAT!r}; upgrade")
+        raise CheckpointError(f"{path} has the format {content['format']!r}, this version reads {FORMAT!r}; upgrade")
     spec = spec_from_dict(ModelSpec, content.get("spec"))
     provenance = content.get("provenance")
     return Checkpoint(
@@ -177,7 +177,7 @@ def _reference(
     state = _tensors(path, content.get("state_dict", content))
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if not is_reference_state(state):
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} is no DFER-CLIP checkpoint (no image_encoder and prompt_learner among its {len(state)} "
             f"tensors, the first is {next(iter(state), 'absent')!r}); expected a file that the reference "
             "implementation or dfer-deploy train wrote"
@@ -200,12 +200,12 @@ def _reference(
 def _tensors(path: Path, state: object) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if not tensors:
-        raise DferDeployError(f"{path} holds no tensors under 'state_dict'; expected a DFER-CLIP checkpoint")
+        raise CheckpointError(f"{path} holds no tensors under 'state_dict'; expected a DFER-CLIP checkpoint")
     for name, tensor in tensors.items():
         # A tensor with stride 0 would claim more memory than the file has.
         stored = tensor.layout is torch.strided and tensor.is_floating_point()
         if not stored or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise DferDeployError(
+            raise CheckpointError(
                 f"{path} has the tensor {name!r} of type {tensor.dtype} and shape {list(tensor.shape)}, expected "
                 "stored floating-point numbers; is it a DFER-CLIP checkpoint?"
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dfer_deploy.checkpoints.class_names import names_for_texts
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.model.prompts import END_OF_TEXT, text_from_tokens
 from dfer_deploy.specs import ClipSpec, ModelSpec, PromptPosition, PromptSpec, TemporalSpec, TextSpec, VisionSpec
 
@@ -59,7 +59,7 @@ def state_from_reference(
         spec = _spec(path, state, position, class_names)
         parameters = _parameters(state, spec.temporal.depth)
     except (KeyError, IndexError) as error:
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} lacks the tensor {error.args[0]!r} or it has too few dimensions; expected every tensor of the "
             "reference implementation's DFER-CLIP"
         ) from error
@@ -70,14 +70,14 @@ def _spec(path: Path, state: State, position: PromptPosition, class_names: Seque
     ctx = state["prompt_learner.ctx"]
     suffix = state["prompt_learner.token_suffix"]
     if ctx.ndim not in (2, 3) or suffix.ndim != 3:
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} has contexts of shape {list(ctx.shape)} and token_suffix of shape {list(suffix.shape)}, "
             "expected [C, M, D] or [M, D] and [C, 76 - M, D]; is it a DFER-CLIP checkpoint?"
         )
     embedding = state["clip_model_.token_embedding.weight"]
     texts = [text_from_tokens(tokens) for tokens in _suffix_tokens(path, suffix, embedding)]
     if class_names is not None and len(class_names) != len(texts):
-        raise DferDeployError(
+        raise CheckpointError(
             f"{len(class_names)} class names given ({', '.join(class_names)}), {path} has {len(texts)} classes; "
             "give one name for each, in the order that inspect shows"
         )
@@ -104,7 +104,7 @@ def _vision(path: Path, state: State) -> VisionSpec:
     width, patch_size = conv1.shape[0], conv1.shape[-1]
     grid = math.isqrt(positions)
     if grid * grid != positions:
-        raise DferDeployError(f"{path} has {positions} patch positions, expected a square number; is it a ViT?")
+        raise CheckpointError(f"{path} has {positions} patch positions, expected a square number; is it a ViT?")
     return VisionSpec(
         image_size=grid * patch_size,
         patch_size=patch_size,
@@ -130,7 +130,7 @@ def _temporal(path: Path, state: State) -> TemporalSpec:
     depth = _count(state, r"temporal_net\.temporal_transformer\.layers\.(\d+)\.")
     if depth == 0:
         if any(name.startswith("temporal_net.") for name in state):
-            raise DferDeployError(
+            raise CheckpointError(
                 f"{path} has a class token but no temporal layer, so it answers every clip alike; expected at least one"
             )
         return TemporalSpec(depth=0)
@@ -155,7 +155,7 @@ def _suffix_tokens(path: Path, suffix: Tensor, embedding: Tensor) -> list[list[i
         for row in rows:
             token = ids.get(row.tobytes(), _UNKNOWN)
             if token == _UNKNOWN:
-                raise DferDeployError(
+                raise CheckpointError(
                     f"{path} has a token in the prompt of class {k} that is no row of its token embedding, so the "
                     "class texts cannot be recovered; was the token embedding changed after the prompts were made?"
                 )
@@ -163,7 +163,7 @@ def _suffix_tokens(path: Path, suffix: Tensor, embedding: Tensor) -> list[list[i
                 break
             tokens.append(token)
         else:
-            raise DferDeployError(f"{path} has a prompt of class {k} without an end; is it a DFER-CLIP checkpoint?")
+            raise CheckpointError(f"{path} has a prompt of class {k} without an end; is it a DFER-CLIP checkpoint?")
         texts.append(tokens)
     return texts
 

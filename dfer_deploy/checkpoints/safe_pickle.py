@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError, DferDeployError
 
 _MAX_PICKLE_BYTES = 64 << 20
 _KNOWN_HARMLESS = (
@@ -44,21 +44,21 @@ def load_tensors(path: Path) -> Any:
         DferDeployError: no such file, not a torch file, truncated, or its pickle would import something else.
     """
     if not path.is_file():
-        raise DferDeployError(f"{path} is no file; expected a checkpoint such as model_best.pth")
+        raise CheckpointError(f"{path} is no file; expected a checkpoint such as model_best.pth")
     if not zipfile.is_zipfile(path):
-        raise DferDeployError(_why_not_a_zip(path))
+        raise CheckpointError(_why_not_a_zip(path))
     _check_archive(path)
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         dangerous = sorted(set(wanted) - set(_KNOWN_HARMLESS))
         if dangerous:
-            raise DferDeployError(_refusal(path, dangerous))
+            raise CheckpointError(_refusal(path, dangerous))
         with torch.serialization.safe_globals([(_Inert, name) for name in _KNOWN_HARMLESS]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except DferDeployError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its opcodes stumble over
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} is damaged or no torch checkpoint ({_first_line(error)}); copy it again or save it again"
         ) from error
 
@@ -70,27 +70,27 @@ def _check_archive(path: Path) -> None:
             _check_entries(path, entries)
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DferDeployError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
     if damaged is not None:
-        raise DferDeployError(f"{path} is damaged (the checksum of {damaged!r} is wrong); copy it again")
+        raise CheckpointError(f"{path} is damaged (the checksum of {damaged!r} is wrong); copy it again")
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     """Before anything is read: torch stores its tensors uncompressed, so no entry can be larger than the file."""
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} is a zip file but no torch checkpoint (it has no data.pkl); expected what torch.save writes"
         )
     size = path.stat().st_size
     for entry in entries:
         limit = _MAX_PICKLE_BYTES if entry.filename.endswith(".pkl") else size
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
-            raise DferDeployError(
+            raise CheckpointError(
                 f"{path} holds the entry {entry.filename!r} that is compressed or claims {entry.file_size} bytes, "
                 "which torch.save never writes; it is refused"
             )
     if sum(entry.file_size for entry in entries) > size:
-        raise DferDeployError(f"{path} claims more content than its {size} bytes can hold; it is refused")
+        raise CheckpointError(f"{path} claims more content than its {size} bytes can hold; it is refused")
 
 
 def _why_not_a_zip(path: Path) -> str:

@@ -13,7 +13,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from dfer_deploy.checkpoints.safe_pickle import load_tensors
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.model.clip import build_clip
 from dfer_deploy.specs import ClipSpec
@@ -39,19 +39,19 @@ def clip_from_file(spec: ClipSpec, path: Path) -> CLIP:
     expected = clip.state_dict()
     for name, tensor in expected.items():
         if name in state and tuple(state[name].shape) != tuple(tensor.shape):
-            raise DferDeployError(
+            raise CheckpointError(
                 f"{path} has {name!r} of shape {list(state[name].shape)}, the recipe's backbone {list(tensor.shape)}; "
                 "name the model that the weights are of"
             )
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or foreign:
         which = f"lacks {missing[0]!r}" if missing else f"holds {foreign[0]!r}"
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} {which}, so it does not fit the recipe's backbone; expected the weights of that CLIP and no others"
         )
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise DferDeployError(f"{path} has numbers that are not finite in {name!r}; copy it again")
+            raise CheckpointError(f"{path} has numbers that are not finite in {name!r}; copy it again")
     clip.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return clip
 
@@ -63,7 +63,7 @@ def is_torch_file(path: Path) -> bool:
 
 def _state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise DferDeployError(f"model.pretrained names {str(path)!r}, which is no file; expected weights of CLIP")
+        raise CheckpointError(f"model.pretrained names {str(path)!r}, which is no file; expected weights of CLIP")
     if path.suffix == ".safetensors":
         content: object = _safetensors(path)
     elif _is_torchscript(path):
@@ -73,7 +73,7 @@ def _state(path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), Mapping):
         content = dict(content["state_dict"])
     if not isinstance(content, dict):
-        raise DferDeployError(f"{path} holds a {type(content).__name__}, expected a state dictionary of CLIP")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a state dictionary of CLIP")
     tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
     return {
         name: value.reshape(()) if name == "logit_scale" and value.numel() == 1 else value
@@ -89,7 +89,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DferDeployError(f"{path} is no safetensors file or is damaged ({error}); copy it again") from error
+        raise CheckpointError(f"{path} is no safetensors file or is damaged ({error}); copy it again") from error
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -105,7 +105,7 @@ def _is_torchscript(path: Path) -> bool:
 def _openai_archive(path: Path) -> dict[str, Tensor]:
     found = sha256_of_file(path)
     if found not in openai_digests():
-        raise DferDeployError(
+        raise CheckpointError(
             f"{path} is a TorchScript archive, which is a program, and its SHA-256 {found[:12]}… is none of those that "
             "OpenAI published; download it again, or save its state_dict with torch.save where you trust it"
         )

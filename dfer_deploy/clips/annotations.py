@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from dfer_deploy.clips.reading import frame_paths
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def read_annotations(list_file: Path, num_classes: int, data_root: str | None = 
     try:
         lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise DferDeployError(f"{list_file} cannot be read ({error.strerror}); expected an annotation list") from error
+        raise ClipError(f"{list_file} cannot be read ({error.strerror}); expected an annotation list") from error
     except UnicodeDecodeError as error:
-        raise DferDeployError(f"{list_file} is not a text file; expected an annotation list") from error
+        raise ClipError(f"{list_file} is not a text file; expected an annotation list") from error
     rows = [_row(list_file, number, line, num_classes) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise DferDeployError(f"{list_file} is empty; expected lines such as: clips/00001 64 3")
+        raise ClipError(f"{list_file} is empty; expected lines such as: clips/00001 64 3")
     relocate = _relocation([name for name, _, _ in rows], list_file, data_root)
     return [Annotation(name, relocate(name), frames, label) for name, frames, label in rows]
 
@@ -78,11 +78,11 @@ def _row(list_file: Path, number: int, line: str, num_classes: int) -> tuple[str
     try:
         name, frames, label = parts[0], int(parts[1]), int(parts[2])
     except (IndexError, ValueError):
-        raise DferDeployError(
+        raise ClipError(
             f"{list_file} line {number} is {line.strip()[:120]!r}, expected: <folder or video> <frames> <class index>"
         ) from None
     if not 0 <= label < num_classes:
-        raise DferDeployError(
+        raise ClipError(
             f"{list_file} line {number} has the class index {label}, the model has the classes 0–{num_classes - 1}; "
             "correct the list or use the checkpoint that belongs to it"
         )
@@ -107,16 +107,16 @@ def _relocation(names: list[str], list_file: Path, data_root: str | None) -> _Re
     old, separator, new = (data_root, "", "") if Path(data_root).is_dir() else data_root.partition("=")
     root = Path(new if separator else data_root)
     if not root.is_dir():
-        raise DferDeployError(f"--data-root {str(root)!r} is no folder; expected the folder that holds the clips")
+        raise ClipError(f"--data-root {str(root)!r} is no folder; expected the folder that holds the clips")
     if separator:
         if not any(PurePath(name).is_relative_to(old) for name in names):
-            raise DferDeployError(f"no path of {list_file} starts with {old!r} (the first is {names[0]!r}); correct it")
+            raise ClipError(f"no path of {list_file} starts with {old!r} (the first is {names[0]!r}); correct it")
         return _Relocation(PurePath(old), root)
     first = PurePath(names[0])
     for dropped in range(len(first.parts)):
         if root.joinpath(*first.parts[dropped:]).exists() and not (dropped == 0 and first.is_absolute()):
             return _Relocation(PurePath(*first.parts[:dropped]), root)
-    raise DferDeployError(
+    raise ClipError(
         f"--data-root {data_root!r} holds no part of {names[0]!r} (the first clip of {list_file}); "
         f"give OLD{os.sep}PREFIX=NEW{os.sep}PREFIX to say what replaces what"
     )

@@ -16,7 +16,7 @@ import numpy as np
 from dfer_deploy.clips.annotations import Annotation, read_annotations, warn_about_frame_counts
 from dfer_deploy.clips.reading import Clip, clip_from_path, frame_paths
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError, DferDeployError
 
 MOST_UNREADABLE = 0.05
 """Largest share of a list's clips that may be unreadable where a number or a model comes from the others."""
@@ -97,7 +97,7 @@ class LabelledClips:
             DferDeployError: more than 5 % of the clips could not be read.
         """
         if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
-            raise DferDeployError(
+            raise ClipError(
                 f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read, at most "
                 f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
@@ -131,7 +131,7 @@ class SpooledClips(LabelledClips):
             try:
                 self.spool.write(np.ascontiguousarray(clip).data)
             except OSError as error:
-                raise DferDeployError(
+                raise ClipError(
                     f"the frames of {len(self)} clips find no room in {tempfile.gettempdir()} ({error.strerror}); name "
                     "a larger folder in TMPDIR"
                 ) from error

@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.cores import usable_cores
-from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.errors import ClipError, missing_extra
 
 Float32 = npt.NDArray[np.float32]
 
@@ -78,7 +78,7 @@ class Box:
 
     def __post_init__(self) -> None:
         if not (-math.inf < self.left < self.right < math.inf and -math.inf < self.top < self.bottom < math.inf):
-            raise DferDeployError(f"{self} is no rectangle; expected finite edges, left of right and top above bottom")
+            raise ClipError(f"{self} is no rectangle; expected finite edges, left of right and top above bottom")
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -121,7 +121,7 @@ def open_detector(name: str = "centerface") -> FaceDetector:
         DferDeployError: the name is unknown, or its packages are not installed.
     """
     if name not in DETECTORS:
-        raise DferDeployError(f"{name!r} is no face detector, expected one of {', '.join(DETECTORS)}")
+        raise ClipError(f"{name!r} is no face detector, expected one of {', '.join(DETECTORS)}")
     return CenterFace()
 
 

@@ -24,7 +24,7 @@ from dfer_deploy.clips.image_decoding import ImageError, opened_image, upright_r
 from dfer_deploy.clips.image_decoding import resized as resized
 from dfer_deploy.clips.sampling import Indices, sample_indices
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 Clip = npt.NDArray[np.uint8]
 """uint8 [T, S, S, 3], RGB in [0, 255]."""
@@ -73,11 +73,11 @@ def clip_from_path(
         if path.is_file():
             return clip_from_video(path, image_size, sampler, decoded)
     except OSError as error:  # no permission, a name that is too long, a disk that fails
-        raise DferDeployError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
+        raise ClipError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
     if is_address(path):
-        raise DferDeployError(f"{path} looks like an address; download it first, and give the file")
+        raise ClipError(f"{path} looks like an address; download it first, and give the file")
     state = "is neither a file nor a folder" if path.exists() else "does not exist"
-    raise DferDeployError(f"{path} {state}; expected a video file or a folder of frames")
+    raise ClipError(f"{path} {state}; expected a video file or a folder of frames")
 
 
 def is_address(path: str | Path) -> bool:
@@ -89,9 +89,7 @@ def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_in
     """A clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
     paths = frame_paths(folder)
     if not paths:
-        raise DferDeployError(
-            f"{folder} has no images; expected one file per frame ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+        raise ClipError(f"{folder} has no images; expected one file per frame ({', '.join(sorted(IMAGE_SUFFIXES))})")
     wanted = sampler(len(paths)).tolist()
     frames = {index: resized(image_from_file(paths[index]), image_size) for index in sorted(set(wanted))}
     return np.stack([frames[index] for index in wanted])
@@ -140,7 +138,7 @@ def image_from_file(path: Path) -> Image.Image:
         with opened_image(path, formats=_IMAGE_FORMATS, max_pixels=MAX_PIXELS) as image:
             return upright_rgb(image)
     except (ImageError, MemoryError) as error:
-        raise DferDeployError(f"{path} {error or 'does not fit into the memory'}") from error
+        raise ClipError(f"{path} {error or 'does not fit into the memory'}") from error
 
 
 def packets_in_video(video: Path) -> int:
@@ -158,10 +156,10 @@ def packets_in_video(video: Path) -> int:
                 end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         start_s, stated_s = ((value or 0) / av.time_base for value in (container.start_time, container.duration))
     if not packets:
-        raise DferDeployError(f"{video} has a video stream without frames; is it damaged?")
+        raise ClipError(f"{video} has a video stream without frames; is it damaged?")
     end_s -= min(start_s, 0.0)  # Matroska's duration counts from 0 even where its first frame comes later
     if end_s < _SHARE_OF_STATED_TIME * stated_s:
-        raise DferDeployError(
+        raise ClipError(
             f"{video} is truncated: it ends after {end_s:.1f} s of the {stated_s:.1f} s that it states; copy it again"
         )
     return packets
@@ -225,7 +223,7 @@ def decoded_frames(video: Path) -> Iterator[DecodedFrame]:
                 count += 1
                 yield found
     if count == 0:
-        raise DferDeployError(f"{video} has no frame that can be decoded; is it damaged?")
+        raise ClipError(f"{video} has no frame that can be decoded; is it damaged?")
     if damaged:
         _warn_once(f"{video} is damaged: {damaged} of its frames could not be decoded or are wrong")
 
@@ -279,22 +277,22 @@ def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
             # The picture on the cover of a song is none.
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
-                raise DferDeployError(f"{video} has no video stream; expected a video file")
+                raise ClipError(f"{video} has no video stream; expected a video file")
             _check_size(video, streams[0].width, streams[0].height)
             yield container, streams[0]
     except av.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         if video.is_file() and not video.stat().st_size:
-            raise DferDeployError(f"{video} is empty (0 bytes); expected a video file") from error
+            raise ClipError(f"{video} is empty (0 bytes); expected a video file") from error
         if video.suffix.lower() in IMAGE_SUFFIXES:
-            raise DferDeployError(
+            raise ClipError(
                 f"{video} is a picture, expected a video or a folder; put a clip's pictures into a folder and give that"
             ) from error
-        raise DferDeployError(
+        raise ClipError(
             f"{video} cannot be read as a video ({reason}); it is none, or it is damaged or truncated"
         ) from error
 
 
 def _check_size(video: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DferDeployError(f"{video} has {width} × {height} pixels, expected at most {MAX_PIXELS}; scale it down")
+        raise ClipError(f"{video} has {width} × {height} pixels, expected at most {MAX_PIXELS}; scale it down")

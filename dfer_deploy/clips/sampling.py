@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 Indices = npt.NDArray[np.int64]
 
@@ -78,4 +78,4 @@ def training_indices(n_frames: int, rng: np.random.Generator, n_samples: int = 1
 
 def _check(n_frames: int, n_samples: int) -> None:
     if n_frames < 1 or n_samples < 1:
-        raise DferDeployError(f"cannot take {n_samples} frames of a clip of {n_frames}, expected at least 1 of each")
+        raise ClipError(f"cannot take {n_samples} frames of a clip of {n_frames}, expected at least 1 of each")

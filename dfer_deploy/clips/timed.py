@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.clips.reading import DecodedFrame, decoded_frames, open_video, packets_in_video
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 from dfer_deploy.specs import require
 
 ROUNDING_S = 0.001
@@ -73,7 +73,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
     step = 0
     for shown in shown_frames(video):
         if shown.end_s - shown.start_s > _LONGEST_FRAME_S:
-            raise DferDeployError(
+            raise ClipError(
                 f"{video} has no frame between {shown.start_s:.1f} s and {shown.end_s:.1f} s, expected one at least "
                 "every hour; its times are damaged, so write it anew"
             )

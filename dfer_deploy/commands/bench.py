@@ -134,7 +134,7 @@ def _print_result(result: BenchResult, asked: BenchOptions) -> None:
         stdout.print(f"failed: {failure}", markup=False)
     if asked.policy is None:
         return
-    if policy_from_toml(asked.policy).bench.limits_nothing:
+    if policy_from_toml(Path(asked.policy)).bench.limits_nothing:
         warn(f"{asked.policy} limits nothing here; set p99_ms, throughput, size_mb or memory_mb in its table [bench]")
     elif not result.policy_failures:
         stdout.print(f"within the limits of {asked.policy}", markup=False)

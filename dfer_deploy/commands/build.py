@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from dfer_deploy.bundles.engine_builds import BUILDS_NAME
-from dfer_deploy.bundles.engine_records import HARDWARE_COMPATIBILITY, SIDECAR_FORMAT, BuildOptions
-from dfer_deploy.bundles.integrity import check_file, open_bundle
+from dfer_deploy.api.build_engines import build_engines
+from dfer_deploy.bundles.engine_records import HARDWARE_COMPATIBILITY, BuildOptions
 from dfer_deploy.commands.options import bundle_argument, json_option
-from dfer_deploy.console import progress_bar, stdout, table
-from dfer_deploy.export.bundle_engines import build_bundle, builder_module
+from dfer_deploy.console import stdout, table
 from dfer_deploy.files import write_json
-from dfer_deploy.specs import require
 
 
 @click.command()
@@ -45,7 +42,7 @@ from dfer_deploy.specs import require
 @json_option
 def build(
     bundle: Path,
-    builder: str,
+    builder: Literal["tensorrt", "tensorrt_rtx"],
     opt_batch: int | None,
     optimization_level: int,
     workspace_mib: int | None,
@@ -58,32 +55,14 @@ def build(
     Run it on the machine that serves, with the server's version of TensorRT; best inside the serving image, where
     BUNDLE/build_engines.py does the same without dfer-deploy. Engines that are built already are left as they are.
     """
-    opened = open_bundle(bundle, check_files=False)
-    target = opened.manifest.target
-    require(
-        target == "tensorrt",
-        f"{bundle} has the target {target!r}, expected 'tensorrt'; export with --target tensorrt",
-    )
-    check_file(opened, BUILDS_NAME)
     options = BuildOptions(
         optimization_level,
         None if workspace_mib is None else workspace_mib << 20,
         hardware_compatibility,
         version_compatible,
     )
-    with progress_bar(counts=False) as bar:
-        tasks = {
-            graph.name: bar.add_task(graph.name, total=1.0, start=False)
-            for graph in (opened.contract.image_encoder, opened.contract.temporal_head)
-        }
-
-        def report(graph: str, phase: str, share: float) -> None:
-            bar.start_task(tasks[graph])
-            bar.update(tasks[graph], completed=share, description=f"{graph}: {phase}")
-
-        sidecar, found, built = build_bundle(
-            builder_module(builder), bundle, options, opt_batch=opt_batch, report=report
-        )
+    result = build_engines(bundle, options, builder=builder, opt_batch=opt_batch)
+    found = result.engines
     device = found.device.name if found.device else "no GPU, built ahead of time"
     table(
         f"{bundle}: {found.builder.module} {found.builder.version}, {device}",
@@ -95,15 +74,15 @@ def build(
                 ", ".join(f"{count} {dtype}" for dtype, count in engine.matrix_products.items()),
                 f"{engine.bytes / 1e6:.1f} MB",
                 " and ".join(str(shape[0]) for shapes in engine.profile.values() for shape in (shapes.opt, shapes.max)),
-                f"{engine.seconds:.1f}" if graph in built else "built before",
+                f"{engine.seconds:.1f}" if graph in result.built else "built before",
             )
             for graph, engine in found.engines.items()
         ],
     )
-    stdout.print(f"recorded in {sidecar}", markup=False)
+    stdout.print(f"recorded in {result.sidecar}", markup=False)
     if builder == "tensorrt":
         stdout.print(f"next:\n  dfer-deploy serve {shlex.quote(str(bundle))}", markup=False)
     else:
         stdout.print("Triton cannot load these engines; build with tensorrt on the machine that serves.")
     if json_file:
-        write_json(json_file, {"format": SIDECAR_FORMAT} | dataclasses.asdict(found) | {"built_now": built})
+        write_json(json_file, result.to_dict())

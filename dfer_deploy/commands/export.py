@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import typing
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dfer_deploy.api.export_bundle import export_bundle
 from dfer_deploy.bundles.blocks import encoder_blocks, head_blocks
-from dfer_deploy.bundles.bundle import TARGETS, Manifest, ServingOptions, Target
-from dfer_deploy.bundles.integrity import is_bundle, open_bundle
+from dfer_deploy.bundles.bundle import TARGETS, Bundle, Manifest, Target
 from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
-from dfer_deploy.cuda_driver import ask_cuda_driver
-from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input, write_json
 from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 
@@ -76,52 +72,48 @@ def export(
     json_file: Path | None,
 ) -> None:
     """Turn CHECKPOINT into a bundle: two checked ONNX graphs, a Triton model repository and a manifest."""
-    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+    from dfer_deploy.export.pipeline import ExportOptions
 
-    if force and add_version:
-        raise click.UsageError("--force replaces a bundle and --add-version extends it; choose one")
     if json_file:
         refuse_to_replace_input(json_file, [checkpoint])
-    output = output or Path(f"{checkpoint.stem}.bundle")
-    target = target or ("tensorrt" if ask_cuda_driver().gpus else "embedded")
-    usual = ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
-    if add_version and is_bundle(output):
-        with contextlib.suppress(DferDeployError):  # export_bundle says what is wrong with it
-            usual = open_bundle(output, check_files=False).manifest.serving
     options = ExportOptions(
-        target,
-        replace(usual, **serving),
-        precision,
-        name,
-        prompt_position,
-        class_names,
-        keep_fp32 or (),
-        frame_interval_s,
+        target=target,
+        precision=precision,
+        name=name,
+        prompt_position=prompt_position,
+        class_names=class_names,
+        keep_fp32=keep_fp32 or (),
+        frame_interval_s=frame_interval_s,
     )
-    bundle, written = export_bundle(checkpoint, output, options, force=force, add_version=add_version)
-    if not written:
-        stdout.print(f"{output} is up to date: same checkpoint, options and tools; nothing was done", markup=False)
-    manifest = bundle.manifest
-    parity = manifest.parity
-    sizes = {path: path.stat().st_size / 1e6 for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)}
-    errors = (f"{parity['relative_feature_error']:g} of a feature", f"{parity['head_logit_error']:g} logit")
-    rows: list[tuple[str, ...]] = [
-        (str(path.relative_to(output)), _precision(manifest, blocks), f"{size:.1f} MB", f"≤ {error}")
-        for (path, size), error, blocks in zip(sizes.items(), errors, (encoder_blocks, head_blocks), strict=True)
-    ]
-    rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
-    table(str(output), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
+    result = export_bundle(checkpoint, output, options, serving=serving, force=force, add_version=add_version)
+    bundle = result.bundle
+    if not result.written:
+        stdout.print(f"{bundle.path} is up to date: same checkpoint, options and tools; nothing was done", markup=False)
+    _print_graphs(bundle)
     stdout.print("next:")
-    typed, from_checkpoint = shlex.quote(str(output)), shlex.quote(str(checkpoint))
+    typed, from_checkpoint = shlex.quote(str(bundle.path)), shlex.quote(str(checkpoint))
     for line in (
-        *([f"build {typed}"] if target == "tensorrt" else []),
+        *([f"build {typed}"] if bundle.manifest.target == "tensorrt" else []),
         f"serve {typed}",
         f"predict --bundle {typed} VIDEO",
         f"verify {typed} --checkpoint {from_checkpoint} --data LIST",
     ):
         stdout.print(f"  dfer-deploy {line}", markup=False)
     if json_file:
-        write_json(json_file, {"bundle": str(output), "written": written, "parity": manifest.parity})
+        write_json(json_file, result.to_dict())
+
+
+def _print_graphs(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    parity = manifest.parity
+    sizes = {path: path.stat().st_size / 1e6 for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)}
+    errors = (f"{parity['relative_feature_error']:g} of a feature", f"{parity['head_logit_error']:g} logit")
+    rows: list[tuple[str, ...]] = [
+        (str(path.relative_to(bundle.path)), _precision(manifest, blocks), f"{size:.1f} MB", f"≤ {error}")
+        for (path, size), error, blocks in zip(sizes.items(), errors, (encoder_blocks, head_blocks), strict=True)
+    ]
+    rows.append(("both together", "", f"{sum(sizes.values()):.1f} MB", f"≤ {parity['logit_error']:g} logit"))
+    table(str(bundle.path), ("graph", "precision", "size", "largest error against PyTorch on drawn frames"), rows)
 
 
 def _precision(manifest: Manifest, blocks: Callable[[ModelSpec], tuple[str, ...]]) -> str:

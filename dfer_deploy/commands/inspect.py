@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+from dfer_deploy.api.inspect_checkpoint import CheckpointSummary, inspect_checkpoint
 from dfer_deploy.commands.options import class_names_option, json_option, prompt_position_option
 from dfer_deploy.console import stdout, table
-from dfer_deploy.files import refuse_to_replace_input, sha256_of_file, write_json
+from dfer_deploy.files import refuse_to_replace_input, write_json
 from dfer_deploy.specs import Classifier, PromptPosition, PromptSpec
 
 _CLASSIFIERS: dict[Classifier, str] = {
@@ -38,16 +38,29 @@ def inspect(
     """
     if json_file:
         refuse_to_replace_input(json_file, [checkpoint])
-    found = load_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
-    found.build_model()  # refuses parameters that are missing or do not fit what the file says of itself
+    found = inspect_checkpoint(checkpoint, prompt_position=prompt_position, class_names=class_names)
+    rows = _rows(found)
+    table(str(checkpoint), ("what", "value"), rows)
+    names = "class (names assumed from the texts)" if "class_names" in found.assumed else "class"
+    prompts = found.spec.prompts
+    if found.spec.classifier == "linear":
+        table("classes", ("index", names), list(enumerate(prompts.class_names)))
+    else:
+        _print_prompts(prompts, names)
+    if found.spec.classifier != "image_conditioned_text":
+        stdout.print(f"next: dfer-deploy export {shlex.quote(str(checkpoint))}", markup=False)
+    if json_file:
+        summary = {name.replace(" ", "_"): value for name, value in rows}
+        write_json(json_file, {"summary": summary, **found.to_dict()})
+
+
+def _rows(found: CheckpointSummary) -> list[tuple[str, str]]:
     spec, prompts = found.spec, found.spec.prompts
     vision, text, temporal = spec.clip.vision, spec.clip.text, spec.temporal
-    assumed = found.format == "reference"
-    parameters = sum(tensor.numel() for tensor in found.state.values())
     rows = [
         ("format", found.format),
-        ("sha256", sha256_of_file(checkpoint)),
-        ("parameters", f"{parameters / 1e6:.1f} million"),
+        ("sha256", found.sha256),
+        ("parameters", f"{found.parameters / 1e6:.1f} million"),
         (
             "image encoder",
             f"ViT, {vision.layers} layers, width {vision.width}, {vision.heads} heads, "
@@ -64,7 +77,7 @@ def inspect(
         ("classifier", _CLASSIFIERS[spec.classifier]),
     ]
     if spec.classifier != "linear":
-        unsure = " (assumed, not in the file; --prompt-position)" if assumed and prompt_position is None else ""
+        unsure = " (assumed, not in the file; --prompt-position)" if "prompt_position" in found.assumed else ""
         sets = "one set per class" if prompts.class_specific else "shared by all classes"
         rows += [
             ("contexts", f"{prompts.contexts}, {sets}"),
@@ -73,20 +86,10 @@ def inspect(
         ]
     stated = "not stated" if found.best_acc is None else f"{found.best_acc:.2f} % WAR on its own test list"
     rows.append(("best_acc", stated))
-    rows += [(name, str(value)) for name, value in found.provenance.items() if isinstance(value, int | float | str)]
+    rows += [(name, str(value)) for name, value in found.provenance.items()]
     if found.frame_interval_s is None:
         rows.append(("frame interval", "unknown (not in the file; export --frame-interval-s)"))
-    table(str(checkpoint), ("what", "value"), rows)
-    names = "class (names assumed from the texts)" if assumed and class_names is None else "class"
-    if spec.classifier == "linear":
-        table("classes", ("index", names), list(enumerate(prompts.class_names)))
-    else:
-        _print_prompts(prompts, names)
-    if spec.classifier != "image_conditioned_text":
-        stdout.print(f"next: dfer-deploy export {shlex.quote(str(checkpoint))}", markup=False)
-    if json_file:
-        summary = {name.replace(" ", "_"): value for name, value in rows}
-        write_json(json_file, {"summary": summary, "spec": spec.to_dict(), "best_acc": found.best_acc})
+    return rows
 
 
 def _print_prompts(prompts: PromptSpec, names: str) -> None:

@@ -126,10 +126,10 @@ def _train(
         if json_file:
             write_json(json_file, values)
         if folds is None and seeds is None:
-            _print_next(result.checkpoint, write_test_list(settings, output))
+            _print_next(settings, result.checkpoint, write_test_list(settings, output))
         else:
             lists = [write_test_list(one, output / f"fold_{fold}") for fold, one in of_fold.items()]
-            _print_next(summary.results[chosen[0], first].checkpoint, lists[0])
+            _print_next(settings, summary.results[chosen[0], first].checkpoint, lists[0])
 
 
 def _print_run(result: TrainingResult) -> None:
@@ -179,14 +179,14 @@ def _print_selection(selected_on: str) -> None:
     stdout.print(f"The checkpoint is of {SELECTIONS[selected_on]}.")
 
 
-def _print_next(checkpoint: Path, test_list: Path) -> None:
+def _print_next(settings: Recipe, checkpoint: Path, test_list: Path) -> None:
+    """Print what can be done with the checkpoint; the texts of Co-CoOp depend on the clip, so it is not exported."""
     typed, tests = shlex.quote(str(checkpoint)), shlex.quote(str(test_list))
     stdout.print("next:")
-    for line in (
-        f"evaluate {typed} --data {tests}",
-        f"export {typed}",
-        f"verify {checkpoint.stem}.bundle --checkpoint {typed} --data {tests}",
-    ):
+    lines = [f"evaluate {typed} --data {tests}"]
+    if settings.model.strategy != "cocoop":
+        lines += [f"export {typed}", f"verify {checkpoint.stem}.bundle --checkpoint {typed} --data {tests}"]
+    for line in lines:
         stdout.print(f"  dfer-deploy {line}", markup=False)
 
 

@@ -113,8 +113,7 @@ def verify(
     opened = open_bundle(bundle)
     clips = labelled_clips(opened, lists, data_root)
     paths = {annotation.name: annotation.path for annotation in clips.annotations}
-    outputs = {"--json": json_file, "--report": report_file, "--save-baseline": asked.save_baseline}
-    check_outputs(outputs, [*asked.files, *lists, *paths.values()], bundle)
+    check_outputs({"--json": json_file, "--report": report_file}, [*asked.files, *lists, *paths.values()], bundle)
     result = verify_bundle(opened, clips, asked)
     print_verification(result, bundle)
     if asked.save_baseline:

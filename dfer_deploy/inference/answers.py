@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
+from dfer_deploy.inference.tables import dataframe
 from dfer_deploy.runtimes.predictor import Float32
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,21 @@ class Answer:
     confidence: float
     probabilities: Mapping[str, float]
     logits: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: every attribute by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "probabilities": dict(self.probabilities),
+            "logits": dict(self.logits),
+        }
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with one row: expression, confidence, and a probability for each class.
+
+        Raises:
+            DferDeployError: pandas is not installed.
+        """
+        return dataframe([self.to_dict()])
 
 
 @dataclass(frozen=True)

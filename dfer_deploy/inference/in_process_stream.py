@@ -10,7 +10,7 @@ import numpy as np
 
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import MAX_FRAMES
@@ -54,7 +54,7 @@ class InProcessStream:
             DferDeployError: the frame has another shape than the model takes, or the stream is closed.
         """
         if self._is_closed:
-            raise DferDeployError("the stream is closed; open another one")
+            raise SettingError("the stream is closed; open another one")
         self._features.append(self._predictor.encode(frame[np.newaxis, np.newaxis])[0, 0])
         prediction = self._predictor.classify(padded(self._features)[np.newaxis])
         return stream_answer_from(

@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ResultError
 from dfer_deploy.files import read_json
 from dfer_deploy.measurement.bench_result import BenchResult, Change, ContestantChange, Regression, Subject
 
@@ -68,12 +68,12 @@ def check_comparable(old: BenchResult, *, machine: str, rounds: int) -> None:
         DferDeployError: another machine, or fewer rounds than ``MIN_ROUNDS`` in one of the runs.
     """
     if old.machine != machine:
-        raise DferDeployError(
+        raise ResultError(
             f"the older run was measured on {old.machine!r}, this machine is {machine!r}; compare runs of one machine"
         )
     for what, count in (("the older run", len(old.in_process[0].throughput)), ("this run", rounds)):
         if count < MIN_ROUNDS:
-            raise DferDeployError(
+            raise ResultError(
                 f"{what} has {count} round(s), expected at least {MIN_ROUNDS}: the rounds are what tells the noise; "
                 f"measure with --rounds {MIN_ROUNDS} or more"
             )
@@ -87,7 +87,7 @@ def check_first(old: BenchResult, first: str) -> None:
     """
     older = old.throughputs
     if first not in older:
-        raise DferDeployError(
+        raise ResultError(
             f"the older run did not measure {first!r}, which is the measure of everything else; it has "
             f"{', '.join(older)}: measure the same runtimes, or keep a new run with --json"
         )
@@ -103,7 +103,7 @@ def read_bench(path: Path) -> BenchResult:
     try:
         return BenchResult.from_dict(values)
     except DferDeployError as error:
-        raise DferDeployError(f"{path} is not a result of this version's bench ({error}); measure it again") from error
+        raise ResultError(f"{path} is not a result of this version's bench ({error}); measure it again") from error
 
 
 def _change(old: Sequence[float], new: Sequence[float]) -> Change:

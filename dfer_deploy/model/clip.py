@@ -10,7 +10,7 @@ import open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.specs import ClipSpec, TextSpec, VisionSpec
 
 _VISION_KEYS = {"layers", "width", "patch_size", "image_size", "head_width", "mlp_ratio"}
@@ -46,13 +46,13 @@ def clip_spec_from_open_clip(name: str) -> ClipSpec:
     """
     config = open_clip.get_model_config(name)
     if config is None:
-        raise DferDeployError(
+        raise CheckpointError(
             f"open_clip knows no model {name!r}; expected one of open_clip.list_models(), such as ViT-B-32-quickgelu"
         )
     vision, text = config["vision_cfg"], config["text_cfg"]
     foreign = (set(config) - _TOP_KEYS) | (set(vision) - _VISION_KEYS) | (set(text) - _TEXT_KEYS)
     if foreign or isinstance(vision["layers"], list):
-        raise DferDeployError(
+        raise CheckpointError(
             f"open_clip's {name!r} is not a plain CLIP vision transformer "
             f"({', '.join(sorted(foreign)) or 'it is a ResNet'}); choose one such as ViT-B-32-quickgelu or ViT-L-14"
         )
@@ -80,9 +80,9 @@ def pretrained_clip(name: str, tag: str) -> CLIP:
     if tag not in known:
         near = difflib.get_close_matches(tag, known, n=1)
         hint = f"did you mean {near[0]!r}" if near else f"it knows {', '.join(known) or 'none'}"
-        raise DferDeployError(f"open_clip knows no weights {tag!r} of {name!r} ({hint}); a file's name ends in .pt")
+        raise CheckpointError(f"open_clip knows no weights {tag!r} of {name!r} ({hint}); a file's name ends in .pt")
     if open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False) and not spec.quick_gelu:
-        raise DferDeployError(
+        raise CheckpointError(
             f"the weights {tag!r} were trained with QuickGELU, unlike {name!r}; expected open_clip = '{name}-quickgelu'"
         )
     logging.disable(logging.ERROR)  # without a network huggingface_hub logs two lines for each of its five attempts
@@ -91,7 +91,7 @@ def pretrained_clip(name: str, tag: str) -> CLIP:
             return open_clip.create_model(name, pretrained=tag, precision="fp32", device="cpu")
     except Exception as error:  # open_clip lets urllib's, huggingface_hub's and its own RuntimeErrors through
         reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
-        raise DferDeployError(
+        raise CheckpointError(
             f"the weights {tag!r} of {name!r} could not be loaded ({reason}); "
             "they need an internet connection the first time, or give the path of a weight file"
         ) from error

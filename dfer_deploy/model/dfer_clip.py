@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.model.clip import build_clip
 from dfer_deploy.model.prompts import PromptLearner, TextEncoder
 from dfer_deploy.model.temporal import build_temporal_net
@@ -67,7 +67,7 @@ class DferClip(nn.Module):
             DferDeployError: the texts depend on the clip (Co-CoOp), or there are none (linear head).
         """
         if self.spec.classifier != "text":
-            raise DferDeployError(
+            raise CheckpointError(
                 f"the classifier of this model is {self.spec.classifier!r}, which has no text features of its own; "
                 "expected 'text'"
             )

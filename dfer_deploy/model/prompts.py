@@ -14,7 +14,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.specs import PromptPosition, PromptSpec
 
 START_OF_TEXT = 49406
@@ -49,7 +49,7 @@ def text_from_tokens(tokens: Sequence[int]) -> str:
     for candidate in (spaced, decoded):
         if class_tokens(candidate) == list(tokens):
             return candidate
-    raise DferDeployError(f"the tokens {list(tokens)} are no text that CLIP's tokenizer gives; was the file changed?")
+    raise CheckpointError(f"the tokens {list(tokens)} are no text that CLIP's tokenizer gives; was the file changed?")
 
 
 class TextEncoder(nn.Module):
@@ -130,7 +130,7 @@ class PromptLearner(nn.Module):
         self.longest = 2 + spec.contexts + max(self.text_lengths)
         if self.longest > context_length:
             text = spec.class_texts[self.text_lengths.index(max(self.text_lengths))]
-            raise DferDeployError(
+            raise CheckpointError(
                 f"the prompt of {text!r} with {spec.contexts} contexts has {self.longest} tokens, CLIP reads at most "
                 f"{context_length}; shorten the text or use fewer contexts"
             )

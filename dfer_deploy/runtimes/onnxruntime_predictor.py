@@ -12,7 +12,7 @@ import numpy as np
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.cores import usable_cores
-from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.errors import RuntimeUnavailableError, missing_extra
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 
 Device = Literal["cpu", "cuda"]
@@ -107,7 +107,7 @@ def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: P
     said = ""
     if device == "cuda":
         if not has_cuda_provider():
-            raise DferDeployError(
+            raise RuntimeUnavailableError(
                 "the installed onnxruntime knows no CUDA; in its place install the GPU package: "
                 "pip uninstall onnxruntime; pip install onnxruntime-gpu"
             )
@@ -120,11 +120,11 @@ def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: P
     except Exception as error:  # onnxruntime's exceptions have no public base class
         reason = str(error).strip().splitlines()[0][:200]
         advice = "export the bundle again" if device == "cpu" else "see what is missing with: dfer-deploy doctor"
-        raise DferDeployError(
+        raise RuntimeUnavailableError(
             f"{path} cannot be loaded by onnxruntime on {device.upper()} ({reason}); {advice}"
         ) from error
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise DferDeployError(
+        raise RuntimeUnavailableError(
             f"onnxruntime {onnxruntime.__version__} fell back to the CPU{f' ({said})' if said else ''}: its CUDA "
             "provider does not start; see what is missing with: dfer-deploy doctor"
         )

@@ -23,7 +23,7 @@ from torch import Tensor
 from dfer_deploy.bundles.compatibility import version_numbers
 from dfer_deploy.bundles.engine_records import OLDEST_TENSORRT
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.errors import DferDeployError, RuntimeUnavailableError, missing_extra
 from dfer_deploy.specs import GraphSpec, TensorSpec, require
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def check_tensors(found: Iterable[EngineTensor], spec: GraphSpec, plan: Path) ->
     by_name = {tensor.name: tensor for tensor in found}
     same = len(by_name) == len(expected) and all(e.name in by_name and e.fits(by_name[e.name]) for e in expected)
     if not same:
-        raise DferDeployError(
+        raise RuntimeUnavailableError(
             f"{plan} has {', '.join(map(str, by_name.values()))}, expected {', '.join(map(str, expected))}; "
             "it is the engine of another model, build it again"
         )
@@ -123,11 +123,13 @@ def import_tensorrt() -> Any:
     except ImportError as error:
         raise missing_extra("tensorrt", "gpu", what) from error
     except OSError as error:  # its libraries
-        raise DferDeployError(f"TensorRT cannot be loaded ({error}); install it again") from error
+        raise RuntimeUnavailableError(f"TensorRT cannot be loaded ({error}); install it again") from error
     if not hasattr(tensorrt, "Runtime"):  # a package of type stubs leaves a folder that can be imported
         raise missing_extra("tensorrt", "gpu", what)
     if version_numbers(tensorrt.__version__)[:2] < OLDEST_TENSORRT:
-        raise DferDeployError(f"TensorRT {tensorrt.__version__} is too old, expected 10.12 or later; upgrade it")
+        raise RuntimeUnavailableError(
+            f"TensorRT {tensorrt.__version__} is too old, expected 10.12 or later; upgrade it"
+        )
     return tensorrt
 
 
@@ -148,7 +150,7 @@ class LoadedEngine:
         try:
             content = plan.read_bytes()
         except OSError as error:
-            raise DferDeployError(
+            raise RuntimeUnavailableError(
                 f"{plan} cannot be read ({error.strerror}); build it with: dfer-deploy build"
             ) from error
         self.plan = plan

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import RuntimeUnavailableError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, import_tensorrt, pieces
 from dfer_deploy.specs import Contract
@@ -69,18 +69,18 @@ class TensorRtPredictor:
             DferDeployError: they are not, or they carry code and ``host_code_allowed`` is not set.
         """
         if bundle.manifest.target != "tensorrt":
-            raise DferDeployError(
+            raise RuntimeUnavailableError(
                 f"{bundle.path} is for the target {bundle.manifest.target!r} and has no TensorRT engines; export with "
                 "--target tensorrt"
             )
         built = bundle.engines
         if built is None:
-            raise DferDeployError(
+            raise RuntimeUnavailableError(
                 f"the engines of {bundle.path} are not built; build them with: dfer-deploy build "
                 f"{shlex.quote(str(bundle.path))}"
             )
         if built.builder.version_compatible and not host_code_allowed:
-            raise DferDeployError(
+            raise RuntimeUnavailableError(
                 f"the engines of {bundle.path} are version-compatible, so loading them executes code that they carry; "
                 "allow it with --allow-host-code if you built them"
             )

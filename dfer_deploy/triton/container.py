@@ -15,7 +15,7 @@ from pathlib import Path
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR, fitting_containers
 from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.installation import engine_options, server_options
 from dfer_deploy.triton.ports import Endpoints
 
@@ -111,7 +111,7 @@ def image_for(built: EngineSet | None, bundle: Path) -> str:
     fitting = fitting_containers(built.builder)
     if not fitting:
         build = compose_command(bundle, "run", "--rm", "build")
-        raise DferDeployError(
+        raise ServerError(
             f"no container since {SECURITY_FLOOR} is known to have TensorRT {built.builder.version}, with which the "
             "engines were built; build them inside the image that serves them "
             f"({build}), or name the image with: dfer-deploy serve {shlex.quote(str(bundle))} --image IMAGE"
@@ -140,7 +140,7 @@ def ensure_image(docker: Path, image: str) -> None:
         # A file descriptor, so that Docker sees the terminal.
         pulled = subprocess.run([str(docker), "pull", image], stdin=subprocess.DEVNULL, stdout=2, check=False)
         if pulled.returncode != 0:
-            raise DferDeployError(
+            raise ServerError(
                 f"docker could not pull {image} (exit code {pulled.returncode}, its message is above); "
                 "check the name and the network"
             )

@@ -23,7 +23,7 @@ from pathlib import Path
 import platformdirs
 
 from dfer_deploy.console import stderr, step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ServerError
 from dfer_deploy.files import write_json
 from dfer_deploy.triton.installation import RESTRICTED, address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
@@ -162,12 +162,12 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
     """
     advice = "use the target onnxruntime with a Triton container instead"
     if system != "linux" or machine != "x86_64":
-        raise DferDeployError(f"the embedded server runs on Linux x86-64, this is {system} {machine}; {advice}")
+        raise ServerError(f"the embedded server runs on Linux x86-64, this is {system} {machine}; {advice}")
     name, version = libc
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if name != "glibc" or numbers < MINIMAL_GLIBC:
         found = f"{name} {version}".strip() or "another C library"
-        raise DferDeployError(
+        raise ServerError(
             f"the embedded server needs glibc {'.'.join(map(str, MINIMAL_GLIBC))} or newer, this is {found}; {advice}"
         )
 
@@ -213,7 +213,7 @@ def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path
         write_json(root / _MARKER, {"requirements": list(pins), "python": list(interpreter.version)})
     except OSError as error:
         shutil.rmtree(root, ignore_errors=True)
-        raise DferDeployError(
+        raise ServerError(
             f"cannot make the environment {root}: {error.strerror or error}; "
             f"free some space, or choose another place with {CACHE_VARIABLE}"
         ) from error
@@ -296,7 +296,7 @@ def _check(environment: TritonEnvironment, log: Path) -> None:
         done = _run(command, variables, log)
         if expected not in done.stdout or (not expected and done.returncode != 0):
             last = (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise DferDeployError(f"{what} does not start in {environment.root} ({last}); the whole output is in {log}")
+            raise ServerError(f"{what} does not start in {environment.root} ({last}); the whole output is in {log}")
 
 
 def _is_complete(root: Path) -> bool:
@@ -310,7 +310,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise DferDeployError(
+        raise ServerError(
             f"cannot write {path}: {error.strerror or error}; choose another place with {CACHE_VARIABLE}"
         ) from error
     with file:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 
 SUPPORTED = ((3, 12), (3, 11), (3, 10))
 """The versions that NumPy 1.26, the server's wheel and onnxruntime have in common."""
@@ -65,11 +65,11 @@ def choose_interpreter() -> Interpreter:
     running = ".".join(map(str, sys.version_info[:2]))
     if without_library:
         version = without_library[0]
-        raise DferDeployError(
+        raise ServerError(
             f"the embedded server needs libpython{version}.so.1.0, which Python {version} came without; "
             f"install it, on Debian and Ubuntu with: apt install libpython{version}"
         )
-    raise DferDeployError(
+    raise ServerError(
         f"the embedded server needs Python 3.10, 3.11 or 3.12 (this is {running}, and PATH has none of them); "
         "install one, on Debian and Ubuntu for example with: apt install python3.11 python3.11-venv libpython3.11"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
@@ -97,12 +97,12 @@ def measure_load(
         DferDeployError: the server does not answer or refuses the clips, or a level lasts too long.
     """
     if clips.dtype != np.uint8 or clips.ndim != 5 or len(clips) == 0:
-        raise DferDeployError(f"clips are {clips.dtype} {list(clips.shape)}, expected uint8 [N, T, H, W, 3] with N ≥ 1")
+        raise ServerError(f"clips are {clips.dtype} {list(clips.shape)}, expected uint8 [N, T, H, W, 3] with N ≥ 1")
     for concurrency in concurrencies:
         if concurrency < 1:
-            raise DferDeployError(f"the concurrency {concurrency} is too small, expected at least 1")
+            raise ServerError(f"the concurrency {concurrency} is too small, expected at least 1")
     if batch < 1:
-        raise DferDeployError(f"the batch {batch} is too small, expected at least 1")
+        raise ServerError(f"the batch {batch} is too small, expected at least 1")
     address = parse_url(url)
     results = []
     with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
@@ -126,7 +126,7 @@ def measure_load(
             waited = queued(url, model) - before
             rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
             if concurrency not in rows:
-                raise DferDeployError(
+                raise ServerError(
                     f"perf_analyzer reported nothing for concurrency {concurrency}; measure it again with more requests"
                 )
             queue_ms = waited["ns"] / max(1, waited["requests"]) / 1e6
@@ -145,12 +145,12 @@ def parse_report(text: str) -> dict[int, LoadResult]:
         try:
             result = _result(row)
         except KeyError as error:
-            raise DferDeployError(
+            raise ServerError(
                 f"perf_analyzer's report has no column {error.args[0]!r} (it has {', '.join(row)}); "
                 "it comes from another version, use the one of the private environment"
             ) from error
         except (TypeError, ValueError) as error:
-            raise DferDeployError(f"perf_analyzer's report has a damaged row {row}; measure again") from error
+            raise ServerError(f"perf_analyzer's report has a damaged row {row}; measure again") from error
         results[result.concurrency] = result
     return results
 
@@ -203,12 +203,12 @@ def _run(command: list[str], environment: TritonEnvironment, concurrency: int, t
             text=True, errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise DferDeployError(
+        raise ServerError(
             f"perf_analyzer did not finish concurrency {concurrency} within {timeout_s:g} s; "
             "ask for fewer requests or allow more time"
         ) from error
     if done.returncode != 0:
-        raise DferDeployError(
+        raise ServerError(
             f"perf_analyzer failed at concurrency {concurrency} (exit code {done.returncode}): {_reason(done.stdout)}"
         )
 

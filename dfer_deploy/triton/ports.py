@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 
 _LISTEN = "0A"
 
@@ -65,9 +65,9 @@ def reserve_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
         # All stay open until the last is chosen, so that no number is chosen twice. The given ones come first.
         for what, port in sorted(ports.items(), key=lambda item: item[1] == 0):
             if not 0 <= port <= 65535:
-                raise DferDeployError(f"the {what} port is {port}, expected 0 to 65535 (0 chooses a free one)")
+                raise ServerError(f"the {what} port is {port}, expected 0 to 65535 (0 chooses a free one)")
             if port and port in chosen.values():
-                raise DferDeployError(f"the {what} port {port} is given twice; give every service its own")
+                raise ServerError(f"the {what} port {port} is given twice; give every service its own")
             chosen[what] = _bind(host, port, what, sockets)
     finally:
         for opened in sockets:
@@ -93,17 +93,17 @@ def _bind(host: str, port: int, what: str, sockets: list[socket.socket]) -> int:
     try:
         listener.bind((host, port))
     except PermissionError as error:
-        raise DferDeployError(f"the {what} port {port} needs root; choose one above 1023") from error
+        raise ServerError(f"the {what} port {port} needs root; choose one above 1023") from error
     except socket.gaierror as error:
-        raise DferDeployError(f"the host {host!r} has no IPv4 address; give one of this machine's") from error
+        raise ServerError(f"the host {host!r} has no IPv4 address; give one of this machine's") from error
     except OSError as error:
         holder = port_holder(port)
         if holder is not None:
-            raise DferDeployError(
+            raise ServerError(
                 f"the {what} port {port} is taken by process {holder.pid} ({holder.command}); "
                 "stop it or choose another port, 0 for any free one"
             ) from error
-        raise DferDeployError(
+        raise ServerError(
             f"cannot listen on {host}:{port} for {what} ({error.strerror or error}); choose another port or host"
         ) from error
     number: int = listener.getsockname()[1]

@@ -22,7 +22,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton import guard
 from dfer_deploy.triton.address import channel_options
 from dfer_deploy.triton.environment import cache_folder
@@ -208,7 +208,7 @@ class TritonServer:
                     last = str(error).splitlines()[0]
                     if error.status() == "StatusCode.INVALID_ARGUMENT":
                         self._failed = True
-                        raise DferDeployError(
+                        raise ServerError(
                             f"the model {name!r} refuses a request of zeros ({error.message()}), so its graphs are not "
                             f"those that were exported; export the bundle again; the server's log is {self.log_file}"
                         ) from error
@@ -221,7 +221,7 @@ class TritonServer:
                     last = f"its port {port} does not listen: {error.strerror or error}"
                 if time.monotonic() > deadline:
                     self._failed = True
-                    raise DferDeployError(
+                    raise ServerError(
                         f"the server did not answer within {self._start_timeout_s:g} s ({last}); "
                         f"its log is {self.log_file}"
                     )
@@ -236,7 +236,7 @@ class TritonServer:
         output = self._guard.stdout.read() if self._guard.stdout is not None else ""
         reason = (output.strip().splitlines() or ["guard"])[-1]
         meaning = _meaning_of_log(self.log_file, has_gpu=self._installation.has_gpu)
-        raise DferDeployError(f"{_in_words(reason)}{f': {meaning}' if meaning else ''}; its log is {self.log_file}")
+        raise ServerError(f"{_in_words(reason)}{f': {meaning}' if meaning else ''}; its log is {self.log_file}")
 
     def _tell(self, word: str) -> None:
         if self._guard is not None and self._guard.stdin is not None:
@@ -255,7 +255,7 @@ def _opened_log(given: Path | None) -> Path:
             return given.absolute()
         handle, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log", dir=folder)
     except OSError as error:
-        raise DferDeployError(
+        raise ServerError(
             f"cannot write the server's log {given or folder}: {error.strerror or error}; choose another place"
         ) from error
     os.close(handle)
@@ -269,7 +269,7 @@ def _probes(repository: Path) -> dict[str, list[InferInput]]:
         try:
             config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
         except (text_format.ParseError, UnicodeDecodeError) as error:
-            raise DferDeployError(f"{path} is no model configuration ({error}); export the bundle again") from error
+            raise ServerError(f"{path} is no model configuration ({error}); export the bundle again") from error
         if config.platform != "ensemble":
             continue
         inputs = []
@@ -282,7 +282,7 @@ def _probes(repository: Path) -> dict[str, list[InferInput]]:
             inputs.append(tensor)
         probes[config.name] = inputs
     if not probes:
-        raise DferDeployError(f"{repository} holds no ensemble to serve; export the bundle again")
+        raise ServerError(f"{repository} holds no ensemble to serve; export the bundle again")
     return probes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.address import channel_options, parse_url
 
 
@@ -93,6 +93,6 @@ def _client(url: str, model: str, timeout_s: float) -> Iterator[_StatisticsClien
     try:
         yield _StatisticsClient(client, arguments, is_grpc=is_grpc)
     except InferenceServerException as error:
-        raise DferDeployError(f"the server at {url} tells no statistics of {model!r}: {error.message()}") from error
+        raise ServerError(f"the server at {url} tells no statistics of {model!r}: {error.message()}") from error
     finally:
         client.close()

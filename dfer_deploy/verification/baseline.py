@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.runtimes.predictor import Float32, Frames
 from dfer_deploy.specs import MAX_FRAMES, ModelSpec, Precision
@@ -108,11 +108,11 @@ class Baseline:
         try:
             row = self.clip_names.index(annotation.name)
         except ValueError:
-            raise DferDeployError(
+            raise ResultError(
                 f"the baseline has no answer for the clip {annotation.name!r}; save it again with this list"
             ) from None
         if self.clip_hashes[row] != clip_hash(clip):
-            raise DferDeployError(
+            raise ResultError(
                 f"the clip {annotation.name!r} has other pixels here than where the baseline was saved; "
                 "use the same files and the same versions of Pillow and PyAV"
             )
@@ -156,18 +156,18 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
             raise ValueError("it does not name the checkpoint by its SHA-256")
         rounding = _costs(header["rounding"], features, logits)
     except Exception as error:  # damaged bytes raise zlib's, tokenize's, json's and NumPy's own exceptions
-        raise DferDeployError(
+        raise ResultError(
             f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
             "make one with: dfer-deploy verify … --save-baseline FILE"
         ) from error
     shapes = (len(names), MAX_FRAMES, spec.clip.embed_dim), (len(names), spec.prompts.num_classes)
     if saved_format != FORMAT or (features.shape, logits.shape) != shapes or len(hashes) != len(names):
-        raise DferDeployError(
+        raise ResultError(
             f"{path} holds {saved_format} with features {features.shape} and logits {logits.shape}, the bundle needs "
             f"{FORMAT} with {shapes[0]} and {shapes[1]}; save the baseline again"
         )
     if saved_spec != spec.to_dict():
-        raise DferDeployError(f"{path} was saved for another model than the bundle's; save the baseline again")
+        raise ResultError(f"{path} was saved for another model than the bundle's; save the baseline again")
     return Baseline(sha256, saved_spec, names, hashes, features, logits, rounding)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ResultError
 from dfer_deploy.files import read_json
 from dfer_deploy.specs import require
 from dfer_deploy.verification.limits import Limits
@@ -62,6 +62,6 @@ def earlier_from_json(path: Path) -> EarlierVerification:
     try:
         return EarlierVerification(path, VerificationResult.from_dict(values))
     except DferDeployError as error:
-        raise DferDeployError(
+        raise ResultError(
             f"{path} is not a result of this version's verify ({error}); verify that fold again"
         ) from error

@@ -19,9 +19,9 @@ from tiny import tiny_model
 from dfer_deploy.bundles import engines
 from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
-from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, EngineError, Profile
+from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, Profile
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, EngineError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.export.standalone import build_engines_source

@@ -12,7 +12,8 @@ import torch
 from onnx import TensorProto, helper
 from tiny import tiny_model
 
-from dfer_deploy.bundles.engine_records import BuildOptions, EngineError, Profile
+from dfer_deploy.bundles.engine_records import BuildOptions, Profile
+from dfer_deploy.errors import EngineError
 from dfer_deploy.export import engine as engine_module
 from dfer_deploy.export.engine import engine_from_onnx
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph

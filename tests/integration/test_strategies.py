@@ -43,6 +43,9 @@ def test_a_strategy_is_trained_and_scored(cli: Any, faces: Path, tmp_path: Path,
     trained = cli("train", tmp_path / "mine.toml", "--data", faces, "-o", tmp_path / "run", "--json", tmp_path / "t")
     assert trained.exit_code == 0, trained.output
     checkpoint = tmp_path / "run" / "last.pt"
+    # What is advised must work: the texts of Co-CoOp depend on the clip, so export refuses it.
+    advised = f"dfer-deploy export {checkpoint}" in trained.output.replace("\n", "")
+    assert advised == (strategy != "cocoop")
     spec = load_checkpoint(checkpoint).spec
     assert spec.prompts.class_texts[0] == "an expression of happiness."
     assert cli("evaluate", checkpoint, "--data", faces / "test.txt", "--json", tmp_path / "e").exit_code == 0

@@ -132,7 +132,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tmp
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.delitem(sys.modules, "dfer_deploy.commands.inspect", raising=False)
     for name in [
-        name for name in sys.modules if name.startswith(("dfer_deploy.model", "dfer_deploy.checkpoints.checkpoint"))
+        name
+        for name in sys.modules
+        if name.startswith(("dfer_deploy.model", "dfer_deploy.checkpoints.checkpoint", "dfer_deploy.api"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "dfer_deploy.checkpoints.reference_checkpoint", raising=False)

@@ -13,7 +13,7 @@ EXTRAS = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "onnxscrip
 @pytest.mark.parametrize(
     "code",
     [
-        "import dfer_deploy; [getattr(dfer_deploy, name) for name in dfer_deploy.__all__]",
+        "from dfer_deploy import AsyncClient, BuildOptions, CallError, Client, IncompatibleServerError",
         "import dfer_deploy.client.asynchronous, dfer_deploy.client.streams",
         "import dfer_deploy.commands.stream",
     ],
@@ -21,6 +21,16 @@ EXTRAS = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "onnxscrip
 def test_no_extra_is_imported(code: str) -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))"
     subprocess.run([sys.executable, "-c", f"{blocked}; {code}"], check=True, capture_output=True)
+
+
+def test_what_needs_an_extra_names_it() -> None:
+    code = (
+        "import sys, dfer_deploy; sys.modules['torch'] = None\n"
+        "try: dfer_deploy.ExportOptions\n"
+        "except dfer_deploy.DferDeployError as error: print(error.code, isinstance(error, ImportError), error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("missing_extra True dfer_deploy.ExportOptions needs the package 'torch'")
 
 
 def test_the_package_itself_imports_no_client_until_it_is_asked_for() -> None:

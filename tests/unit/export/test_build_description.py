@@ -7,7 +7,8 @@ import pytest
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME, read_engine_builds
-from dfer_deploy.bundles.engine_records import EngineError, Profile
+from dfer_deploy.bundles.engine_records import Profile
+from dfer_deploy.errors import EngineError
 from dfer_deploy.export.build_description import engine_builds_of, engine_builds_text
 
 

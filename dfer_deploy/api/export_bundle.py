@@ -1,0 +1,74 @@
+"""Turn a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
+from dfer_deploy.bundles.integrity import is_bundle, open_bundle
+from dfer_deploy.cuda_driver import ask_cuda_driver
+from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import require
+
+if TYPE_CHECKING:
+    from dfer_deploy.export.pipeline import ExportOptions
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        bundle: opened.
+        written: False where the same bundle was there already, with nothing to do.
+    """
+
+    bundle: Bundle
+    written: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as ``export --json`` writes it."""
+        return {"bundle": str(self.bundle.path), "written": self.written, "parity": self.bundle.manifest.parity}
+
+
+def export_bundle(
+    checkpoint: Path | str,
+    output: Path | str | None = None,
+    options: ExportOptions | None = None,
+    *,
+    serving: Mapping[str, Any] | None = None,
+    force: bool = False,
+    add_version: bool = False,
+) -> ExportResult:
+    """Write a bundle: two checked ONNX graphs, a Triton model repository and a manifest. Nothing is left on failure.
+
+    Args:
+        checkpoint: ours or the reference implementation's.
+        output: the bundle's folder; None for the checkpoint's name with the suffix ``.bundle``.
+        options: what to export; see ``dfer_deploy.export.pipeline.ExportOptions``.
+        serving: fields of ``ServingOptions`` that shall differ from the usual ones, or with ``add_version`` from those
+            of the bundle.
+        force: replace an existing bundle (and nothing but a bundle).
+        add_version: put the models into the existing bundle as the next version.
+
+    Raises:
+        DferDeployError: the checkpoint is not usable, a check failed, or the bundle cannot be written.
+    """
+    from dfer_deploy.export.pipeline import ExportOptions
+    from dfer_deploy.export.pipeline import export_bundle as export_to_folder
+
+    require(not (force and add_version), "--force replaces a bundle and --add-version extends it; choose one")
+    options = options or ExportOptions()
+    source = Path(checkpoint)
+    folder = Path(output) if output else Path(f"{source.stem}.bundle")
+    target: Target = options.target or ("tensorrt" if ask_cuda_driver().gpus else "embedded")
+    usual = options.serving or ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
+    if add_version and is_bundle(folder):
+        with contextlib.suppress(DferDeployError):  # export_to_folder says what is wrong with it
+            usual = open_bundle(folder, check_files=False).manifest.serving
+    resolved = replace(options, target=target, serving=replace(usual, **(serving or {})))
+    return ExportResult(*export_to_folder(source, folder, resolved, force=force, add_version=add_version))

@@ -1,0 +1,77 @@
+"""Say what a checkpoint is, without executing anything in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.plain_data import json_values
+from dfer_deploy.specs import ModelSpec, PromptPosition
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """What a checkpoint is.
+
+    Attributes:
+        path: of the file.
+        format: whose: ``dfer-deploy`` or ``reference``.
+        sha256: of the file.
+        parameters: how many numbers it holds.
+        spec: the model; of a reference checkpoint, the position of the contexts and the class names are assumed where
+            they were not given.
+        best_acc: the WAR in percent that it states, or None.
+        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, or None.
+        provenance: what else it says of its training.
+        assumed: which of ``prompt_position`` and ``class_names`` are neither in the file nor given.
+    """
+
+    path: Path
+    format: str
+    sha256: str
+    parameters: int
+    spec: ModelSpec
+    best_acc: float | None
+    frame_interval_s: float | None
+    provenance: dict[str, Any]
+    assumed: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: every attribute by its name."""
+        values: dict[str, Any] = json_values(self)
+        return values | {"path": str(self.path)}
+
+
+def inspect_checkpoint(
+    path: Path | str,
+    *,
+    prompt_position: PromptPosition | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> CheckpointSummary:
+    """Read a checkpoint and check that its parameters fit what it says of itself.
+
+    Args:
+        path: ours or the reference implementation's.
+        prompt_position: where the learned contexts stand, which a reference checkpoint does not say.
+        class_names: in the order of the logits, likewise.
+
+    Raises:
+        DferDeployError: it is not a checkpoint, would execute code, or its parameters are missing or do not fit.
+    """
+    found = load_checkpoint(Path(path), prompt_position=prompt_position, class_names=class_names)
+    found.build_model()
+    given = {"prompt_position": prompt_position, "class_names": class_names}
+    return CheckpointSummary(
+        path=Path(path),
+        format=found.format,
+        sha256=sha256_of_file(Path(path)),
+        parameters=sum(tensor.numel() for tensor in found.state.values()),
+        spec=found.spec,
+        best_acc=found.best_acc,
+        frame_interval_s=found.frame_interval_s,
+        provenance={name: value for name, value in found.provenance.items() if isinstance(value, int | float | str)},
+        assumed=tuple(name for name, value in given.items() if found.format == "reference" and value is None),
+    )

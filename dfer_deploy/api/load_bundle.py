@@ -1,0 +1,231 @@
+"""Ask a bundle in this process, with the methods of the client."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from dfer_deploy.bundles.bundle import Bundle
+from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.client import Answer, StreamAnswer
+from dfer_deploy.client.blocking import ClipBatch, OneClip
+from dfer_deploy.client.flows import EncodedImage, EncodedImages, image_bytes
+from dfer_deploy.clips.faces import DEFAULT_MARGIN
+from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, upright_rgb
+from dfer_deploy.clips.reading import MAX_PIXELS, Clip
+from dfer_deploy.clips.sampling import sample_indices
+from dfer_deploy.errors import ClipError
+from dfer_deploy.inference.answers import answer_from
+from dfer_deploy.inference.in_process_stream import InProcessStream
+from dfer_deploy.inference.video_windows import Faces, VideoWindows, video_windows
+from dfer_deploy.inference.windows import DEFAULT_STRIDE
+from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtime
+from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor
+
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+"""As the server takes them."""
+
+
+def load_bundle(
+    bundle: Bundle | Path | str, *, runtime: Runtime | None = None, allow_host_code: bool = False
+) -> LoadedBundle:
+    """Load a bundle's graphs into this process. It has the methods of ``Client``, and needs no server.
+
+    Args:
+        bundle: opened, or its folder.
+        runtime: what runs the graphs; None for TensorRT where its engines run here, else onnxruntime.
+        allow_host_code: let TensorRT execute the code that version-compatible engines carry.
+
+    Raises:
+        DferDeployError: it is not a bundle, it is damaged, or it does not run here.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    chosen = runtime or usual_runtime(opened, host_code_allowed=allow_host_code)
+    return LoadedBundle(opened, open_predictor(chosen, opened, host_code_allowed=allow_host_code))
+
+
+class LoadedBundle:
+    """A bundle in this process. A context manager; for one thread at a time.
+
+    Example:
+        >>> with load_bundle("dfer.bundle") as model:
+        ...     model.predict(clip).expression
+        'happiness'
+    """
+
+    def __init__(self, bundle: Bundle, predictor: Predictor) -> None:
+        self.bundle, self.predictor = bundle, predictor
+
+    @property
+    def name(self) -> str:
+        """What answers, for example ``onnxruntime fp32``."""
+        return self.predictor.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names in the order of the logits."""
+        return self.bundle.spec.prompts.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return self.bundle.spec.prompts.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """S, height and width in pixels of the frames that the model takes."""
+        return self.bundle.spec.clip.vision.image_size
+
+    @property
+    def frame_interval_s(self) -> float | None:
+        """Seconds between the 16 frames that the model saw of a training clip; None where that is unknown."""
+        return self.bundle.manifest.frame_interval_s
+
+    @overload
+    def predict(self, clip: OneClip | EncodedImages) -> Answer: ...
+    @overload
+    def predict(self, clip: ClipBatch) -> list[Answer]: ...
+    def predict(self, clip: Any) -> Any:
+        """Answer a clip. The model always sees 16 frames, as at test time.
+
+        Args:
+            clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time: fewer than 16 frames
+                are padded by repeating the last, of more than 16 those of ``sample_indices`` are shown. Or a batch of
+                such clips, [B, T, S, S, 3]. Or a list of encoded images, JPEG, PNG or WebP of any size, as bytes or
+                paths.
+
+        Returns:
+            One answer; for a batch, a list of B.
+
+        Raises:
+            DferDeployError: the clip has another shape or dtype, or an image cannot be read.
+        """
+        if isinstance(clip, np.ndarray):
+            frames = clip if clip.ndim == 5 else clip[np.newaxis]
+            self._check(frames)
+            frames = frames[:, sample_indices(frames.shape[1])]
+        else:
+            if isinstance(clip, str | bytes | Path) or not isinstance(clip, Sequence):
+                raise ClipError(f"the clip is a {type(clip).__name__}, expected an array or a list of images")
+            frames = np.stack([self._decoded(clip[index]) for index in sample_indices(len(clip)).tolist()])[np.newaxis]
+        found = self.predictor.predict(frames)
+        answers = [answer_from(self.labels, *values) for values in zip(found.logits, found.probabilities, strict=True)]
+        return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
+
+    def predict_video(
+        self,
+        path: str | Path,
+        *,
+        interval_s: float | None = None,
+        stride: int = DEFAULT_STRIDE,
+        faces: Faces = "centerface",
+        margin: float = DEFAULT_MARGIN,
+    ) -> VideoWindows:
+        """Answer a video over time, in windows of 16 frames; each frame is encoded once.
+
+        Args:
+            path: a video file.
+            interval_s: seconds between the frames of a window; by default as in training, as far as that is known.
+            stride: frames from one window to the next.
+            faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
+                the picture is a cropped face.
+            margin: around the face, as a share of it.
+
+        Raises:
+            DferDeployError: the video cannot be read, or the extra is missing.
+        """
+        return video_windows(
+            path,
+            self.predictor,
+            self.image_size,
+            self.labels,
+            known_interval_s=self.frame_interval_s,
+            interval_s=interval_s,
+            stride=stride,
+            faces=faces,
+            margin=margin,
+        )
+
+    def stream(self) -> LoadedStream:
+        """Open a live stream, as a context manager: ``with model.stream() as stream: stream.push(frame)``."""
+        return LoadedStream(self)
+
+    def encode(self, frames: Frames) -> Float32:
+        """Run the image encoder: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
+        return self.predictor.encode(frames)
+
+    def classify(self, frame_features: Float32) -> Prediction:
+        """Run the temporal head: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
+        return self.predictor.classify(frame_features)
+
+    def predict_frames(self, frames: Frames) -> Prediction:
+        """Run both on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16: nothing is padded or sampled."""
+        return self.predictor.predict(frames)
+
+    def close(self) -> None:
+        """Release the graphs. Can be repeated."""
+        self.predictor.__exit__(None, None, None)
+
+    def __enter__(self) -> LoadedBundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, frames: Frames) -> None:
+        size = self.image_size
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[2:] != (size, size, 3) or 0 in frames.shape:
+            raise ClipError(
+                f"the clip has the shape {list(frames.shape)} and the dtype {frames.dtype}, expected uint8 "
+                f"[T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
+            )
+
+    def _decoded(self, image: EncodedImage) -> Clip:
+        content = image_bytes(image)
+        try:
+            with opened_image(io.BytesIO(content), formats=_IMAGE_FORMATS, max_pixels=MAX_PIXELS) as opened:
+                return resized(upright_rgb(opened), self.image_size)
+        except ImageError as error:
+            name = "the image" if isinstance(image, bytes | bytearray | memoryview) else repr(str(image))
+            raise ClipError(f"{name} {error}") from error
+
+
+class LoadedStream:
+    """A live stream in this process. A context manager; for one thread at a time."""
+
+    def __init__(self, model: LoadedBundle) -> None:
+        self._model, self._stream = model, InProcessStream(model.predictor, model.labels)
+
+    def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
+        """Answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
+
+        Args:
+            frame: uint8 [S, S, 3], RGB in [0, 255], S = the model's ``image_size``; one frame interval after the last.
+                Or an encoded image, JPEG, PNG or WebP of any size, as bytes or a path.
+
+        Raises:
+            DferDeployError: the frame has another shape or dtype, an image cannot be read, or the stream is closed.
+        """
+        if isinstance(frame, np.ndarray):
+            self._model._check(frame[np.newaxis, np.newaxis])
+            return self._stream.push(frame)
+        return self._stream.push(self._model._decoded(frame))
+
+    def close(self) -> None:
+        """Forget the frames. Can be repeated."""
+        self._stream.close()
+
+    def __enter__(self) -> LoadedStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,102 @@
+"""The windows of a video as they are answered, and all of them as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.inference.tables import dataframe
+from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
+from dfer_deploy.runtimes.predictor import Predictor
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Faces = FaceDetector | Literal["centerface", "none"]
+"""What finds the faces of a video; ``none`` where the picture is a cropped face."""
+
+
+class VideoWindows(Iterator[Window]):
+    """An iterator over the windows of a video, which is read while it is iterated."""
+
+    def __init__(self, windows: Generator[Window, None, None]) -> None:
+        self._windows = windows
+
+    def __next__(self) -> Window:
+        return next(self._windows)
+
+    def close(self) -> None:
+        """Stop reading the video. Can be repeated."""
+        self._windows.close()
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the remaining windows as plain data; see ``Window.to_dict``."""
+        return [window.to_dict() for window in self]
+
+    def to_pandas(self) -> DataFrame:
+        """Return the remaining windows as a table.
+
+        The columns are track, start_s, end_s, frames, detection, expression, confidence, and a probability a class.
+
+        Raises:
+            DferDeployError: pandas is not installed, or the video or the answers fail on the way.
+        """
+        return dataframe(self.to_dict())
+
+
+def video_windows(
+    path: str | Path,
+    predictor: Predictor,
+    image_size: int,
+    labels: tuple[str, ...],
+    *,
+    known_interval_s: float | None,
+    interval_s: float | None,
+    stride: int = DEFAULT_STRIDE,
+    faces: Faces = "centerface",
+    margin: float = DEFAULT_MARGIN,
+) -> VideoWindows:
+    """Answer a video over time.
+
+    Args:
+        path: a video file.
+        predictor: answers.
+        image_size: S, the side of the model's square input in pixels.
+        labels: class names in the order of the logits.
+        known_interval_s: seconds between the frames that the model saw in training; None where it is unknown.
+        interval_s: seconds between the frames of a window; None for the known ones.
+        stride: frames from one window to the next.
+        faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where the
+            picture is a cropped face.
+        margin: around the face, as a share of it.
+
+    Raises:
+        DferDeployError: the detector is unknown or its extra missing. The iterator's: the video cannot be read, or
+            there is no answer.
+    """
+    detector = _detector(faces)
+    windows = windows_of_video(
+        Path(path),
+        predictor,
+        image_size,
+        labels=labels,
+        interval_s=interval_s or known_interval_s or DEFAULT_FRAME_INTERVAL_S,
+        stride=stride,
+        detector=detector,
+        margin=margin,
+    )
+    return VideoWindows(windows)
+
+
+def _detector(faces: Faces) -> FaceDetector | None:
+    if not isinstance(faces, str):
+        return faces
+    if faces not in (*DETECTORS, "none"):
+        raise SettingError(f"faces is {faces!r}, expected {', '.join(map(repr, DETECTORS))}, 'none' or a detector")
+    try:
+        return None if faces == "none" else open_detector(faces)
+    except DferDeployError as error:
+        raise SettingError(f"{error}; or give faces='none' if the video shows one cropped face") from error
