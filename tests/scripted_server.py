@@ -9,8 +9,8 @@ import numpy as np
 
 from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import Flows
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.request_steps import Flows
+from dfer_deploy.client.retry_policy import Patience
 from dfer_deploy.triton.address import parse_url
 
 SIZE, LABELS = 8, ("calm", "anger: loud")

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, overload
 from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import AsyncConnection
-from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows, not_connected
-from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
+from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, Flows, not_connected
+from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
@@ -120,7 +120,7 @@ class AsyncClient(ConnectedModel):
         return await self.run(self._flows.predict(frames))
 
     async def run(self, flow: Flow[T]) -> T:
-        """Performs the steps of a flow (see ``flows.py``)."""
+        """Performs the steps of a flow (see ``request_steps.py``)."""
         if self._connection is None:
             raise not_connected()
         return await self._connection.run(flow)

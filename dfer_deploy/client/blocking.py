@@ -11,8 +11,8 @@ import numpy as np
 
 from dfer_deploy.client.calls import Flow
 from dfer_deploy.client.connection import Connection
-from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows
-from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
+from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, Flows
+from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.reading import Clip
@@ -167,7 +167,7 @@ class Client(ConnectedModel):
         return self.run(self._flows.predict(frames))
 
     def run(self, flow: Flow[T]) -> T:
-        """Performs the steps of a flow (see ``flows.py``)."""
+        """Performs the steps of a flow (see ``request_steps.py``)."""
         return self._connection.run(flow)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The calls of a client as data, so that a blocking and an asynchronous client perform the same ones.
 
-What a client does is written once, as generators (``flows.py``) that yield attempts of calls and pauses, and get the
-replies sent back. Neither input nor output happens there; ``connection.py`` performs them. (httpx does the same for
-authentication, ``sync_auth_flow`` and ``async_auth_flow``.)
+What a client does is written once, as generators (``request_steps.py``) that yield attempts of calls and pauses, and
+get the replies sent back. Neither input nor output happens there; ``connection.py`` performs them. (httpx does the
+same for authentication, ``sync_auth_flow`` and ``async_auth_flow``.)
 """
 
 from __future__ import annotations

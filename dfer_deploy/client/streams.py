@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from dfer_deploy.client.calls import Flow, Infer, bytes_array
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import EncodedImage, Flows, image_bytes
-from dfer_deploy.client.patience import Question
+from dfer_deploy.client.request_steps import EncodedImage, Flows, image_bytes
+from dfer_deploy.client.retry_policy import Question
 from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import DferDeployError

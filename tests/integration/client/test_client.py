@@ -23,7 +23,7 @@ from tiny import clips_of
 
 from dfer_deploy import AsyncClient, CallError, Client, DferDeployError
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.retry_policy import Patience
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices

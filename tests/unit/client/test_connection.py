@@ -19,7 +19,7 @@ import pytest
 from dfer_deploy.client.calls import Attempt, Call, Flow, ReadConfig
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.retry_policy import Patience
 from dfer_deploy.triton.address import parse_url
 
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

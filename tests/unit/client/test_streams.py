@@ -11,7 +11,7 @@ from scripted_server import SIZE, STREAM_CONFIG, Script, connected
 from dfer_deploy import IncompatibleServerError
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.retry_policy import Patience
 from dfer_deploy.client.streams import StreamFlows
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.inference.answers import StreamAnswer

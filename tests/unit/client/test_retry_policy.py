@@ -9,7 +9,7 @@ import pytest
 
 from dfer_deploy.client.calls import Attempt, ListModels, Pause
 from dfer_deploy.client.failures import CallError, Kind
-from dfer_deploy.client.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
+from dfer_deploy.client.retry_policy import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
 from dfer_deploy.errors import DferDeployError
 
 

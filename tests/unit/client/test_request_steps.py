@@ -11,8 +11,8 @@ from scripted_server import CONFIG, LABELS, SIZE, STREAM_CONFIG, Script, connect
 
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import Flows
-from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
+from dfer_deploy.client.request_steps import Flows
+from dfer_deploy.client.retry_policy import CONNECT_RETRIES, Patience
 from dfer_deploy.client.served_model import served_model
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
@@ -99,7 +99,7 @@ def test_a_batch_is_split_and_gives_a_list() -> None:
 
 
 def test_http_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.client.flows.MAX_HTTP_REQUEST_BYTES", 2 * 16 * SIZE * SIZE * 3)
+    monkeypatch.setattr("dfer_deploy.client.request_steps.MAX_HTTP_REQUEST_BYTES", 2 * 16 * SIZE * SIZE * 3)
     for url, sizes in (("http://host:1", [2, 2, 1]), ("grpc://host:1", [4, 1])):
         script = Script()
         assert len(script(connected(script, url).answer(clip(3, batch=5)))) == 5

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, bytes_array
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
+from dfer_deploy.client.retry_policy import CONNECT_RETRIES, Patience, Question
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_stream
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
