@@ -43,7 +43,7 @@ class CallError(DferDeployError):
         """Whether the same request may succeed a little later.
 
         A full queue counts: the server refused at once, before any work, and asks for exactly this (gRPC's UNAVAILABLE,
-        HTTP's 503); pauses that grow and differ between clients let it recover.
+        HTTP's 503); backoff that grows and differs between clients lets it recover.
         """
         return self.kind in ("unreachable", "full", "mixed")
 
@@ -64,7 +64,7 @@ class Failures:
 
     @contextlib.contextmanager
     def translated(self, what: str, deadline_s: float) -> Iterator[None]:
-        """Around one request to the model ``what``, whose question may take ``deadline_s``."""
+        """Around one request to the model ``what``, which may take ``deadline_s``."""
         try:
             yield
         except InferenceServerException as error:

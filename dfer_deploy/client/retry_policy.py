@@ -1,4 +1,4 @@
-"""How long and how often a client tries."""
+"""How long and how often a client tries: deadline, retries and exponential backoff."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfer_deploy.client.calls import Attempt, Call, Flow, Pause
+from dfer_deploy.client.calls import Backoff, Call, Send, Steps
 from dfer_deploy.client.failures import CallError
 from dfer_deploy.specs import require
 
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 2.0
 
 DEFAULT_DEADLINE_S = 60.0
 DEFAULT_RETRIES = 20
-"""About 16 s of pauses: longer than a server's restart."""
+"""About 16 s of backoff: longer than a server's restart."""
 
 CONNECT_RETRIES = 5
-"""At most, about 1.6 s of pauses, where nothing was ever answered: an address is mistyped more often than a server is
+"""At most, about 1.6 s of backoff, where nothing was ever answered: an address is mistyped more often than a server is
 just being started."""
 
 _LEAST_S = 1e-6
-"""An attempt has some time, so that it is the libraries that say that it is over."""
+"""Every attempt has some time, so that it is the libraries that say that it is over."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """The limits of every question.
+class RetryPolicy:
+    """The limits of every request.
 
     Attributes:
-        deadline_s: for the question with all its attempts and pauses.
-        retries: attempts after the first.
+        deadline_s: for the request with all its retries and backoff.
+        retries: after the first attempt.
         clock: seconds, monotonic.
         uniform: a random number between two.
     """
@@ -53,42 +53,42 @@ class Patience:
             f"the number of retries is {self.retries}, expected a whole number from 0 to 1000",
         )
 
-    def question(self) -> Question:
+    def start(self) -> RetryState:
         """Starts the clock."""
-        return Question(self, self.clock() + self.deadline_s)
+        return RetryState(self, self.clock() + self.deadline_s)
 
 
-class Question:
-    """What is left of the patience with one question."""
+class RetryState:
+    """What one request has left of its policy."""
 
-    def __init__(self, patience: Patience, end: float) -> None:
-        self._patience, self._end, self._failures = patience, end, 0
+    def __init__(self, policy: RetryPolicy, end: float) -> None:
+        self._policy, self._end, self._failures = policy, end, 0
 
-    def attempt(self, call: Call) -> Flow[Any]:
-        """One attempt, with the time that is left."""
-        left = self._end - self._patience.clock()
-        return (yield Attempt(call, max(left, _LEAST_S), self._patience.deadline_s))
+    def send(self, call: Call) -> Steps[Any]:
+        """Send the call once, with the time that is left."""
+        left = self._end - self._policy.clock()
+        return (yield Send(call, max(left, _LEAST_S), self._policy.deadline_s))
 
-    def pause_after(self, error: CallError) -> Flow[None]:
-        """The pause before the next attempt: exponential, with full jitter, so that many clients do not come at once.
+    def back_off(self, error: CallError) -> Steps[None]:
+        """Wait before the next attempt: exponentially, with full jitter, so that many clients do not come at once.
 
         Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog.
 
         Raises:
             CallError: ``error`` itself, if there is no attempt or no time left.
         """
-        pause = self._patience.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._failures))
+        seconds = self._policy.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures))
         self._failures += 1
-        if self._failures > self._patience.retries or self._patience.clock() + pause >= self._end:
+        if self._failures > self._policy.retries or self._policy.clock() + seconds >= self._end:
             raise error
-        yield Pause(pause)
+        yield Backoff(seconds)
 
-    def answered(self, call: Call) -> Flow[Any]:
-        """The reply to ``call``, after as many attempts as it takes."""
+    def response_to(self, call: Call) -> Steps[Any]:
+        """Return the response to ``call``, after as many attempts as it takes."""
         while True:
             try:
-                return (yield from self.attempt(call))
+                return (yield from self.send(call))
             except CallError as error:  # noqa: PERF203 - a network is slower
                 if not error.retryable:
                     raise
-                yield from self.pause_after(error)
+                yield from self.back_off(error)

@@ -11,8 +11,8 @@ from scripted_server import CONFIG, LABELS, SIZE, STREAM_CONFIG, Script, connect
 
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.request_steps import Flows
-from dfer_deploy.client.retry_policy import CONNECT_RETRIES, Patience
+from dfer_deploy.client.request_steps import ModelRequests
+from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy
 from dfer_deploy.client.served_model import served_model
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import DferDeployError
@@ -73,10 +73,10 @@ def test_another_configuration_is_refused(name: str, config: Any, said: str) -> 
     class Other(Script):
         def _answer(self, call: Call) -> Any:
             assert isinstance(call, ReadConfig)
-            return call.reply(config)
+            return call.response(config)
 
     with pytest.raises(DferDeployError) as refused:
-        Other()(Flows(parse_url("h:1"), name, Patience(60, 0)).connect())
+        Other()(ModelRequests(parse_url("h:1"), name, RetryPolicy(60, 0)).connect())
     assert said in str(refused.value)
 
 
@@ -114,7 +114,7 @@ def test_connecting_is_tried_less_often_than_asking() -> None:
 
     script = Away()
     with pytest.raises(CallError):
-        script(Flows(parse_url("h:1"), "dfer", Patience(60, 1000)).connect())
+        script(ModelRequests(parse_url("h:1"), "dfer", RetryPolicy(60, 1000)).connect())
     assert len(script.calls) == 1 + CONNECT_RETRIES
 
 

@@ -7,38 +7,38 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.client.calls import Attempt, ListModels, Pause
+from dfer_deploy.client.calls import Backoff, ListModels, Send
 from dfer_deploy.client.failures import CallError, Kind
-from dfer_deploy.client.retry_policy import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
+from dfer_deploy.client.retry_policy import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, RetryPolicy
 from dfer_deploy.errors import DferDeployError
 
 
 class Network:
-    """Performs a flow: every attempt takes ``attempt_s`` and fails as ``failures`` says, then the answer comes."""
+    """Performs steps: every attempt takes ``attempt_s`` and fails as ``failures`` says, then the answer comes."""
 
     def __init__(self, failures: Sequence[Kind], attempt_s: float = 0.0) -> None:
         self._failures, self._attempt_s = list(failures), attempt_s
-        self.now, self.pauses, self.timeouts = 100.0, [], []
+        self.now, self.backoffs, self.timeouts = 100.0, [], []
 
     def ask(self, deadline_s: float, retries: int, share: float = 1.0) -> str:
-        patience = Patience(deadline_s, retries, lambda: self.now, lambda low, high: low + share * (high - low))
-        flow = patience.question().answered(ListModels())
+        policy = RetryPolicy(deadline_s, retries, lambda: self.now, lambda low, high: low + share * (high - low))
+        steps = policy.start().response_to(ListModels())
         try:
-            step = next(flow)
+            step = next(steps)
             while True:
-                if isinstance(step, Pause):
-                    self.pauses.append(step.seconds)
+                if isinstance(step, Backoff):
+                    self.backoffs.append(step.seconds)
                     self.now += step.seconds
-                    step = flow.send(None)
+                    step = steps.send(None)
                     continue
-                assert isinstance(step, Attempt)
+                assert isinstance(step, Send)
                 assert step.deadline_s == deadline_s
                 self.timeouts.append(step.timeout_s)
                 self.now += self._attempt_s
                 if self._failures:
-                    step = flow.throw(CallError("it failed", self._failures.pop(0)))
+                    step = steps.throw(CallError("it failed", self._failures.pop(0)))
                 else:
-                    step = flow.send("answer")
+                    step = steps.send("answer")
         except StopIteration as done:
             return done.value
 
@@ -47,7 +47,7 @@ class Network:
 def test_what_may_pass_is_tried_again(kind: Kind) -> None:
     network = Network([kind] * 3)
     assert network.ask(60, 3) == "answer"
-    assert network.pauses == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
+    assert network.backoffs == [FIRST_BACKOFF_S, 2 * FIRST_BACKOFF_S, 4 * FIRST_BACKOFF_S]
 
 
 @pytest.mark.parametrize("kind", ["refused", "late", "absent"])
@@ -65,14 +65,14 @@ def test_no_more_retries_than_allowed() -> None:
     assert len(network.timeouts) == 3
 
 
-def test_pauses_are_drawn_between_zero_and_a_limit_that_grows_up_to_a_bound() -> None:
+def test_backoffs_are_drawn_between_zero_and_a_limit_that_grows_up_to_a_bound() -> None:
     network = Network(["unreachable"] * 8)
     network.ask(60, 8, share=0.5)
-    assert network.pauses[0] == FIRST_PAUSE_S / 2
-    assert network.pauses[-1] == LONGEST_PAUSE_S / 2
+    assert network.backoffs[0] == FIRST_BACKOFF_S / 2
+    assert network.backoffs[-1] == LONGEST_BACKOFF_S / 2
 
 
-def test_attempts_and_pauses_share_one_deadline() -> None:
+def test_attempts_and_backoffs_share_one_deadline() -> None:
     network = Network(["unreachable"] * 100, attempt_s=1.0)
     with pytest.raises(CallError):
         network.ask(10, 100)
@@ -87,4 +87,4 @@ def test_attempts_and_pauses_share_one_deadline() -> None:
 )
 def test_numbers_out_of_range(deadline_s: Any, retries: Any) -> None:
     with pytest.raises(DferDeployError, match="expected"):
-        Patience(deadline_s, retries)
+        RetryPolicy(deadline_s, retries)

@@ -11,8 +11,8 @@ from scripted_server import SIZE, STREAM_CONFIG, Script, connected
 from dfer_deploy import IncompatibleServerError
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.retry_policy import Patience
-from dfer_deploy.client.streams import StreamFlows
+from dfer_deploy.client.retry_policy import RetryPolicy
+from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.inference.answers import StreamAnswer
 
@@ -29,7 +29,7 @@ def failing(numbers: set[int], kind: Any) -> Script:
     return Script(fail)
 
 
-def pushed(script: Script, stream: StreamFlows, numbers: range) -> list[StreamAnswer]:
+def pushed(script: Script, stream: StreamRequests, numbers: range) -> list[StreamAnswer]:
     return [script(stream.push(frame(number))) for number in numbers]
 
 
@@ -43,7 +43,7 @@ def check(answer: StreamAnswer, last: int, encoder: int = 1) -> None:
 
 def test_a_stream_sends_each_frame_once_and_remembers_fifteen() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     for number, answer in enumerate(pushed(script, stream, range(40))):
         check(answer, number)
         assert not answer.resumed
@@ -60,7 +60,7 @@ def test_a_stream_sends_each_frame_once_and_remembers_fifteen() -> None:
 
 def test_encoded_images_and_frames_may_alternate(tmp_path: Any) -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     path = tmp_path / "image"
     path.write_bytes(bytes([2]))
     pushed(script, stream, range(1))
@@ -77,7 +77,7 @@ def test_encoded_images_and_frames_may_alternate(tmp_path: Any) -> None:
 @pytest.mark.parametrize("kind", ["unreachable", "full"])
 def test_a_request_that_failed_is_sent_again_as_it_was(kind: Any) -> None:
     script = failing({3, 5, 6}, kind)
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     for number, answer in enumerate(pushed(script, stream, range(5))):
         check(answer, number)
         assert not answer.resumed
@@ -88,7 +88,7 @@ def test_a_request_that_failed_is_sent_again_as_it_was(kind: Any) -> None:
 @pytest.mark.parametrize("following", [2, 7])
 def test_a_failed_push_leaves_the_stream_as_it_was(kind: Any, following: int) -> None:
     script = failing(set(range(3, 100)), kind)
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(2))
     with pytest.raises(CallError):
         script(stream.push(frame(2)))
@@ -100,7 +100,7 @@ def test_a_failed_push_leaves_the_stream_as_it_was(kind: Any, following: int) ->
 
 def test_a_push_is_not_tried_for_ever() -> None:
     script = failing(set(range(2, 100)), "unreachable")
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
     with pytest.raises(CallError):
         script(stream.push(frame(1)))
@@ -110,7 +110,7 @@ def test_a_push_is_not_tried_for_ever() -> None:
 @pytest.mark.parametrize("before", [1, 7, 40])
 def test_another_encoder_encodes_the_window_again(before: int) -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(before))
     script.encoder = lambda number: 9
     answer = script(stream.push(frame(before)))
@@ -126,7 +126,7 @@ def test_servers_of_two_versions_in_turn_give_no_mixed_answer() -> None:
     at_random = np.random.default_rng(0).integers(1, 4, 10_000).tolist()
     for order in ((1, 2), (1, 1, 2), (1, 2, 3), at_random):
         script = Script(encoder=lambda number, order=order: order[number % len(order)])
-        stream = StreamFlows(connected(script, retries=20))
+        stream = StreamRequests(connected(script, retries=20))
         for number in range(30):
             answer = script(stream.push(frame(number)))
             check(answer, number, encoder=round(list(answer.logits.values())[1]))
@@ -134,7 +134,7 @@ def test_servers_of_two_versions_in_turn_give_no_mixed_answer() -> None:
 
 def test_a_window_whose_parts_two_encoders_made_is_not_used() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(20))
     # The old encoder is gone; while the window is encoded, one of its requests is answered by a third.
     script.encoder = lambda number: 3 if number == 25 else 2
@@ -145,7 +145,7 @@ def test_a_window_whose_parts_two_encoders_made_is_not_used() -> None:
 
 def test_servers_that_never_agree_are_an_error_and_not_asked_for_ever() -> None:
     script = Script(encoder=lambda number: number)
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
     with pytest.raises(CallError, match="servers of different weights answer at grpc://host:1 in turn") as mixed:
         script(stream.push(frame(1)))
@@ -158,7 +158,7 @@ def test_servers_that_never_agree_are_an_error_and_not_asked_for_ever() -> None:
 
 def test_a_cancelled_push_leaves_the_stream_as_it_was() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(3))
     cancelled = stream.push(frame(3))
     next(cancelled)
@@ -168,7 +168,7 @@ def test_a_cancelled_push_leaves_the_stream_as_it_was() -> None:
 
 def test_two_pushes_at_the_same_time_are_refused() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
     first = stream.push(frame(1))
     next(first)
@@ -180,7 +180,7 @@ def test_two_pushes_at_the_same_time_are_refused() -> None:
 
 def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(2))
     asked = len(script.calls)
     for _ in range(2):
@@ -200,7 +200,7 @@ def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
 )
 def test_what_is_no_frame_is_refused_and_not_sent(given: Any) -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     with pytest.raises(DferDeployError):
         script(stream.push(given))
     assert script.infers == []
@@ -209,7 +209,7 @@ def test_what_is_no_frame_is_refused_and_not_sent(given: Any) -> None:
 
 def test_the_callers_array_may_be_written_again() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     image = frame(0)
     for number in range(3):
         image[:] = number
@@ -230,7 +230,7 @@ def test_a_server_that_keeps_the_state_of_streams_is_of_another_version(inputs: 
             return super()._answer(call)
 
     script = Old()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     with pytest.raises(IncompatibleServerError, match="export the checkpoint again"):
         script(stream.push(frame(0)))
     assert script.infers == []
@@ -247,7 +247,7 @@ def test_a_server_answer_of_another_shape_is_refused(output: int, change: Any) -
 
     script = Wrong()
     with pytest.raises(DferDeployError, match=("logits", "probabilities", "frame_features", "encoder_id")[output]):
-        script(StreamFlows(connected(script)).push(frame(0)))
+        script(StreamRequests(connected(script)).push(frame(0)))
 
 
 def test_one_deadline_holds_for_all_requests_of_a_push_and_the_next_push_goes_on_from_there() -> None:
@@ -262,9 +262,9 @@ def test_one_deadline_holds_for_all_requests_of_a_push_and_the_next_push_goes_on
             return super()._answer(call)
 
     script = Slow()
-    flows = connected(script)
-    flows._patience = Patience(2, 20, clock=lambda: now[0])
-    stream = StreamFlows(flows)
+    requests = connected(script)
+    requests._policy = RetryPolicy(2, 20, clock=lambda: now[0])
+    stream = StreamRequests(requests)
     pushed(script, stream, range(20))
     script.encoder = lambda number: 2
     with pytest.raises(CallError) as late:
@@ -286,10 +286,10 @@ def test_after_a_rollout_the_class_names_are_those_of_the_new_server() -> None:
             return answer
 
     script = Renamed()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     assert list(pushed(script, stream, range(2))[-1].logits) == ["calm", "anger: loud"]
     script.encoder, Renamed.names = lambda number: 2, ("anger: loud", "calm")
-    other = StreamFlows(stream._flows)  # a new stream has nothing to resume
+    other = StreamRequests(stream._requests)  # a new stream has nothing to resume
     for number in (2, 3):
         assert list(script(other.push(frame(number))).logits) == ["anger: loud", "calm"]
     assert list(script(stream.push(frame(2))).logits) == ["anger: loud", "calm"]
@@ -299,7 +299,7 @@ def test_after_a_rollout_the_class_names_are_those_of_the_new_server() -> None:
 
 def test_where_the_features_of_two_encoders_are_known_the_last_answers_is_asked_first() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(3))
     script.encoder = lambda number: 2
     script(stream.push(frame(3)))
@@ -318,6 +318,6 @@ def test_a_stream_that_is_closed_while_a_push_waits_keeps_nothing() -> None:
             return super()._streamed(call)
 
     script = Closing()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     check(pushed(script, stream, range(3))[-1], 2)
     assert stream._recent == ()
