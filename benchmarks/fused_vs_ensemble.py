@@ -24,6 +24,7 @@ from google.protobuf import text_format
 from random_model import exported, random_checkpoint
 from tritonclient.grpc import model_config_pb2
 
+from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import progress_bar, table
@@ -143,7 +144,8 @@ def add_fused_model(bundle: Bundle, fused: Path, repository: Path) -> str:
     folder = repository / config.name / "1"
     folder.mkdir(parents=True)
     shutil.copy(fused, folder / "model.onnx")
-    shutil.copy(source / "model.py", folder)
+    for name in triton_models.onnx_model_sources():
+        shutil.copy(source / name, folder)
     (folder.parent / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
     return str(config.name)
 

@@ -5,7 +5,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dfer_deploy.errors import DferDeployError, missing_package
+from dfer_deploy.errors import (
+    BundleError,
+    CallError,
+    CheckpointError,
+    ClipError,
+    DeadlineExceededError,
+    DferDeployError,
+    EngineError,
+    IncompatibleServerError,
+    MissingExtraError,
+    MixedServersError,
+    ModelNotFoundError,
+    OutputError,
+    QueueFullError,
+    RequestRefusedError,
+    ResultError,
+    RuntimeUnavailableError,
+    ServerError,
+    ServerUnavailableError,
+    SettingError,
+    TrainingError,
+    missing_package,
+)
 
 if TYPE_CHECKING:
     from dfer_deploy.api.bench_bundle import BenchOptions, bench_bundle
@@ -17,17 +39,15 @@ if TYPE_CHECKING:
     from dfer_deploy.api.verify_bundle import verify_bundle
     from dfer_deploy.api.verify_options import VerifyOptions
     from dfer_deploy.bundles.engine_records import BuildOptions
-    from dfer_deploy.client import AsyncClient, CallError, Client, IncompatibleServerError
+    from dfer_deploy.client import AsyncClient, Client
     from dfer_deploy.export.pipeline import ExportOptions
 
 _PLACES = {
     "AsyncClient": "client",
     "BenchOptions": "api.bench_bundle",
     "BuildOptions": "bundles.engine_records",
-    "CallError": "client",
     "Client": "client",
     "ExportOptions": "export.pipeline",
-    "IncompatibleServerError": "client",
     "VerifyOptions": "api.verify_options",
     "bench_bundle": "api.bench_bundle",
     "build_engines": "api.build_engines",
@@ -42,11 +62,28 @@ __all__ = [
     "AsyncClient",
     "BenchOptions",
     "BuildOptions",
+    "BundleError",
     "CallError",
+    "CheckpointError",
     "Client",
+    "ClipError",
+    "DeadlineExceededError",
     "DferDeployError",
+    "EngineError",
     "ExportOptions",
     "IncompatibleServerError",
+    "MissingExtraError",
+    "MixedServersError",
+    "ModelNotFoundError",
+    "OutputError",
+    "QueueFullError",
+    "RequestRefusedError",
+    "ResultError",
+    "RuntimeUnavailableError",
+    "ServerError",
+    "ServerUnavailableError",
+    "SettingError",
+    "TrainingError",
     "VerifyOptions",
     "__version__",
     "bench_bundle",

@@ -9,7 +9,14 @@ DferDeployError                 error
 │   └── EngineError             engine           a TensorRT engine cannot be built, read or run
 ├── RuntimeUnavailableError     runtime          what should run the graphs does not run here
 ├── ServerError                 server           a server cannot be installed, started or measured
-├── CallError                   (seven codes)    a request got no answer; see ``client.failures``
+├── CallError                   call             a request got no answer
+│   ├── ServerUnavailableError  unavailable      no connection, or it broke before the answer
+│   ├── QueueFullError          queue_full       the server's queue is full
+│   ├── DeadlineExceededError   deadline_exceeded
+│   ├── ModelNotFoundError      model_not_found  the server has no such model
+│   ├── MixedServersError       mixed_servers    servers of different weights answer a stream in turn
+│   └── RequestRefusedError     refused          the same request would be refused again
+│       └── IncompatibleServerError  incompatible_server
 ├── ResultError                 result           a file of results or limits cannot be read
 ├── TrainingError               training         a recipe, a data set or a run cannot be used
 └── OutputError                 output           something cannot be written
@@ -88,6 +95,66 @@ class ServerError(DferDeployError):
     """A server cannot be installed, started or measured."""
 
     code = "server"
+
+
+class CallError(DferDeployError):
+    """A request got no answer.
+
+    Attributes:
+        retryable: whether the same request may succeed a little later.
+    """
+
+    code = "call"
+    retryable = False
+
+
+class ServerUnavailableError(CallError):
+    """There is no connection to the server, or it broke before the answer."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class QueueFullError(CallError):
+    """The server's queue is full.
+
+    The server refused at once, before any work, and asks for a later attempt (gRPC's UNAVAILABLE, HTTP's 503); backoff
+    that grows and differs between clients lets it recover.
+    """
+
+    code = "queue_full"
+    retryable = True
+
+
+class DeadlineExceededError(CallError):
+    """The server did not answer within the deadline."""
+
+    code = "deadline_exceeded"
+
+
+class ModelNotFoundError(CallError):
+    """The server has no such model."""
+
+    code = "model_not_found"
+
+
+class MixedServersError(CallError):
+    """Servers of different weights answer in turn, so a stream cannot go on."""
+
+    code = "mixed_servers"
+    retryable = True
+
+
+class RequestRefusedError(CallError):
+    """The server, or the client itself, would refuse the same request again."""
+
+    code = "refused"
+
+
+class IncompatibleServerError(RequestRefusedError):
+    """A server of another version of dfer-deploy, or of another model than when the client connected."""
+
+    code = "incompatible_server"
 
 
 class ResultError(DferDeployError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dfer_deploy
+from dfer_deploy import DferDeployError, errors
 from dfer_deploy.api.bench_bundle import BenchOptions
 from dfer_deploy.api.build_engines import BuildResult
 from dfer_deploy.api.evaluate_checkpoint import EvaluationResult
@@ -74,7 +75,9 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
         Comparison,
     ),
     "Measurement": (dfer_deploy.bench_bundle, BenchOptions, BenchResult, Regression),
-    "Errors": (dfer_deploy.DferDeployError, dfer_deploy.CallError, dfer_deploy.IncompatibleServerError),
+    "Errors": tuple(
+        error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)
+    ),
 }
 
 
@@ -89,6 +92,9 @@ def page() -> str:
 
 def _entry(item: Any) -> str:
     lines = [f"### {item.__name__}\n"]
+    if isinstance(item, type) and issubclass(item, DferDeployError):
+        parents = ", ".join(f"`{base.__name__}`" for base in item.__bases__ if base is not Exception)
+        lines.append(f"Code `{item.code}`." + (f" A {parents}." if parents else "") + "\n")
     if not isinstance(item, type):
         return "\n".join([*lines, _signature(item.__name__, item), _markdown(item.__doc__)])
     if not issubclass(item, Exception):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfer_deploy.clips.drawn import drawn_clips
+from dfer_deploy.clips.sampling import padded
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.layers import localise
 from dfer_deploy.metrics import softmax
@@ -114,9 +115,9 @@ def check_window(path: Path, spec: GraphSpec, encoder_id: int) -> None:
     random = np.random.default_rng(0)
     newest = random.standard_normal((len(counts), 1, width)).astype(np.float32)
     before = random.standard_normal((len(counts), earlier, width)).astype(np.float32)
-    expected = np.repeat(newest, earlier + 1, axis=1)
-    for row, count in enumerate(np.clip(counts, 0, earlier)):
-        expected[row, :count] = before[row, :count]
+    used = np.clip(counts, 0, earlier).tolist()
+    expected = [padded([*before[row, :count], newest[row, 0]], earlier + 1) for row, count in enumerate(used)]
+    for row, count in enumerate(used):
         before[row, count:] = np.nan  # a client need not fill what is not used
     feeds = dict(zip((tensor.name for tensor in spec.inputs), (newest, before, counts[:, None]), strict=True))
     window, ids = open_session(path, 1).run([tensor.name for tensor in spec.outputs], feeds)

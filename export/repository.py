@@ -193,7 +193,7 @@ def _python_files(contract: Contract, target: Target) -> dict[str, dict[str, str
     code = {contract.preprocess.name: triton_models.preprocess_sources()}
     if target == "embedded":
         for graph in (contract.image_encoder, contract.temporal_head, contract.window):
-            code[graph.name] = {"model.py": triton_models.onnx_model_source()}
+            code[graph.name] = triton_models.onnx_model_sources()
     return code
 
 

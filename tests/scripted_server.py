@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dfer_deploy.client.calls import Call, Flow, Infer, ListModels, Pause, ReadConfig
-from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import Flows
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.calls import Backoff, Call, Infer, ListModels, ReadConfig, Steps
+from dfer_deploy.client.request_steps import ModelRequests
+from dfer_deploy.client.retry_policy import RetryPolicy
+from dfer_deploy.errors import CallError, RequestRefusedError
 from dfer_deploy.triton.address import parse_url
 
 SIZE, LABELS = 8, ("calm", "anger: loud")
@@ -49,20 +49,20 @@ class Script:
         self.timeouts: list[float] = []
         self.fail = fail
 
-    def __call__(self, flow: Flow[Any]) -> Any:
+    def __call__(self, steps: Steps[Any]) -> Any:
         try:
-            step = next(flow)
+            step = next(steps)
             while True:
-                if isinstance(step, Pause):
-                    step = flow.send(None)
+                if isinstance(step, Backoff):
+                    step = steps.send(None)
                     continue
                 self.timeouts.append(step.timeout_s)
                 try:
                     answer = self._answer(step.call)
                 except CallError as error:
-                    step = flow.throw(error)
+                    step = steps.throw(error)
                 else:
-                    step = flow.send(answer)
+                    step = steps.send(answer)
         except StopIteration as done:
             return done.value
 
@@ -76,7 +76,7 @@ class Script:
         if isinstance(call, ReadConfig):
             return STREAM_CONFIG if call.model == "dfer_stream" else CONFIG
         if isinstance(call, ListModels):
-            raise CallError("restricted", "refused")
+            raise RequestRefusedError("restricted")
         assert isinstance(call, Infer)
         if call.class_count:
             return [np.array([[b"0.9:1:anger: loud", b"0.1:0:calm"]], object)]
@@ -103,7 +103,7 @@ class Script:
         return [means, means, features[:, None], np.full((len(images), 1), encoder, np.int32)]
 
 
-def connected(script: Script, url: str = "grpc://host:1", *, retries: int = 3) -> Flows:
-    flows = Flows(parse_url(url), "dfer", Patience(60, retries))
-    script(flows.connect())
-    return flows
+def connected(script: Script, url: str = "grpc://host:1", *, retries: int = 3) -> ModelRequests:
+    requests = ModelRequests(parse_url(url), "dfer", RetryPolicy(60, retries))
+    script(requests.connect())
+    return requests

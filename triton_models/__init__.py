@@ -18,9 +18,9 @@ def config_template(*path: str) -> str:
     return _text(*path)
 
 
-def onnx_model_source() -> str:
-    """The source of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
-    return _text("onnx_model", "model.py")
+def onnx_model_sources() -> dict[str, str]:
+    """The files, by name, of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
+    return {"model.py": _text("onnx_model", "model.py"), "model_requests.py": _text("model_requests.py")}
 
 
 def preprocess_sources() -> dict[str, str]:
@@ -28,6 +28,7 @@ def preprocess_sources() -> dict[str, str]:
     decoding = resources.files("dfer_deploy.clips").joinpath("image_decoding.py")
     return {
         "model.py": _text("preprocess", "model.py"),
+        "model_requests.py": _text("model_requests.py"),
         "image_decoding.py": decoding.read_text(encoding="utf-8"),
     }
 

@@ -14,7 +14,7 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Answer, StreamAnswer
 from dfer_deploy.client.blocking import ClipBatch, OneClip
-from dfer_deploy.client.flows import EncodedImage, EncodedImages, image_bytes
+from dfer_deploy.client.request_steps import EncodedImage, EncodedImages, image_bytes
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, upright_rgb
 from dfer_deploy.clips.reading import MAX_PIXELS, Clip

@@ -9,15 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from dfer_deploy.client.blocking import Client, ClipBatch, Faces, OneClip
-from dfer_deploy.client.calls import Flow
+from dfer_deploy.client.blocking import Client, ClipBatch, OneClip
+from dfer_deploy.client.calls import Steps
 from dfer_deploy.client.connection import AsyncConnection
-from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows, not_connected
-from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
-from dfer_deploy.client.streams import StreamFlows
+from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, ModelRequests, not_connected
+from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, RetryPolicy
+from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.inference.answers import Answer, StreamAnswer
+from dfer_deploy.inference.video_windows import Faces
 from dfer_deploy.inference.windows import DEFAULT_STRIDE, Window
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import parse_url
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(ConnectedModel):
-    """As :class:`~dfer_deploy.client.blocking.Client`, with coroutines. Questions may be asked at the same time.
+    """As :class:`~dfer_deploy.client.blocking.Client`, with coroutines. Requests may be sent at the same time.
 
     Example:
         >>> async with AsyncClient("grpc://127.0.0.1:8001") as client:
@@ -47,7 +48,7 @@ class AsyncClient(ConnectedModel):
             DferDeployError: an argument is out of range.
         """
         self._url = url
-        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries))
+        self._requests = ModelRequests(parse_url(url), model, RetryPolicy(deadline_s, retries))
         self._connection: AsyncConnection | None = None
 
     async def connect(self) -> None:
@@ -56,10 +57,10 @@ class AsyncClient(ConnectedModel):
         Raises:
             DferDeployError: no server answers there, or it has no such model.
         """
-        self._connection = AsyncConnection(self._flows.address)
+        self._connection = AsyncConnection(self._requests.address)
         try:
-            await self.run(self._flows.connect())
-            await self.run(self._flows.labels())
+            await self.run(self._requests.connect())
+            await self.run(self._requests.labels())
         except BaseException:
             await self._connection.close()
             raise
@@ -67,7 +68,7 @@ class AsyncClient(ConnectedModel):
     @property
     def labels(self) -> tuple[str, ...]:
         """The class names in the order of the logits."""
-        return self._flows.known_labels
+        return self._requests.known_labels
 
     @overload
     async def predict(self, clip: OneClip | EncodedImages) -> Answer: ...
@@ -75,7 +76,7 @@ class AsyncClient(ConnectedModel):
     async def predict(self, clip: ClipBatch) -> list[Answer]: ...
     async def predict(self, clip: Any) -> Any:
         """As ``Client.predict``."""
-        return await self.run(self._flows.answer(clip))
+        return await self.run(self._requests.answer(clip))
 
     async def predict_video(
         self,
@@ -86,11 +87,11 @@ class AsyncClient(ConnectedModel):
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> AsyncIterator[Window]:
-        """As ``Client.predict_video``. Decoding, detection and the questions run in threads beside the event loop."""
-        patience, address, model = self._flows.patience, self._flows.address, self._flows.model.name
+        """As ``Client.predict_video``. Decoding, detection and the requests run in threads beside the event loop."""
+        policy, address, model = self._requests.policy, self._requests.address, self._requests.model.name
 
         def windows() -> Generator[Window, None, None]:
-            with Client(str(address), model, deadline_s=patience.deadline_s, retries=patience.retries) as client:
+            with Client(str(address), model, deadline_s=policy.deadline_s, retries=policy.retries) as client:
                 yield from client.predict_video(path, interval_s=interval_s, stride=stride, faces=faces, margin=margin)
 
         # Everything happens in the thread, the closing too: after the step that it may be at, while nobody waits.
@@ -105,25 +106,25 @@ class AsyncClient(ConnectedModel):
 
     def stream(self) -> AsyncStream:
         """As ``Client.stream``: ``async with client.stream() as stream: await stream.push(frame)``."""
-        return AsyncStream(self, StreamFlows(self._flows))
+        return AsyncStream(self, StreamRequests(self._requests))
 
     async def encode(self, frames: Frames) -> Float32:
         """As ``Client.encode``."""
-        return await self.run(self._flows.encode(frames))
+        return await self.run(self._requests.encode(frames))
 
     async def classify(self, frame_features: Float32) -> Prediction:
         """As ``Client.classify``."""
-        return await self.run(self._flows.classify(frame_features))
+        return await self.run(self._requests.classify(frame_features))
 
     async def predict_frames(self, frames: Frames) -> Prediction:
         """As ``Client.predict_frames``."""
-        return await self.run(self._flows.predict(frames))
+        return await self.run(self._requests.predict(frames))
 
-    async def run(self, flow: Flow[T]) -> T:
-        """Performs the steps of a flow (see ``flows.py``)."""
+    async def run(self, steps: Steps[T]) -> T:
+        """Performs steps of ``request_steps.py``, and returns their result."""
         if self._connection is None:
             raise not_connected()
-        return await self._connection.run(flow)
+        return await self._connection.run(steps)
 
     async def close(self) -> None:
         """As ``Client.close``."""
@@ -144,16 +145,16 @@ class AsyncClient(ConnectedModel):
 class AsyncStream:
     """As ``Stream``, with coroutines. One push at a time: frames have an order."""
 
-    def __init__(self, client: AsyncClient, flows: StreamFlows) -> None:
-        self._client, self._flows = client, flows
+    def __init__(self, client: AsyncClient, requests: StreamRequests) -> None:
+        self._client, self._requests = client, requests
 
     async def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
         """As ``Stream.push``."""
-        return await self._client.run(self._flows.push(frame))
+        return await self._client.run(self._requests.push(frame))
 
     async def close(self) -> None:
         """As ``Stream.close``."""
-        self._flows.close()
+        self._requests.close()
 
     async def __aenter__(self) -> AsyncStream:
         return self

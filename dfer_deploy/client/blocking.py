@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from dfer_deploy.client.calls import Flow
+from dfer_deploy.client.calls import Steps
 from dfer_deploy.client.connection import Connection
-from dfer_deploy.client.flows import ConnectedModel, EncodedImage, EncodedImages, Flows
-from dfer_deploy.client.patience import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, Patience
-from dfer_deploy.client.streams import StreamFlows
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, ModelRequests
+from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, RetryPolicy
+from dfer_deploy.client.streams import StreamRequests
+from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import DferDeployError
 from dfer_deploy.inference.answers import Answer, StreamAnswer
-from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
+from dfer_deploy.inference.video_windows import Faces, VideoWindows, video_windows
+from dfer_deploy.inference.windows import DEFAULT_STRIDE
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import Address, parse_url
 
 T = TypeVar("T")
 P = TypeVar("P", bound="ServedPredictor")
-
-Faces = FaceDetector | Literal["centerface", "none"]
-"""What finds the faces of a video; ``none`` where the picture is a cropped face."""
 
 OneClip = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
 """uint8 [T, S, S, 3]."""
@@ -38,9 +34,9 @@ ClipBatch = np.ndarray[tuple[int, int, int, int, int], np.dtype[np.uint8]]
 class Client(ConnectedModel):
     """Asks a served model. For use by several threads.
 
-    Attempts that failed because the server is away, full or was restarted are repeated, with pauses that grow, until
-    the retries or the deadline are used up; what the server refused is not. Where there is no answer, the error is a
-    ``CallError``, whose ``kind`` says why.
+    Requests that failed because the server is away, full or was restarted are sent again, with exponential backoff,
+    until the retries or the deadline are used up; what the server refused is not. Where there is no answer, the error
+    is a ``CallError``, whose class and ``code`` say why.
 
     Example:
         >>> with Client("grpc://127.0.0.1:8001") as client:
@@ -61,18 +57,18 @@ class Client(ConnectedModel):
         Args:
             url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
             model: the ensemble's name.
-            deadline_s: for every question with all its attempts. gRPC sends it along, so that the server does not work
+            deadline_s: for every request with all its retries. gRPC sends it along, so that the server does not work
                 for nobody.
-            retries: attempts after the first, with pauses that grow to 2 s. The default ones last about 16 s, longer
+            retries: after the first attempt, with a backoff that grows to 2 s. The default ones last about 16 s, longer
                 than a server's restart. Connecting has at most 5.
 
         Raises:
             DferDeployError: an argument is out of range, no server answers there, or it has no such model.
         """
-        self._flows = Flows(parse_url(url), model, Patience(deadline_s, retries))
-        self._connection = Connection(self._flows.address)
+        self._requests = ModelRequests(parse_url(url), model, RetryPolicy(deadline_s, retries))
+        self._connection = Connection(self._requests.address)
         try:
-            self.run(self._flows.connect())
+            self.run(self._requests.connect())
         except BaseException:
             self._connection.close()
             raise
@@ -80,7 +76,7 @@ class Client(ConnectedModel):
     @property
     def address(self) -> Address:
         """Of the server."""
-        return self._flows.address
+        return self._requests.address
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -89,7 +85,7 @@ class Client(ConnectedModel):
         Raises:
             DferDeployError: the server knows no label for a class.
         """
-        return self.run(self._flows.labels())
+        return self.run(self._requests.labels())
 
     @overload
     def predict(self, clip: OneClip | EncodedImages) -> Answer: ...
@@ -113,7 +109,7 @@ class Client(ConnectedModel):
         Raises:
             DferDeployError: there is no answer, with the reason.
         """
-        return self.run(self._flows.answer(clip))
+        return self.run(self._requests.answer(clip))
 
     def predict_video(
         self,
@@ -123,7 +119,7 @@ class Client(ConnectedModel):
         stride: int = DEFAULT_STRIDE,
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
-    ) -> Iterator[Window]:
+    ) -> VideoWindows:
         """Windows of 16 frames over a whole video, each frame encoded once by the server.
 
         Args:
@@ -137,38 +133,37 @@ class Client(ConnectedModel):
         Raises:
             DferDeployError: the video cannot be read, the extra is missing, or there is no answer.
         """
-        if interval_s is None:
-            interval_s = self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S
-        return windows_of_video(
-            Path(path),
+        return video_windows(
+            path,
             ServedPredictor(self),
             self.image_size,
-            labels=self.labels,
+            self.labels,
+            known_interval_s=self.frame_interval_s,
             interval_s=interval_s,
             stride=stride,
-            detector=_detector(faces),
+            faces=faces,
             margin=margin,
         )
 
     def stream(self) -> Stream:
         """Open a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``."""
-        return Stream(self, StreamFlows(self._flows))
+        return Stream(self, StreamRequests(self._requests))
 
     def encode(self, frames: Frames) -> Float32:
         """The image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
-        return self.run(self._flows.encode(frames))
+        return self.run(self._requests.encode(frames))
 
     def classify(self, frame_features: Float32) -> Prediction:
         """The temporal head alone: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
-        return self.run(self._flows.classify(frame_features))
+        return self.run(self._requests.classify(frame_features))
 
     def predict_frames(self, frames: Frames) -> Prediction:
         """The ensemble on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16: nothing is padded or sampled."""
-        return self.run(self._flows.predict(frames))
+        return self.run(self._requests.predict(frames))
 
-    def run(self, flow: Flow[T]) -> T:
-        """Performs the steps of a flow (see ``flows.py``)."""
-        return self._connection.run(flow)
+    def run(self, steps: Steps[T]) -> T:
+        """Performs steps of ``request_steps.py``, and returns their result."""
+        return self._connection.run(steps)
 
     def close(self) -> None:
         """Closes the connection. Can be repeated."""
@@ -190,8 +185,8 @@ class Stream:
     the next frame is answered, also after a restart.
     """
 
-    def __init__(self, client: Client, flows: StreamFlows) -> None:
-        self._client, self._flows = client, flows
+    def __init__(self, client: Client, requests: StreamRequests) -> None:
+        self._client, self._requests = client, requests
 
     def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
         """Send the next frame.
@@ -209,11 +204,11 @@ class Stream:
             DferDeployError: there was no answer within the deadline and the retries, the model takes no such frame,
                 or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
         """
-        return self._client.run(self._flows.push(frame))
+        return self._client.run(self._requests.push(frame))
 
     def close(self) -> None:
         """Forget the frames. Can be repeated."""
-        self._flows.close()
+        self._requests.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -222,17 +217,6 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _detector(faces: Faces) -> FaceDetector | None:
-    if not isinstance(faces, str):
-        return faces
-    if faces not in (*DETECTORS, "none"):
-        raise DferDeployError(f"faces is {faces!r}, expected {', '.join(map(repr, DETECTORS))}, 'none' or a detector")
-    try:
-        return None if faces == "none" else open_detector(faces)
-    except DferDeployError as error:
-        raise DferDeployError(f"{error}; or give faces='none' if the video shows one cropped face") from error
 
 
 class ServedPredictor:

@@ -1,8 +1,8 @@
 """The calls of a client as data, so that a blocking and an asynchronous client perform the same ones.
 
-What a client does is written once, as generators (``flows.py``) that yield attempts of calls and pauses, and get the
-replies sent back. Neither input nor output happens there; ``connection.py`` performs them. (httpx does the same for
-authentication, ``sync_auth_flow`` and ``async_auth_flow``.)
+What a client does is written once, as generators (``request_steps.py``) that yield calls to send and backoffs to wait
+for, and get the responses sent back. Neither input nor output happens there; ``connection.py`` performs them. (httpx
+does the same for authentication, ``sync_auth_flow`` and ``async_auth_flow``.)
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Call(Protocol):
         """The method of ``library``'s client to call, and its keyword arguments."""
         ...
 
-    def reply(self, raw: Any) -> Any:
+    def response(self, raw: Any) -> Any:
         """What the method returned, in a form that does not depend on the library."""
         ...
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """Perform the call now, within ``timeout_s``: what is left of its question's ``deadline_s``."""
+class Send:
+    """Send the call now, and wait ``timeout_s`` for the response: what is left of the request's ``deadline_s``."""
 
     call: Call
     timeout_s: float
@@ -48,13 +48,13 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Pause:
+class Backoff:
     """Wait before the next step."""
 
     seconds: float
 
 
-Flow = Generator[Attempt | Pause, Any, T]
+Steps = Generator[Send | Backoff, Any, T]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Infer:
         }
         return "infer", arguments | _limit(scheme, timeout_s)
 
-    def reply(self, raw: Any) -> list[Any]:
+    def response(self, raw: Any) -> list[Any]:
         """One array for each output, None where the server gave none."""
         return [raw.as_numpy(output) for output in self.outputs]
 
@@ -101,7 +101,7 @@ class ReadConfig:
         json_form = {"as_json": True} if scheme == "grpc" else {}
         return "get_model_config", {"model_name": self.model, **json_form, **_limit(scheme, timeout_s)}
 
-    def reply(self, raw: Any) -> Any:
+    def response(self, raw: Any) -> Any:
         return raw.get("config", raw) if isinstance(raw, Mapping) else raw
 
 
@@ -114,7 +114,7 @@ class ListModels:
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
         return "get_model_repository_index", _limit(scheme, timeout_s)
 
-    def reply(self, raw: Any) -> list[str]:
+    def response(self, raw: Any) -> list[str]:
         entries = raw if isinstance(raw, list) else [{"name": model.name} for model in raw.models]
         return sorted({str(entry["name"]) for entry in entries})
 

@@ -12,14 +12,15 @@ import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from dfer_deploy.client.calls import Attempt, Flow, Pause
-from dfer_deploy.client.failures import CallError, Failures
+from dfer_deploy.client.calls import Backoff, Send, Steps
+from dfer_deploy.client.failures import Failures
+from dfer_deploy.errors import CallError, DeadlineExceededError, RequestRefusedError
 from dfer_deploy.triton.address import Address, channel_options
 
 T = TypeVar("T")
 
 _LONGEST_S = 86_400.0
-"""For the libraries' own timeouts over HTTP; every attempt has its limit from outside."""
+"""For the libraries' own timeouts over HTTP; every request has its limit from outside."""
 
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -55,30 +56,30 @@ class Connection:
             self._http = _on_loop(self._loop, _opened(address))
             self._abandoned = weakref.finalize(self, _close_later, self._process, self._loop, self._http)
 
-    def run(self, flow: Flow[T]) -> T:
-        """Performs every step of ``flow`` and returns its result.
+    def run(self, steps: Steps[T]) -> T:
+        """Performs every step of ``steps`` and returns their result.
 
         Raises:
-            DferDeployError: what the flow raises.
+            DferDeployError: what the steps raise.
         """
         try:
-            step = next(flow)
+            step = next(steps)
             while True:
-                if isinstance(step, Pause):
+                if isinstance(step, Backoff):
                     time.sleep(step.seconds)
-                    step = flow.send(None)
+                    step = steps.send(None)
                     continue
                 try:
-                    reply = self._perform(step)
+                    response = self._perform(step)
                 except CallError as error:
-                    step = flow.throw(error)
+                    step = steps.throw(error)
                 else:
-                    step = flow.send(reply)
+                    step = steps.send(response)
         except StopIteration as done:
             result: T = done.value
             return result
         finally:
-            flow.close()
+            steps.close()
 
     def close(self) -> None:
         """Closes the connection. Can be repeated. In a forked process, the parent's stays open."""
@@ -90,23 +91,23 @@ class Connection:
         elif self._abandoned.detach():
             _on_loop(self._loop, self._http.close())
 
-    def _perform(self, attempt: Attempt) -> Any:
+    def _perform(self, request: Send) -> Any:
         if self._is_closed:
-            raise CallError("the client is closed; open another one", "refused")
+            raise RequestRefusedError("the client is closed; open another one")
         if self._process != os.getpid():  # the threads that would answer are the parent's
-            raise CallError("the client was opened before this process was forked; open another one in it", "refused")
+            raise RequestRefusedError("the client was opened before this process was forked; open another one in it")
         if not self._is_grpc:
-            return _on_loop(self._loop, self._http.perform(attempt))
-        call, timeout_s, channel = attempt.call, attempt.timeout_s, self._channel
+            return _on_loop(self._loop, self._http.perform(request))
+        call, timeout_s, channel = request.call, request.timeout_s, self._channel
         method, arguments = call.request(self._library, "grpc", timeout_s)
         try:
-            with self._failures.translated(call.model, attempt.deadline_s):  # gRPC keeps the deadline itself
-                return call.reply(getattr(channel, method)(**arguments))
+            with self._failures.translated(call.model, request.deadline_s):  # gRPC keeps the deadline itself
+                return call.response(getattr(channel, method)(**arguments))
         except CallError as error:
             # Where nothing comes back, gRPC would keep the connection for many minutes. (Pings to find that out would
             # have to be rare: Triton ends connections that ping more often than every five minutes.) Whoever still
             # waits on the old channel holds it; the last one closes it.
-            if error.kind == "late" and channel is self._channel and not self._is_closed:
+            if isinstance(error, DeadlineExceededError) and channel is self._channel and not self._is_closed:
                 self._channel = self._opened()
             raise
 
@@ -130,50 +131,50 @@ class AsyncConnection:
         self._opened = functools.partial(library.InferenceServerClient, address.netloc, **options)
         self._client: Any = self._opened()
 
-    async def run(self, flow: Flow[T]) -> T:
-        """Performs every step of ``flow`` and returns its result.
+    async def run(self, steps: Steps[T]) -> T:
+        """Performs every step of ``steps`` and returns their result.
 
         Raises:
-            DferDeployError: what the flow raises.
+            DferDeployError: what the steps raise.
         """
         try:
-            step = next(flow)
+            step = next(steps)
             while True:
-                if isinstance(step, Pause):
+                if isinstance(step, Backoff):
                     await asyncio.sleep(step.seconds)
-                    step = flow.send(None)
+                    step = steps.send(None)
                     continue
                 try:
-                    reply = await self.perform(step)
+                    response = await self.perform(step)
                 except CallError as error:
-                    step = flow.throw(error)
+                    step = steps.throw(error)
                 else:
-                    step = flow.send(reply)
+                    step = steps.send(response)
         except StopIteration as done:
             result: T = done.value
             return result
         finally:
-            flow.close()
+            steps.close()
 
     async def close(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await self._client.close()
 
-    async def perform(self, attempt: Attempt) -> Any:
-        """The reply to one attempt.
+    async def perform(self, request: Send) -> Any:
+        """Return the response to a request that is sent once.
 
         Raises:
             CallError: there is none.
         """
-        call, timeout_s, client = attempt.call, attempt.timeout_s, self._client
+        call, timeout_s, client = request.call, request.timeout_s, self._client
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
         try:
-            with self._failures.translated(call.model, attempt.deadline_s):
+            with self._failures.translated(call.model, request.deadline_s):
                 raw = await asyncio.wait_for(getattr(client, method)(**arguments), timeout_s)
-                return call.reply(raw)
+                return call.response(raw)
         except CallError as error:
             # As in Connection. The library for HTTP leaves a connection itself.
-            if error.kind == "late" and client is self._client and self._address.scheme == "grpc":
+            if isinstance(error, DeadlineExceededError) and client is self._client and self._address.scheme == "grpc":
                 self._client = self._opened()
             raise
 

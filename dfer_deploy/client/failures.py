@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import (
+    CallError,
+    DeadlineExceededError,
+    IncompatibleServerError,
+    ModelNotFoundError,
+    QueueFullError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
 from dfer_deploy.triton.address import Address
-
-Kind = Literal["unreachable", "full", "late", "absent", "mixed", "refused"]
-"""``unreachable``: no connection, or it broke before the answer. ``full``: the server's queue is. ``late``: the
-deadline passed. ``absent``: the server has no such model. ``mixed``: servers of different weights answer in turn, so a
-stream cannot go on. ``refused``: it would refuse the same request again."""
 
 _OTHER_STREAM = (
     r"expected \d+ inputs but got \d+ inputs|unexpected inference (in|out)put '(recent_|encoder_id)|"
@@ -27,34 +29,6 @@ _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
 
 
-class CallError(DferDeployError):
-    """A request that got no answer.
-
-    Attributes:
-        kind: ``unreachable``, ``full``, ``late``, ``absent``, ``mixed`` or ``refused``, see ``Kind``.
-    """
-
-    def __init__(self, message: str, kind: Kind) -> None:
-        super().__init__(message)
-        self.kind: Kind = kind
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the same request may succeed a little later.
-
-        A full queue counts: the server refused at once, before any work, and asks for exactly this (gRPC's UNAVAILABLE,
-        HTTP's 503); pauses that grow and differ between clients let it recover.
-        """
-        return self.kind in ("unreachable", "full", "mixed")
-
-
-class IncompatibleServerError(CallError):
-    """A server of another version of dfer-deploy, or of another model than when the client connected."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "refused")
-
-
 class Failures:
     """Turns what the client libraries raise into ``CallError``, for one server."""
 
@@ -64,7 +38,7 @@ class Failures:
 
     @contextlib.contextmanager
     def translated(self, what: str, deadline_s: float) -> Iterator[None]:
-        """Around one request to the model ``what``, whose question may take ``deadline_s``."""
+        """Around one request to the model ``what``, which may take ``deadline_s``."""
         try:
             yield
         except InferenceServerException as error:
@@ -94,38 +68,35 @@ class Failures:
         if "has no available versions" in text:  # what a server says that stops, when its models are unloaded
             return self._unreachable(text)
         if "unknown model" in text or "NOT_FOUND" in status or status == "404":
-            return CallError(f"the server at {self._address} has no model {model!r}", "absent")
+            return ModelNotFoundError(f"the server at {self._address} has no model {model!r}")
         if re.search(_OTHER_STREAM, text):
             return IncompatibleServerError(
                 f"the server at {self._address} serves another model than when this client connected, or a bundle of "
                 f"another version of dfer-deploy ({text}); open another client, or serve a bundle of this version"
             )
         if "maximum queue size" in message:
-            return CallError(f"the server at {self._address} is full ({text}); send fewer requests at a time", "full")
+            return QueueFullError(f"the server at {self._address} is full ({text}); send fewer requests at a time")
         # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503), a proxy before it also 502.
         if (
             "UNAVAILABLE" in status or "CANCELLED" in status or status in ("502", "503")
         ) and "restricted" not in message:
             return self._unreachable(text)
-        return CallError(f"the server at {self._address} refused the request to {model!r}: {text}", "refused")
+        return RequestRefusedError(f"the server at {self._address} refused the request to {model!r}: {text}")
 
     def _unreachable(self, detail: str) -> CallError:
         if self._answered:
-            return CallError(
+            return ServerUnavailableError(
                 f"the server at {self._address} went away during a request ({detail}); "
-                "look into its log and start it again",
-                "unreachable",
+                "look into its log and start it again"
             )
         other = "http://" if self._address.scheme == "grpc" else "grpc://"
-        return CallError(
+        return ServerUnavailableError(
             f"no Triton server answers at {self._address} ({detail}); start one with: dfer-deploy serve BUNDLE, "
-            f"or check the port (ports of the other protocol need {other})",
-            "unreachable",
+            f"or check the port (ports of the other protocol need {other})"
         )
 
     def _too_slow(self, deadline_s: float) -> CallError:
-        return CallError(
+        return DeadlineExceededError(
             f"the server at {self._address} did not answer within {deadline_s:.3g} s; "
-            "send fewer clips at a time or wait longer",
-            "late",
+            "send fewer clips at a time or wait longer"
         )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfer_deploy.client.failures import IncompatibleServerError
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, IncompatibleServerError
 from dfer_deploy.triton.address import Address
 
 

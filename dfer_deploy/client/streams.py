@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.client.calls import Flow, Infer, bytes_array
-from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import EncodedImage, Flows, image_bytes
-from dfer_deploy.client.patience import Question
+from dfer_deploy.client.calls import Infer, Steps, bytes_array
+from dfer_deploy.client.request_steps import EncodedImage, ModelRequests, image_bytes
+from dfer_deploy.client.retry_policy import RetryState
 from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CallError, DferDeployError, MixedServersError
 from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32
 
@@ -45,7 +44,7 @@ class _Frame:
 
 
 @dataclass(frozen=True)
-class _Reply:
+class _Response:
     """What a server answers: float32 [C], [C] and [L]."""
 
     logits: Float32
@@ -54,18 +53,18 @@ class _Reply:
     encoder_id: int
 
 
-class StreamFlows:
+class StreamRequests:
     """One stream's steps, for the blocking and the asynchronous client alike."""
 
-    def __init__(self, flows: Flows) -> None:
-        self._flows = flows
+    def __init__(self, requests: ModelRequests) -> None:
+        self._requests = requests
         self._recent: tuple[_Frame, ...] = ()
         """The frames before the next one, oldest first, at most N − 1."""
         self._encoder_id = 0
         """The encoder of the last answer; 0 before the first."""
         self._is_pushing = self._is_closed = False
 
-    def push(self, frame: Clip | EncodedImage) -> Flow[StreamAnswer]:
+    def push(self, frame: Clip | EncodedImage) -> Steps[StreamAnswer]:
         """Answer for the window that ends with ``frame``.
 
         A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
@@ -84,14 +83,16 @@ class StreamFlows:
         self._is_pushing = True
         try:
             image = self._checked(frame)
-            served = yield from self._flows.stream()
+            served = yield from self._requests.stream()
             window = [*self._recent, _Frame(image, {})]
-            reply = yield from self._answered(served, window)
-            resumed = bool(self._recent) and reply.encoder_id != self._encoder_id
-            labels = yield from self._flows.labels_of(reply.encoder_id)
+            response = yield from self._window_response(served, window)
+            resumed = bool(self._recent) and response.encoder_id != self._encoder_id
+            labels = yield from self._requests.labels_of(response.encoder_id)
             if not self._is_closed:  # while the answer was waited for
-                self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), reply.encoder_id
-            return stream_answer_from(labels, reply.logits, reply.probabilities, frames=len(window), resumed=resumed)
+                self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), response.encoder_id
+            return stream_answer_from(
+                labels, response.logits, response.probabilities, frames=len(window), resumed=resumed
+            )
         finally:
             self._is_pushing = False
 
@@ -99,14 +100,14 @@ class StreamFlows:
         """Forget the frames. The server knows nothing of the stream, so it is not asked."""
         self._is_closed, self._recent = True, ()
 
-    def _answered(self, served: ServedStream, window: Sequence[_Frame]) -> Flow[_Reply]:
-        """The reply for the window's last frame, from the encoder that made the features of the frames before it.
+    def _window_response(self, served: ServedStream, window: Sequence[_Frame]) -> Steps[_Response]:
+        """The response for the window's last frame, from the encoder that made the features of the frames before it.
 
         Where another encoder answers than the one that was meant, its features are kept too: in the end those of one
         encoder are complete.
         """
         *recent, newest = window
-        question = self._flows.patience.question()
+        state = self._requests.policy.start()
         tries = misses = 0
         given_up: set[int] = set()
         while True:
@@ -114,41 +115,43 @@ class StreamFlows:
             missing = next((frame for frame in recent if meant not in frame.features), None)
             if missing is None:
                 features = [frame.features[meant] for frame in recent]
-                reply = yield from self._sent(question, served, newest.image, features)
-                newest.features[reply.encoder_id] = reply.features
-                if reply.encoder_id == meant or not recent:
-                    return reply
+                response = yield from self._sent(state, served, newest.image, features)
+                newest.features[response.encoder_id] = response.features
+                if response.encoder_id == meant or not recent:
+                    return response
                 tries += 1
                 if tries % _SAME_ENCODER_TRIES == 0:
                     given_up.add(meant)
             else:
-                reply = yield from self._sent(question, served, missing.image, ())
-                missing.features[reply.encoder_id] = reply.features
-            given_up.discard(reply.encoder_id)
-            misses += meant not in (0, reply.encoder_id)
+                response = yield from self._sent(state, served, missing.image, ())
+                missing.features[response.encoder_id] = response.features
+            given_up.discard(response.encoder_id)
+            misses += meant not in (0, response.encoder_id)
             if misses > 2 * len(window):
-                yield from question.pause_after(self._mixed_servers())
+                yield from state.back_off(self._mixed_servers())
 
     def _encoder_of_most(self, frames: Sequence[_Frame], given_up: set[int]) -> int:
         """The id of the encoder that has made the features of the most frames, the last answer's among equals; or 0."""
         known = Counter(number for frame in frames for number in frame.features if number not in given_up)
         return max(known, key=lambda number: (known[number], number == self._encoder_id), default=0)
 
-    def _sent(self, question: Question, served: ServedStream, image: Image, recent: Sequence[Float32]) -> Flow[_Reply]:
+    def _sent(
+        self, state: RetryState, served: ServedStream, image: Image, recent: Sequence[Float32]
+    ) -> Steps[_Response]:
         """Sends an image as the frame that follows those of the features ``recent``."""
         recent_features = np.zeros((1, served.recent_frames, served.features), np.float32)
         if recent:
             recent_features[0, : len(recent)] = recent
         name, newest = (
-            (f"{self._flows.model.name}_encoded_stream", {"images": bytes_array([image])})
+            (f"{self._requests.model.name}_encoded_stream", {"images": bytes_array([image])})
             if isinstance(image, bytes)
             else (served.name, {"frames": image[np.newaxis, np.newaxis]})
         )
         inputs = {**newest, "recent_features": recent_features, "recent_count": np.array([[len(recent)]], np.int32)}
         call = Infer(name, inputs, ("logits", "probabilities", "frame_features", "encoder_id"))
-        logits, probabilities, features, ids = yield from self._flows.replies(question, call)
-        checked, classes = self._flows.checked, self._flows.model.num_classes
-        return _Reply(
+        logits, probabilities, features, ids = yield from self._requests.responses(state, call)
+        checked, classes = self._requests.checked, self._requests.model.num_classes
+        return _Response(
             checked(logits, "logits", (1, classes))[0],
             checked(probabilities, "probabilities", (1, classes))[0],
             checked(features, "frame_features", (1, 1, served.features))[0, 0],
@@ -156,16 +159,15 @@ class StreamFlows:
         )
 
     def _mixed_servers(self) -> CallError:
-        return CallError(
-            f"servers of different weights answer at {self._flows.address} in turn, so that a stream cannot go on; "
-            "wait until all of them serve one bundle",
-            "mixed",
+        return MixedServersError(
+            f"servers of different weights answer at {self._requests.address} in turn, so that a stream cannot go on; "
+            "wait until all of them serve one bundle"
         )
 
     def _checked(self, frame: Clip | EncodedImage) -> Image:
         if isinstance(frame, EncodedImage):
             return image_bytes(frame)
-        size = self._flows.model.image_size
+        size = self._requests.model.image_size
         expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255], or the bytes or the path of an encoded image"
         if not isinstance(frame, np.ndarray):
             raise DferDeployError(f"the frame is of the type {type(frame).__name__}, {expected}")

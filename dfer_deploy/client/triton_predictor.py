@@ -19,7 +19,7 @@ class TritonPredictor(ServedPredictor):
         Args:
             url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
             model: the ensemble's name, or the contract that the server has to fulfil.
-            timeout_s: for every single question.
+            timeout_s: for every single request.
 
         Raises:
             DferDeployError: no server answers there, it has no such model, or the model breaks the contract.

@@ -1,8 +1,8 @@
 """A Triton Python-backend model that runs the ``model.onnx`` beside it with onnxruntime.
 
 It serves the graphs of the target ``embedded``: the image encoder, the temporal head and the window of a stream. It
-runs in a process of the private environment (NumPy 1.26, no dfer_deploy), so it imports nothing but NumPy, onnxruntime
-and Triton's own module.
+runs in a process of the private environment (NumPy 1.26, no dfer_deploy), so it imports nothing but NumPy, onnxruntime,
+Triton's own module and ``model_requests.py``, which lies beside this file.
 
 Everything about the tensors comes from Triton's model configuration: the inputs' names, dtypes and dims (after the
 batch; −1 is T, the number of frames), the outputs' names, and these parameters:
@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from model_requests import RequestError, check_clips, input_array, refusal
 
 Array = npt.NDArray[Any]
 
@@ -51,10 +52,6 @@ PACKED_COPIES = 3
 """How many packed copies are kept, those that were opened last; each has about twice the bytes of its graph."""
 
 _RECORD = "complete.json"
-
-
-class RequestError(ValueError):
-    """A mistake of the client's, told in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -119,24 +116,18 @@ class TritonPythonModel:
                 raise RequestError(f"the inputs have batches of {[len(array) for array in arrays]}, expected one size")
             return arrays, None
         except Exception as error:
-            return None, _error_response(error)
+            return None, refusal(error)
 
     def _checked(self, request: Any, expected: Input) -> Array:
         name = expected.name
-        tensor = pb_utils.get_input_tensor_by_name(request, name)
-        if tensor is None:
-            raise RequestError(f"the input {name!r} is missing; send it")
-        array: Array = tensor.as_numpy()
+        array: Array = input_array(request, name)
         if array.dtype != expected.dtype:
             raise RequestError(f"{name!r} has the dtype {array.dtype}, expected {expected}")
         if array.ndim != 1 + len(expected.dims) or any(
             wanted not in (-1, size) for size, wanted in zip(array.shape[1:], expected.dims, strict=True)
         ):
             raise RequestError(f"{name!r} has the shape {list(array.shape)}, expected {expected}")
-        if not 1 <= array.shape[1] <= self._max_frames:
-            raise RequestError(f"{name!r} has {array.shape[1]} frames a clip, expected 1 to {self._max_frames}")
-        if array.shape[0] < 1:
-            raise RequestError(f"{name!r} holds no clip, expected at least one")
+        check_clips(name, array, "frames", self._max_frames)
         if self._must_be_finite and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise RequestError(f"{name!r} holds values that are not finite; send finite numbers")
         return array
@@ -152,7 +143,7 @@ class TritonPythonModel:
             return [(index, self._response(part)) for (index, _), part in zip(group, parts, strict=True)]
         except Exception as error:
             if len(group) == 1:
-                return [(group[0][0], _error_response(error))]
+                return [(group[0][0], refusal(error))]
             return [answer for member in group for answer in self._answer([member])]
 
     def _clips_at_once(self, frames: int) -> int:
@@ -287,12 +278,3 @@ def _session_options(threads: int, spin_us: int) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin_us > 0)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     return options
-
-
-def _error_response(error: Exception) -> Any:
-    # Anything but a mistake of the client's is named with its class, for whoever reads it knows onnxruntime's.
-    if isinstance(error, RequestError):
-        failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-    else:
-        failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")
-    return pb_utils.InferenceResponse(output_tensors=[], error=failure)

@@ -1,8 +1,8 @@
 """A Triton Python-backend model that decodes and resizes images, so that a client needs no library for that.
 
 Bytes of JPEG, PNG and WebP files in, the image encoder's frames out, equal to the bit to what a client makes of the
-same files with dfer_deploy: both run ``image_decoding.py``, which lies beside this file. Neither dfer_deploy nor more
-than NumPy, Pillow and Triton's own module is there.
+same files with dfer_deploy: both run ``image_decoding.py``, which lies beside this file, as does ``model_requests.py``.
+Neither dfer_deploy nor more than NumPy, Pillow and Triton's own module is there.
 
 The names and the image size come from Triton's model configuration, and from these parameters:
 
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+from model_requests import RequestError, check_clips, error_response, input_array, refusal
 
 try:
     import PIL.Image
@@ -67,10 +68,6 @@ _NO_PILLOW = (
     "this server decodes no images, because its Python has no Pillow; send frames to the other ensemble, or start the "
     "server from the Dockerfile of the bundle"
 )
-
-
-class RequestError(ValueError):
-    """A mistake of the client's, told in one sentence."""
 
 
 class Work:
@@ -141,7 +138,7 @@ class TritonPythonModel:
             As many responses as requests.
         """
         if not _HAS_PILLOW:
-            return [_error_response(_NO_PILLOW, pb_utils.TritonError.UNSUPPORTED) for _ in requests]
+            return [error_response(_NO_PILLOW, pb_utils.TritonError.UNSUPPORTED) for _ in requests]
         # All of them before the first answer is waited for: the threads are for all images.
         begun = [self._begun(request) for request in requests]
         return [one if isinstance(one, pb_utils.InferenceResponse) else self._answer(*one) for one in begun]
@@ -157,24 +154,16 @@ class TritonPythonModel:
             frame = functools.partial(self._frame, Work(self._max_request_pixels))
             return images.shape, self._threads.map(frame, np.ndindex(images.shape), images.reshape(-1).tolist())
         except Exception as error:
-            return _refusal(error)
+            return refusal(error)
 
     def _checked_input(self, request: Any) -> npt.NDArray[np.object_]:
-        tensor = pb_utils.get_input_tensor_by_name(request, self._input_name)
-        if tensor is None:
-            raise RequestError(f"the input {self._input_name!r} is missing; send it")
-        images: npt.NDArray[np.object_] = tensor.as_numpy()
+        images: npt.NDArray[np.object_] = input_array(request, self._input_name)
         if images.dtype != np.object_ or images.ndim != 2:
             raise RequestError(
                 f"{self._input_name!r} has the shape {list(images.shape)} and the dtype {images.dtype}, "
                 "expected [B, T] of bytes"
             )
-        if not 1 <= images.shape[1] <= self._max_frames:
-            raise RequestError(
-                f"{self._input_name!r} has {images.shape[1]} images a clip, expected 1 to {self._max_frames}"
-            )
-        if images.shape[0] < 1:
-            raise RequestError(f"{self._input_name!r} holds no clip, expected at least one")
+        check_clips(self._input_name, images, "images", self._max_frames)
         return images
 
     def _answer(self, shape: tuple[int, int], frames: Iterator[Frame]) -> Any:
@@ -186,7 +175,7 @@ class TritonPythonModel:
             output = stacked.reshape(*shape, *stacked.shape[1:])
             return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(self._output_name, output)])
         except Exception as error:
-            return _refusal(error)
+            return refusal(error)
 
     def _frame(self, work: Work, index: tuple[int, int], image: bytes) -> Frame:
         try:
@@ -215,14 +204,3 @@ class TritonPythonModel:
                 frame: Frame = resized(upright_rgb(opened), self._image_size)
             del opened
             return frame
-
-
-def _refusal(error: Exception) -> Any:
-    # Anything but a mistake of the client's is named with its class, for whoever reads it knows Pillow's.
-    if isinstance(error, RequestError):
-        return _error_response(str(error), pb_utils.TritonError.INVALID_ARG)
-    return _error_response(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
-
-
-def _error_response(message: str, code: Any) -> Any:
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

@@ -23,7 +23,7 @@ from tiny import clips_of
 
 from dfer_deploy import AsyncClient, CallError, Client, DferDeployError
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.retry_policy import RetryPolicy
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
@@ -230,7 +230,7 @@ def test_what_the_server_refuses_is_told_at_once(url: str) -> None:
         Client(url, "other", retries=100)
     with Client(url, retries=100) as client, pytest.raises(CallError, match="17 frames a clip, expected 1 to 1") as no:
         client.predict_frames(clips_of(1, frames=17))
-    assert (absent.value.kind, no.value.kind) == ("absent", "refused")
+    assert (absent.value.code, no.value.code) == ("model_not_found", "refused")
     assert time.monotonic() - start < 10
 
 
@@ -321,22 +321,22 @@ def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tu
     proxy, url = broken
     clip, expected = clips_of(1)[0], offline.predict(clips_of(1)).logits[0]
     with Client(url, retries=0) as client:
-        patience = client._flows._patience
+        policy = client._requests._policy
         client.predict(clip)
         proxy.silence()
-        client._flows._patience = Patience(0.3, 0)
+        client._requests._policy = RetryPolicy(0.3, 0)
         with pytest.raises(DferDeployError, match="did not answer within"):
             client.predict(clip)
-        client._flows._patience = replace(patience, deadline_s=20)
+        client._requests._policy = replace(policy, deadline_s=20)
         assert np.abs(logits(client.predict(clip)) - expected).max() < EXACT
 
     async def asked() -> Answer:
         async with AsyncClient(url, retries=0) as client:
             proxy.silence()
-            client._flows._patience = Patience(0.3, 0)
+            client._requests._policy = RetryPolicy(0.3, 0)
             with pytest.raises(DferDeployError, match="did not answer within"):
                 await client.predict(clip)
-            client._flows._patience = replace(patience, deadline_s=20)
+            client._requests._policy = replace(policy, deadline_s=20)
             return await client.predict(clip)
 
     assert np.abs(logits(asyncio.run(asked())) - expected).max() < EXACT
@@ -363,7 +363,7 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
 
         with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
             asyncio.run(asked())
-        assert late.value.kind == "late"
+        assert late.value.code == "deadline_exceeded"
         assert time.monotonic() - start < 10
 
 

@@ -47,7 +47,7 @@ def test_the_merged_graph_answers_like_the_two(bundle: Bundle, tmp_path: Path) -
     np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
     name = add_fused_model(bundle, tmp_path / "fused.onnx", tmp_path / "repository")
     files = {path.name for path in (tmp_path / "repository" / name).rglob("*") if path.is_file()}
-    assert files == {"config.pbtxt", "model.onnx", "model.py"}
+    assert files == {"config.pbtxt", "model.onnx", "model.py", "model_requests.py"}
 
 
 def test_every_setting_of_onnxruntime_computes_the_same(bundle: Bundle, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_cancelled_video_ends_at_once_and_is_closed_later(where: str, monkeypa
     waiting = Waiting(where)
     monkeypatch.setattr(asynchronous, "Client", waiting)
     client = AsyncClient("h:1")
-    monkeypatch.setattr(client._flows, "_model", SimpleNamespace(name="dfer"))
+    monkeypatch.setattr(client._requests, "_model", SimpleNamespace(name="dfer"))
 
     async def windows() -> None:
         async with contextlib.aclosing(client.predict_video("v.mp4")) as found:
@@ -81,7 +81,7 @@ def test_a_video_that_is_left_is_closed_by_the_thread_that_asked(monkeypatch: py
     waiting = Waiting("nowhere")
     monkeypatch.setattr(asynchronous, "Client", waiting)
     client = AsyncClient("h:1")
-    monkeypatch.setattr(client._flows, "_model", SimpleNamespace(name="dfer"))
+    monkeypatch.setattr(client._requests, "_model", SimpleNamespace(name="dfer"))
 
     async def first() -> int:
         async with contextlib.aclosing(client.predict_video("v.mp4")) as found:

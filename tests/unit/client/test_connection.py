@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.client.calls import Attempt, Call, Flow, ReadConfig
+from dfer_deploy.client.calls import Call, ReadConfig, Send, Steps
 from dfer_deploy.client.connection import Connection
-from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import Patience
+from dfer_deploy.client.retry_policy import RetryPolicy
+from dfer_deploy.errors import CallError
 from dfer_deploy.triton.address import parse_url
 
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -84,8 +84,8 @@ def server() -> Iterator[SlowServer]:
     running.close()
 
 
-def asked(call: Call, deadline_s: float) -> Flow[Any]:
-    return (yield from Patience(deadline_s, 0).question().answered(call))
+def asked(call: Call, deadline_s: float) -> Steps[Any]:
+    return (yield from RetryPolicy(deadline_s, 0).start().response_to(call))
 
 
 def test_a_connection_outlives_a_question_with_little_time_left(server: SlowServer) -> None:
@@ -103,7 +103,7 @@ def test_a_server_that_drips_is_late(server: SlowServer) -> None:
     server.byte_s = 0.02
     with pytest.raises(CallError, match=r"did not answer within 0\.2 s") as late:
         connection.run(asked(ReadConfig("m"), 0.2))
-    assert late.value.kind == "late"
+    assert late.value.code == "deadline_exceeded"
     server.byte_s = 0.0
     # What is left of the late answer is not taken for the next one.
     assert connection.run(asked(ReadConfig("m"), 10)) == {}
@@ -117,8 +117,8 @@ def test_what_is_late_is_told_by_the_deadline_of_the_question(scheme: str, serve
     server.delay_s = 1.0
     connection = Connection(parse_url(server.url.replace("http", scheme)))
 
-    def last_attempt() -> Flow[Any]:
-        return (yield Attempt(ReadConfig("m"), 0.1, 7.0))
+    def last_attempt() -> Steps[Any]:
+        return (yield Send(ReadConfig("m"), 0.1, 7.0))
 
     with pytest.raises(CallError, match="did not answer within 7 s"):
         connection.run(last_attempt())

@@ -8,7 +8,16 @@ import aiohttp
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from dfer_deploy.client.failures import CallError, Failures, IncompatibleServerError, Kind
+from dfer_deploy.client.failures import Failures
+from dfer_deploy.errors import (
+    CallError,
+    DeadlineExceededError,
+    IncompatibleServerError,
+    ModelNotFoundError,
+    QueueFullError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
 from dfer_deploy.triton.address import parse_url
 
 
@@ -25,30 +34,34 @@ def failure(error: Exception, *, answered: bool = False) -> CallError:
 @pytest.mark.parametrize(
     ("message", "status", "kind"),
     [
-        ("failed to connect to all addresses", "StatusCode.UNAVAILABLE", "unreachable"),
-        ("Socket closed", "StatusCode.UNAVAILABLE", "unreachable"),
-        ("CANCELLED", "StatusCode.CANCELLED", "unreachable"),
-        ("Exceeds maximum queue size", "StatusCode.UNAVAILABLE", "full"),
-        ("Exceeds maximum queue size", "503", "full"),
-        ("in ensemble 'dfer', Server is stopping", "503", "unreachable"),
-        ("This protocol is restricted, expecting header 'x'", "503", "refused"),
-        ("This protocol is restricted, expecting header 'x'", "StatusCode.UNAVAILABLE", "refused"),
-        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", "late"),
-        ("Request for unknown model: 'x' is not found", "StatusCode.UNAVAILABLE", "absent"),
-        ("Request for unknown model: 'x' is not found", "400", "absent"),
-        ("Request for unknown model: 'x' has no available versions", "StatusCode.NOT_FOUND", "unreachable"),
-        ("Request for unknown model: 'x' has no available versions", "404", "unreachable"),
-        ("unexpected shape", "StatusCode.INVALID_ARGUMENT", "refused"),
-        ("out of memory", "StatusCode.INTERNAL", "refused"),
-        ("", "500", "refused"),
-        ("an exception occurred in the client while decoding the response: Invalid value", "502", "unreachable"),
-        ("client received an empty response from the server.", "429", "refused"),
+        ("failed to connect to all addresses", "StatusCode.UNAVAILABLE", ServerUnavailableError),
+        ("Socket closed", "StatusCode.UNAVAILABLE", ServerUnavailableError),
+        ("CANCELLED", "StatusCode.CANCELLED", ServerUnavailableError),
+        ("Exceeds maximum queue size", "StatusCode.UNAVAILABLE", QueueFullError),
+        ("Exceeds maximum queue size", "503", QueueFullError),
+        ("in ensemble 'dfer', Server is stopping", "503", ServerUnavailableError),
+        ("This protocol is restricted, expecting header 'x'", "503", RequestRefusedError),
+        ("This protocol is restricted, expecting header 'x'", "StatusCode.UNAVAILABLE", RequestRefusedError),
+        ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", DeadlineExceededError),
+        ("Request for unknown model: 'x' is not found", "StatusCode.UNAVAILABLE", ModelNotFoundError),
+        ("Request for unknown model: 'x' is not found", "400", ModelNotFoundError),
+        ("Request for unknown model: 'x' has no available versions", "StatusCode.NOT_FOUND", ServerUnavailableError),
+        ("Request for unknown model: 'x' has no available versions", "404", ServerUnavailableError),
+        ("unexpected shape", "StatusCode.INVALID_ARGUMENT", RequestRefusedError),
+        ("out of memory", "StatusCode.INTERNAL", RequestRefusedError),
+        ("", "500", RequestRefusedError),
+        (
+            "an exception occurred in the client while decoding the response: Invalid value",
+            "502",
+            ServerUnavailableError,
+        ),
+        ("client received an empty response from the server.", "429", RequestRefusedError),
     ],
 )
-def test_answers_of_a_server(message: str, status: str, kind: Kind) -> None:
+def test_answers_of_a_server(message: str, status: str, kind: type[CallError]) -> None:
     error = failure(InferenceServerException(message, status))
-    assert error.kind == kind
-    assert error.retryable == (kind in ("unreachable", "full"))
+    assert type(error) is kind
+    assert error.retryable == (kind in (ServerUnavailableError, QueueFullError))
     assert "\n" not in str(error)
 
 
@@ -61,13 +74,13 @@ def test_what_a_proxy_answers_is_told_by_its_status() -> None:
 
 @pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError()])
 def test_time_that_is_over(error: Exception) -> None:
-    assert failure(error).kind == "late"
+    assert failure(error).code == "deadline_exceeded"
     assert "did not answer within 3 s" in str(failure(error))
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), aiohttp.ServerDisconnectedError(), BrokenPipeError()])
 def test_broken_connections(error: Exception) -> None:
-    assert failure(error).kind == "unreachable"
+    assert failure(error).code == "unavailable"
     assert "no Triton server answers at grpc://host:1" in str(failure(error))
     assert "went away during a request" in str(failure(error, answered=True))
 

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from scripted_server import SIZE, STREAM_CONFIG, Script, connected
 
-from dfer_deploy import IncompatibleServerError
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
-from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import Patience
-from dfer_deploy.client.streams import StreamFlows
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.client.retry_policy import RetryPolicy
+from dfer_deploy.client.streams import StreamRequests
+from dfer_deploy.errors import (
+    CallError,
+    DeadlineExceededError,
+    DferDeployError,
+    IncompatibleServerError,
+    QueueFullError,
+    ServerUnavailableError,
+)
 from dfer_deploy.inference.answers import StreamAnswer
 
 
@@ -24,12 +29,12 @@ def frame(number: int) -> np.ndarray:
 def failing(numbers: set[int], kind: Any) -> Script:
     def fail(number: int, call: Infer) -> None:
         if number in numbers:
-            raise CallError("it failed", kind)
+            raise kind("it failed")
 
     return Script(fail)
 
 
-def pushed(script: Script, stream: StreamFlows, numbers: range) -> list[StreamAnswer]:
+def pushed(script: Script, stream: StreamRequests, numbers: range) -> list[StreamAnswer]:
     return [script(stream.push(frame(number))) for number in numbers]
 
 
@@ -43,7 +48,7 @@ def check(answer: StreamAnswer, last: int, encoder: int = 1) -> None:
 
 def test_a_stream_sends_each_frame_once_and_remembers_fifteen() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     for number, answer in enumerate(pushed(script, stream, range(40))):
         check(answer, number)
         assert not answer.resumed
@@ -60,7 +65,7 @@ def test_a_stream_sends_each_frame_once_and_remembers_fifteen() -> None:
 
 def test_encoded_images_and_frames_may_alternate(tmp_path: Any) -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     path = tmp_path / "image"
     path.write_bytes(bytes([2]))
     pushed(script, stream, range(1))
@@ -74,21 +79,21 @@ def test_encoded_images_and_frames_may_alternate(tmp_path: Any) -> None:
     assert ["images" in call.inputs for call in again] == [False, True, True, False]
 
 
-@pytest.mark.parametrize("kind", ["unreachable", "full"])
+@pytest.mark.parametrize("kind", [ServerUnavailableError, QueueFullError])
 def test_a_request_that_failed_is_sent_again_as_it_was(kind: Any) -> None:
     script = failing({3, 5, 6}, kind)
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     for number, answer in enumerate(pushed(script, stream, range(5))):
         check(answer, number)
         assert not answer.resumed
     assert [int(call.inputs["frames"].flat[0]) for call in script.infers] == [0, 1, 2, 2, 3, 3, 3, 4]
 
 
-@pytest.mark.parametrize("kind", ["late", "refused", "unreachable", "full", "absent"])
+@pytest.mark.parametrize("kind", CallError.__subclasses__())
 @pytest.mark.parametrize("following", [2, 7])
 def test_a_failed_push_leaves_the_stream_as_it_was(kind: Any, following: int) -> None:
     script = failing(set(range(3, 100)), kind)
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(2))
     with pytest.raises(CallError):
         script(stream.push(frame(2)))
@@ -99,8 +104,8 @@ def test_a_failed_push_leaves_the_stream_as_it_was(kind: Any, following: int) ->
 
 
 def test_a_push_is_not_tried_for_ever() -> None:
-    script = failing(set(range(2, 100)), "unreachable")
-    stream = StreamFlows(connected(script))
+    script = failing(set(range(2, 100)), ServerUnavailableError)
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
     with pytest.raises(CallError):
         script(stream.push(frame(1)))
@@ -110,7 +115,7 @@ def test_a_push_is_not_tried_for_ever() -> None:
 @pytest.mark.parametrize("before", [1, 7, 40])
 def test_another_encoder_encodes_the_window_again(before: int) -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(before))
     script.encoder = lambda number: 9
     answer = script(stream.push(frame(before)))
@@ -126,7 +131,7 @@ def test_servers_of_two_versions_in_turn_give_no_mixed_answer() -> None:
     at_random = np.random.default_rng(0).integers(1, 4, 10_000).tolist()
     for order in ((1, 2), (1, 1, 2), (1, 2, 3), at_random):
         script = Script(encoder=lambda number, order=order: order[number % len(order)])
-        stream = StreamFlows(connected(script, retries=20))
+        stream = StreamRequests(connected(script, retries=20))
         for number in range(30):
             answer = script(stream.push(frame(number)))
             check(answer, number, encoder=round(list(answer.logits.values())[1]))
@@ -134,7 +139,7 @@ def test_servers_of_two_versions_in_turn_give_no_mixed_answer() -> None:
 
 def test_a_window_whose_parts_two_encoders_made_is_not_used() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(20))
     # The old encoder is gone; while the window is encoded, one of its requests is answered by a third.
     script.encoder = lambda number: 3 if number == 25 else 2
@@ -145,11 +150,11 @@ def test_a_window_whose_parts_two_encoders_made_is_not_used() -> None:
 
 def test_servers_that_never_agree_are_an_error_and_not_asked_for_ever() -> None:
     script = Script(encoder=lambda number: number)
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
     with pytest.raises(CallError, match="servers of different weights answer at grpc://host:1 in turn") as mixed:
         script(stream.push(frame(1)))
-    assert mixed.value.kind == "mixed"
+    assert mixed.value.code == "mixed_servers"
     assert mixed.value.retryable
     assert len(script.infers) < 30
     script.encoder = lambda number: 5
@@ -158,7 +163,7 @@ def test_servers_that_never_agree_are_an_error_and_not_asked_for_ever() -> None:
 
 def test_a_cancelled_push_leaves_the_stream_as_it_was() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(3))
     cancelled = stream.push(frame(3))
     next(cancelled)
@@ -168,7 +173,7 @@ def test_a_cancelled_push_leaves_the_stream_as_it_was() -> None:
 
 def test_two_pushes_at_the_same_time_are_refused() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
     first = stream.push(frame(1))
     next(first)
@@ -180,7 +185,7 @@ def test_two_pushes_at_the_same_time_are_refused() -> None:
 
 def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(2))
     asked = len(script.calls)
     for _ in range(2):
@@ -200,7 +205,7 @@ def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
 )
 def test_what_is_no_frame_is_refused_and_not_sent(given: Any) -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     with pytest.raises(DferDeployError):
         script(stream.push(given))
     assert script.infers == []
@@ -209,7 +214,7 @@ def test_what_is_no_frame_is_refused_and_not_sent(given: Any) -> None:
 
 def test_the_callers_array_may_be_written_again() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     image = frame(0)
     for number in range(3):
         image[:] = number
@@ -230,7 +235,7 @@ def test_a_server_that_keeps_the_state_of_streams_is_of_another_version(inputs: 
             return super()._answer(call)
 
     script = Old()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     with pytest.raises(IncompatibleServerError, match="export the checkpoint again"):
         script(stream.push(frame(0)))
     assert script.infers == []
@@ -247,7 +252,7 @@ def test_a_server_answer_of_another_shape_is_refused(output: int, change: Any) -
 
     script = Wrong()
     with pytest.raises(DferDeployError, match=("logits", "probabilities", "frame_features", "encoder_id")[output]):
-        script(StreamFlows(connected(script)).push(frame(0)))
+        script(StreamRequests(connected(script)).push(frame(0)))
 
 
 def test_one_deadline_holds_for_all_requests_of_a_push_and_the_next_push_goes_on_from_there() -> None:
@@ -258,18 +263,18 @@ def test_one_deadline_holds_for_all_requests_of_a_push_and_the_next_push_goes_on
         def _answer(self, call: Call) -> Any:
             now[0] += 0.15
             if self.timeouts[-1] < 0.15:
-                raise CallError("too late", "late")
+                raise DeadlineExceededError("too late")
             return super()._answer(call)
 
     script = Slow()
-    flows = connected(script)
-    flows._patience = Patience(2, 20, clock=lambda: now[0])
-    stream = StreamFlows(flows)
+    requests = connected(script)
+    requests._policy = RetryPolicy(2, 20, clock=lambda: now[0])
+    stream = StreamRequests(requests)
     pushed(script, stream, range(20))
     script.encoder = lambda number: 2
     with pytest.raises(CallError) as late:
         script(stream.push(frame(20)))
-    assert late.value.kind == "late"
+    assert late.value.code == "deadline_exceeded"
     answer = script(stream.push(frame(20)))
     check(answer, 20, encoder=2)
     assert answer.resumed
@@ -286,10 +291,10 @@ def test_after_a_rollout_the_class_names_are_those_of_the_new_server() -> None:
             return answer
 
     script = Renamed()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     assert list(pushed(script, stream, range(2))[-1].logits) == ["calm", "anger: loud"]
     script.encoder, Renamed.names = lambda number: 2, ("anger: loud", "calm")
-    other = StreamFlows(stream._flows)  # a new stream has nothing to resume
+    other = StreamRequests(stream._requests)  # a new stream has nothing to resume
     for number in (2, 3):
         assert list(script(other.push(frame(number))).logits) == ["anger: loud", "calm"]
     assert list(script(stream.push(frame(2))).logits) == ["anger: loud", "calm"]
@@ -299,7 +304,7 @@ def test_after_a_rollout_the_class_names_are_those_of_the_new_server() -> None:
 
 def test_where_the_features_of_two_encoders_are_known_the_last_answers_is_asked_first() -> None:
     script = Script()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     pushed(script, stream, range(3))
     script.encoder = lambda number: 2
     script(stream.push(frame(3)))
@@ -318,6 +323,6 @@ def test_a_stream_that_is_closed_while_a_push_waits_keeps_nothing() -> None:
             return super()._streamed(call)
 
     script = Closing()
-    stream = StreamFlows(connected(script))
+    stream = StreamRequests(connected(script))
     check(pushed(script, stream, range(3))[-1], 2)
     assert stream._recent == ()

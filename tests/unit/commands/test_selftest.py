@@ -14,7 +14,7 @@ import pytest
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.commands.selftest import engine_facts, gpu_steps, output_types
-from dfer_deploy.doctor.selftest import run_steps
+from dfer_deploy.doctor.selftest import Outcome, run_steps
 from dfer_deploy.errors import DferDeployError
 
 
@@ -78,6 +78,21 @@ def test_engines_that_are_there_are_not_replaced(bundle: Bundle, monkeypatch: py
     build, in_container = run_steps(steps, lambda so_far: None)
     assert (build.state, in_container.state) == ("done", "skipped")
     assert build.output == "nothing was built: the bundle has engines of tensorrt 11.1.0.106, which stay"
+
+
+def test_engines_are_looked_for_again_after_the_build(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[EngineSet | None] = [None]
+    monkeypatch.setattr("dfer_deploy.bundles.bundle.read_engines", lambda *given, **named: found[-1])
+
+    def build(*words: object) -> Outcome:
+        found.append(EngineSet(Builder(module="tensorrt", version="11.1.0.106"), None, {}))
+        return Outcome(None)
+
+    monkeypatch.setattr("dfer_deploy.commands.selftest.run_command", build)
+    for_tensorrt = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target="tensorrt"))
+    assert for_tensorrt.engines is None
+    steps = [step for step in gpu_steps(for_tensorrt, ["selftest"], ExitStack()) if step.name in ("build", "engines")]
+    assert [record.state for record in run_steps(steps, lambda so_far: None)] == ["done", "done"]
 
 
 def test_types_of_the_layers_are_counted() -> None:

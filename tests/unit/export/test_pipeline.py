@@ -39,7 +39,7 @@ def test_an_unchanged_export_is_skipped_and_another_needs_force(
     assert again.exit_code == 0
     assert "is up to date" in again.output
     assert (out / "manifest.json").stat().st_mtime_ns == before
-    monkeypatch.setattr("dfer_deploy.triton_models.onnx_model_source", lambda: "another version's\n")
+    monkeypatch.setattr("dfer_deploy.triton_models.onnx_model_sources", lambda: {"model.py": "another version's\n"})
     assert "is up to date" not in cli("export", own_checkpoint, "-o", out, "--force").output
     check_model_repository(open_bundle(out))
     refused = cli("export", own_checkpoint, "-o", out, "--name", "face")
@@ -161,7 +161,8 @@ def test_what_a_server_would_execute_must_be_what_export_writes(bundle: Bundle, 
     (copy.model_repository / "link").unlink()
     for name in (
         "dfer_temporal_head/1/model.py", "dfer/config.pbtxt", "dfer_preprocess/1/model.py",
-        "dfer_preprocess/1/image_decoding.py", "dfer_encoded/config.pbtxt",
+        "dfer_preprocess/1/image_decoding.py", "dfer_preprocess/1/model_requests.py",
+        "dfer_temporal_head/1/model_requests.py", "dfer_encoded/config.pbtxt",
     ):  # fmt: skip
         path = copy.model_repository / name
         original = path.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import sys
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,10 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "cache"))
     path = tmp_path / "1" / "model.py"
     path.parent.mkdir()
-    path.write_text(triton_models.onnx_model_source())
+    for name, text in triton_models.onnx_model_sources().items():
+        (path.parent / name).write_text(text)
+    monkeypatch.syspath_prepend(str(path.parent))  # as Triton does it
+    monkeypatch.delitem(sys.modules, "model_requests", raising=False)
     return path
 
 
@@ -340,7 +344,7 @@ def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, A
     assert sorted(opened) == sorted(["model.onnx", *[copy.name] * 4])
     assert {answer(session) for session in sessions} == {answer(plain)}
     assert Logger.warnings == []
-    assert sorted(path.name for path in graph.parent.iterdir()) == ["model.onnx", "model.py"]
+    assert sorted(path.name for path in graph.parent.iterdir()) == ["model.onnx", "model.py", "model_requests.py"]
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "complete.json"])

@@ -40,7 +40,8 @@ def written(folder: Path) -> Path:
 def loaded(source: Path, monkeypatch: pytest.MonkeyPatch, **parameters: int):
     python_backend.install(monkeypatch)
     monkeypatch.syspath_prepend(str(source.parent))  # as Triton does it
-    monkeypatch.delitem(sys.modules, "image_decoding", raising=False)
+    for name in ("image_decoding", "model_requests"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     model = runpy.run_path(str(source))["TritonPythonModel"]()
     template = text_format.Parse(triton_models.config_template("preprocess.pbtxt"), model_config_pb2.ModelConfig())
     template.output[0].dims[:] = [-1, SIZE, SIZE, 3]

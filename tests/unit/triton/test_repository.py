@@ -131,7 +131,7 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
     assert not preprocess.model_warmup  # Triton's warm-up has no image to send
     sources = {path.name: path.read_text(encoding="utf-8") for path in (folder / "mine_preprocess" / "1").iterdir()}
     assert sources == triton_models.preprocess_sources()
-    assert set(sources) == {"model.py", "image_decoding.py"}
+    assert set(sources) == {"model.py", "image_decoding.py", "model_requests.py"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -183,6 +183,8 @@ def test_files_of_the_embedded_target(tmp_path: Path) -> None:
     assert files == {
         "dfer/config.pbtxt", "dfer/labels.txt", "dfer/1/.keep",
         "dfer_image_encoder/config.pbtxt", "dfer_image_encoder/1/model.onnx", "dfer_image_encoder/1/model.py",
+        "dfer_image_encoder/1/model_requests.py", "dfer_temporal_head/1/model_requests.py",
+        "dfer_preprocess/1/model_requests.py", "dfer_window/1/model_requests.py",
         "dfer_temporal_head/config.pbtxt", "dfer_temporal_head/1/model.onnx", "dfer_temporal_head/1/model.py",
         "dfer_temporal_head/labels.txt",
         "dfer_encoded/config.pbtxt", "dfer_encoded/labels.txt", "dfer_encoded/1/.keep",

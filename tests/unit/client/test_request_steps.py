@@ -10,12 +10,11 @@ import pytest
 from scripted_server import CONFIG, LABELS, SIZE, STREAM_CONFIG, Script, connected
 
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
-from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.flows import Flows
-from dfer_deploy.client.patience import CONNECT_RETRIES, Patience
+from dfer_deploy.client.request_steps import ModelRequests
+from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy
 from dfer_deploy.client.served_model import served_model
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CallError, DferDeployError, ModelNotFoundError, ServerUnavailableError
 from dfer_deploy.specs import MAX_IMAGE_BYTES
 from dfer_deploy.triton.address import parse_url
 
@@ -73,10 +72,10 @@ def test_another_configuration_is_refused(name: str, config: Any, said: str) -> 
     class Other(Script):
         def _answer(self, call: Call) -> Any:
             assert isinstance(call, ReadConfig)
-            return call.reply(config)
+            return call.response(config)
 
     with pytest.raises(DferDeployError) as refused:
-        Other()(Flows(parse_url("h:1"), name, Patience(60, 0)).connect())
+        Other()(ModelRequests(parse_url("h:1"), name, RetryPolicy(60, 0)).connect())
     assert said in str(refused.value)
 
 
@@ -99,7 +98,7 @@ def test_a_batch_is_split_and_gives_a_list() -> None:
 
 
 def test_http_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.client.flows.MAX_HTTP_REQUEST_BYTES", 2 * 16 * SIZE * SIZE * 3)
+    monkeypatch.setattr("dfer_deploy.client.request_steps.MAX_HTTP_REQUEST_BYTES", 2 * 16 * SIZE * SIZE * 3)
     for url, sizes in (("http://host:1", [2, 2, 1]), ("grpc://host:1", [4, 1])):
         script = Script()
         assert len(script(connected(script, url).answer(clip(3, batch=5)))) == 5
@@ -110,11 +109,11 @@ def test_connecting_is_tried_less_often_than_asking() -> None:
     class Away(Script):
         def _answer(self, call: Call) -> Any:
             self.calls.append(call)
-            raise CallError("away", "unreachable")
+            raise ServerUnavailableError("away")
 
     script = Away()
     with pytest.raises(CallError):
-        script(Flows(parse_url("h:1"), "dfer", Patience(60, 1000)).connect())
+        script(ModelRequests(parse_url("h:1"), "dfer", RetryPolicy(60, 1000)).connect())
     assert len(script.calls) == 1 + CONNECT_RETRIES
 
 
@@ -192,10 +191,10 @@ def test_a_bundle_of_old_without_streams_is_said_to_be_one() -> None:
     class Older(Script):
         def _answer(self, call: Call) -> Any:
             if isinstance(call, ReadConfig) and call.model == "dfer_stream":
-                raise CallError("no model", "absent")
+                raise ModelNotFoundError("no model")
             return super()._answer(call)
 
     script = Older()
     with pytest.raises(CallError, match="serve a bundle of this version") as absent:
         script(connected(script).stream())
-    assert absent.value.kind == "absent"
+    assert absent.value.code == "model_not_found"

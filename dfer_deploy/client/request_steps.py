@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.client.calls import Flow, Infer, ListModels, ReadConfig, bytes_array
-from dfer_deploy.client.failures import CallError
-from dfer_deploy.client.patience import CONNECT_RETRIES, Patience, Question
+from dfer_deploy.client.calls import Infer, ListModels, ReadConfig, Steps, bytes_array
+from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy, RetryState
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_stream
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CallError, DferDeployError, ModelNotFoundError
 from dfer_deploy.inference.answers import Answer, answer_from
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.specs import MAX_IMAGE_BYTES
@@ -32,11 +31,11 @@ EncodedImages = Sequence[EncodedImage]
 """The images of one clip in the order of time."""
 
 
-class Flows:
-    """The questions to one model of one server."""
+class ModelRequests:
+    """The requests to one model of one server, as steps."""
 
-    def __init__(self, address: Address, name: str, patience: Patience) -> None:
-        self._address, self._name, self._patience = address, name, patience
+    def __init__(self, address: Address, name: str, policy: RetryPolicy) -> None:
+        self._address, self._name, self._policy = address, name, policy
         self._labels: tuple[str, ...] | None = None
         self._model: ServedModel | None = None
         self._labels_of = 0
@@ -48,8 +47,8 @@ class Flows:
         return self._address
 
     @property
-    def patience(self) -> Patience:
-        return self._patience
+    def policy(self) -> RetryPolicy:
+        return self._policy
 
     @property
     def model(self) -> ServedModel:
@@ -65,16 +64,16 @@ class Flows:
             raise not_connected()
         return self._labels
 
-    def connect(self) -> Flow[None]:
+    def connect(self) -> Steps[None]:
         """Reads the model's configuration."""
-        question = replace(self._patience, retries=min(CONNECT_RETRIES, self._patience.retries)).question()
+        state = replace(self._policy, retries=min(CONNECT_RETRIES, self._policy.retries)).start()
         try:
-            config = yield from question.answered(ReadConfig(self._name))
+            config = yield from state.response_to(ReadConfig(self._name))
         except CallError as error:
-            raise (yield from self._with_known_models(question, error)) from error
+            raise (yield from self._with_known_models(state, error)) from error
         self._model = served_model(self._name, self._address, config)
 
-    def labels_of(self, encoder_id: int) -> Flow[tuple[str, ...]]:
+    def labels_of(self, encoder_id: int) -> Steps[tuple[str, ...]]:
         """The class names, asked for again where another encoder answers than when they were read.
 
         Raises:
@@ -85,7 +84,7 @@ class Flows:
         self._labels_of = encoder_id
         return (yield from self.labels())
 
-    def labels(self) -> Flow[tuple[str, ...]]:
+    def labels(self) -> Steps[tuple[str, ...]]:
         """The class names, in the order of the logits, as the server's classification extension gives them.
 
         Raises:
@@ -95,7 +94,7 @@ class Flows:
             model = self.model
             frames = np.zeros((1, 1, model.image_size, model.image_size, 3), np.uint8)
             call = Infer(model.name, {"frames": frames}, ("probabilities",), class_count=model.num_classes)
-            ranking = (yield from self.replies(self._patience.question(), call))[0]
+            ranking = (yield from self.responses(self._policy.start(), call))[0]
             # Every entry is "value:index:label"; a label may hold colons.
             entries = [entry.decode("utf-8", errors="replace").split(":", 2) for entry in ranking.reshape(-1).tolist()]
             names = {int(entry[1]): entry[2] for entry in entries if len(entry) == 3}
@@ -106,36 +105,36 @@ class Flows:
             self._labels = tuple(names[index] for index in range(model.num_classes))
         return self._labels
 
-    def stream(self) -> Flow[ServedStream]:
+    def stream(self) -> Steps[ServedStream]:
         """Return the sizes of a stream's window, which are asked for once.
 
         Raises:
             IncompatibleServerError: its streams are of another version of dfer-deploy.
         """
         if self._stream is None:
-            name, question = f"{self.model.name}_stream", self._patience.question()
+            name, state = f"{self.model.name}_stream", self._policy.start()
             try:
-                config = yield from question.answered(ReadConfig(name))
+                config = yield from state.response_to(ReadConfig(name))
             except CallError as error:
-                raise (yield from self._with_known_models(question, error)) from error
+                raise (yield from self._with_known_models(state, error)) from error
             self._stream = served_stream(name, self._address, config)
         return self._stream
 
-    def encode(self, frames: Frames) -> Flow[Float32]:
+    def encode(self, frames: Frames) -> Steps[Float32]:
         """The image encoder alone."""
         (features,) = yield from self._infer(self.model.image_encoder, "frames", frames, ("frame_features",))
         answer: Float32 = self.checked(features, "frame_features", frames.shape[:2] + features.shape[2:])
         return answer
 
-    def classify(self, frame_features: Float32) -> Flow[Prediction]:
+    def classify(self, frame_features: Float32) -> Steps[Prediction]:
         """The temporal head alone."""
         return (yield from self._prediction(self.model.temporal_head, "frame_features", frame_features))
 
-    def predict(self, frames: Frames) -> Flow[Prediction]:
+    def predict(self, frames: Frames) -> Steps[Prediction]:
         """The ensemble, on frames as they are."""
         return (yield from self._prediction(self.model.name, "frames", frames))
 
-    def answer(self, clip: Frames | EncodedImages) -> Flow[Answer | list[Answer]]:
+    def answer(self, clip: Frames | EncodedImages) -> Steps[Answer | list[Answer]]:
         """The answer for a clip, or one for every clip of a batch; always from 16 frames."""
         labels = yield from self.labels()
         if isinstance(clip, np.ndarray):
@@ -162,12 +161,12 @@ class Flows:
             )
         return array
 
-    def _prediction(self, model: str, name: str, array: npt.NDArray[Any]) -> Flow[Prediction]:
+    def _prediction(self, model: str, name: str, array: npt.NDArray[Any]) -> Steps[Prediction]:
         logits, probabilities = yield from self._infer(model, name, array, ("logits", "probabilities"))
         shape = (array.shape[0], self.model.num_classes)
         return Prediction(self.checked(logits, "logits", shape), self.checked(probabilities, "probabilities", shape))
 
-    def _infer(self, model: str, name: str, array: npt.NDArray[Any], outputs: tuple[str, ...]) -> Flow[list[Any]]:
+    def _infer(self, model: str, name: str, array: npt.NDArray[Any], outputs: tuple[str, ...]) -> Steps[list[Any]]:
         """One array for each of ``outputs``; the batch is split where it is larger than the server allows."""
         expected = {"frames": "uint8", "frame_features": "float32", "images": "object"}[name]
         if not isinstance(array, np.ndarray):
@@ -182,38 +181,38 @@ class Flows:
         size = self.model.max_batch_size
         if self._address.scheme == "http":
             size = max(1, min(size, MAX_HTTP_REQUEST_BYTES // max(1, array[0].nbytes)))
-        question = self._patience.question()
+        state = self._policy.start()
         parts = []
         for index in range(math.ceil(array.shape[0] / size)):
             part = np.ascontiguousarray(array[index * size : (index + 1) * size])
-            parts.append((yield from self.replies(question, Infer(model, {name: part}, outputs))))
+            parts.append((yield from self.responses(state, Infer(model, {name: part}, outputs))))
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
-    def replies(self, question: Question, call: Infer) -> Flow[list[Any]]:
+    def responses(self, state: RetryState, call: Infer) -> Steps[list[Any]]:
         """The arrays of one inference, with retries."""
         try:
-            return self._complete(call, (yield from question.answered(call)))
+            return self._complete(call, (yield from state.response_to(call)))
         except CallError as error:
-            raise (yield from self._with_known_models(question, error)) from error
+            raise (yield from self._with_known_models(state, error)) from error
 
-    def _complete(self, call: Infer, replies: list[Any]) -> list[Any]:
-        for output, answer in zip(call.outputs, replies, strict=True):
+    def _complete(self, call: Infer, responses: list[Any]) -> list[Any]:
+        for output, answer in zip(call.outputs, responses, strict=True):
             if answer is None:
                 raise DferDeployError(f"the model {call.model!r} at {self._address} did not answer with {output}")
-        return replies
+        return responses
 
-    def _with_known_models(self, question: Question, error: CallError) -> Flow[CallError]:
+    def _with_known_models(self, state: RetryState, error: CallError) -> Steps[CallError]:
         """The error; for a model that the server lacks, with those that it has, if it tells."""
-        if error.kind != "absent":
+        if not isinstance(error, ModelNotFoundError):
             return error
         if self._model is not None:  # the ensemble is there, so it is from before encoded images and streams
-            return CallError(f"{error}; serve a bundle of this version of dfer-deploy", "absent")
+            return ModelNotFoundError(f"{error}; serve a bundle of this version of dfer-deploy")
         try:
-            known = yield from question.attempt(ListModels())
+            known = yield from state.send(ListModels())
         except CallError:
             known = []
         hint = f"it has {', '.join(known)}" if known else "give the name that the bundle was exported with"
-        return CallError(f"{error}; {hint}", "absent")
+        return ModelNotFoundError(f"{error}; {hint}")
 
     def _sixteen(self, clip: Frames) -> Frames:
         """uint8 [B, 16, S, S, 3]: short clips repeat their last frame, long ones are sampled as at test time."""
@@ -230,31 +229,31 @@ class Flows:
 class ConnectedModel:
     """What a client knows of its model once it is connected."""
 
-    _flows: Flows
+    _requests: ModelRequests
 
     @property
     def image_size(self) -> int:
         """S, height and width in pixels of the frames that the model takes."""
-        return self._flows.model.image_size
+        return self._requests.model.image_size
 
     @property
     def num_classes(self) -> int:
-        return self._flows.model.num_classes
+        return self._requests.model.num_classes
 
     @property
     def max_batch_size(self) -> int:
         """The largest number of clips that the server takes in one request; larger batches are split."""
-        return self._flows.model.max_batch_size
+        return self._requests.model.max_batch_size
 
     @property
     def frame_interval_s(self) -> float | None:
         """Seconds between the frames of a training clip, None where the server does not tell."""
-        return self._flows.model.frame_interval_s
+        return self._requests.model.frame_interval_s
 
     @property
     def graphs_sha256(self) -> tuple[str, str] | None:
         """SHA-256 of the image encoder's and the temporal head's ONNX files, None where the server does not tell."""
-        return self._flows.model.graphs_sha256
+        return self._requests.model.graphs_sha256
 
 
 def not_connected() -> DferDeployError:

@@ -1,0 +1,94 @@
+"""How long and how often a client tries: deadline, retries and exponential backoff."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfer_deploy.client.calls import Backoff, Call, Send, Steps
+from dfer_deploy.errors import CallError
+from dfer_deploy.specs import require
+
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 2.0
+
+DEFAULT_DEADLINE_S = 60.0
+DEFAULT_RETRIES = 20
+"""About 16 s of backoff: longer than a server's restart."""
+
+CONNECT_RETRIES = 5
+"""At most, about 1.6 s of backoff, where nothing was ever answered: an address is mistyped more often than a server is
+just being started."""
+
+_LEAST_S = 1e-6
+"""Every attempt has some time, so that it is the libraries that say that it is over."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """The limits of every request.
+
+    Attributes:
+        deadline_s: for the request with all its retries and backoff.
+        retries: after the first attempt.
+        clock: seconds, monotonic.
+        uniform: a random number between two.
+    """
+
+    deadline_s: float
+    retries: int
+    clock: Callable[[], float] = time.monotonic
+    uniform: Callable[[float, float], float] = field(default=random.uniform)
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.deadline_s, int | float) and 0 < self.deadline_s <= 86_400,
+            f"the deadline is {self.deadline_s} s, expected more than 0 and at most 86400",
+        )
+        require(
+            isinstance(self.retries, int) and 0 <= self.retries <= 1000,
+            f"the number of retries is {self.retries}, expected a whole number from 0 to 1000",
+        )
+
+    def start(self) -> RetryState:
+        """Starts the clock."""
+        return RetryState(self, self.clock() + self.deadline_s)
+
+
+class RetryState:
+    """What one request has left of its policy."""
+
+    def __init__(self, policy: RetryPolicy, end: float) -> None:
+        self._policy, self._end, self._failures = policy, end, 0
+
+    def send(self, call: Call) -> Steps[Any]:
+        """Send the call once, with the time that is left."""
+        left = self._end - self._policy.clock()
+        return (yield Send(call, max(left, _LEAST_S), self._policy.deadline_s))
+
+    def back_off(self, error: CallError) -> Steps[None]:
+        """Wait before the next attempt: exponentially, with full jitter, so that many clients do not come at once.
+
+        Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog.
+
+        Raises:
+            CallError: ``error`` itself, if there is no attempt or no time left.
+        """
+        seconds = self._policy.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures))
+        self._failures += 1
+        if self._failures > self._policy.retries or self._policy.clock() + seconds >= self._end:
+            raise error
+        yield Backoff(seconds)
+
+    def response_to(self, call: Call) -> Steps[Any]:
+        """Return the response to ``call``, after as many attempts as it takes."""
+        while True:
+            try:
+                return (yield from self.send(call))
+            except CallError as error:  # noqa: PERF203 - a network is slower
+                if not error.retryable:
+                    raise
+                yield from self.back_off(error)

@@ -1,0 +1,61 @@
+"""How the Python-backend models read a request and refuse it. ``export`` copies this file beside each ``model.py``.
+
+It runs where the models run: NumPy and Triton's own module are there, dfer_deploy is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+
+class RequestError(ValueError):
+    """A mistake of the client's, told in one sentence."""
+
+
+def input_array(request: Any, name: str) -> npt.NDArray[Any]:
+    """Return an input of a request.
+
+    Raises:
+        RequestError: the client did not send it.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise RequestError(f"the input {name!r} is missing; send it")
+    array: npt.NDArray[Any] = tensor.as_numpy()
+    return array
+
+
+def check_clips(name: str, array: npt.NDArray[Any], what: str, most: int) -> None:
+    """Check that an input [B, T, …] holds clips that the model can take.
+
+    Args:
+        name: of the input.
+        array: its content.
+        what: a clip consists of, ``frames`` or ``images``.
+        most: the largest T.
+
+    Raises:
+        RequestError: B is 0, or T is not between 1 and ``most``.
+    """
+    if not 1 <= array.shape[1] <= most:
+        raise RequestError(f"{name!r} has {array.shape[1]} {what} a clip, expected 1 to {most}")
+    if array.shape[0] < 1:
+        raise RequestError(f"{name!r} holds no clip, expected at least one")
+
+
+def refusal(error: Exception) -> Any:
+    """Return the response that tells a client why its request is not answered.
+
+    Anything but a mistake of the client's is named with its class, for whoever reads it knows the library's.
+    """
+    if isinstance(error, RequestError):
+        return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
+    return error_response(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+
+
+def error_response(message: str, code: Any) -> Any:
+    """Return a response with one of Triton's error codes and no tensors."""
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
