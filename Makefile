@@ -2,14 +2,20 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that share the tests. One that runs out of tests takes over some of the other's last ones.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test docs check package format clean
+.PHONY: demo test test-all docs check package format clean
 
 demo: .venv/ready
 	$(BIN)/dfer-deploy demo -o demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/ready
+	$(PYTEST)
 
 # Warnings are errors: a broken internal link fails.
 docs: .venv/docs
@@ -23,7 +29,7 @@ check: .venv/ready
 	$(BIN)/codespell
 	$(MAKE) package
 	$(MAKE) docs
-	$(MAKE) test
+	$(MAKE) test-all
 
 # Wheel and source distribution, as a release uploads them.
 package: .venv/ready

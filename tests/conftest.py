@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Tiny models gain nothing from a second thread, which costs much while another process of tests needs the core. Before
+# torch is imported, so that also the processes that tests start have it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from click.testing import CliRunner

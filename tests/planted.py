@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,11 @@ def planted(bundle: Bundle, folder: Path, graph: str, change: Change) -> Bundle:
 def planted_where_served(bundle: Bundle, folder: Path, model: str, change: Change) -> Bundle:
     """A copy of a bundle with one model of its repository changed; the graphs of the bundle stay right."""
     return rewritten(bundle, folder, change, f"model_repository/{model}/1/model.onnx")
+
+
+def drifted(bundle: Bundle, folder: Path, graph: str, relative: float) -> Path:
+    """A copy of a bundle whose weights of one graph were changed a little, in process and served."""
+    return planted(bundle, folder, graph, functools.partial(drift, relative=relative)).path
 
 
 def rewritten(bundle: Bundle, folder: Path, change: Change, *files: str) -> Bundle:

@@ -12,7 +12,10 @@ from dfer_deploy.measurement.bench_result import ratio, spread
 
 
 @pytest.mark.usefixtures("environment")
-def test_bench_measures_everything_in_one_run(cli: Any, bundle: Bundle, own_checkpoint: Path, tmp_path: Path) -> None:
+def test_bench_measures_everything_in_one_run(
+    cli: Any, bundle: Bundle, own_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfer_deploy.measurement.bench._SECONDS_PER_MEASUREMENT", 0.2)
     result = cli(
         "bench", bundle.path, "--checkpoint", own_checkpoint, "--concurrency", "1,3", "--rounds", 2, "--requests", 20,
         "--json", tmp_path / "b.json",

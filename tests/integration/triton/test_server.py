@@ -189,8 +189,10 @@ def test_what_requests_waited_is_that_of_the_ensembles_steps(server: TritonServe
         time.sleep(0.5)  # Triton counts a request after it was answered
         before = queued(ends.grpc_url, "dfer")
         list(pool.map(client.predict, clips(12, 16)))
-    time.sleep(0.5)
-    after = queued(ends.grpc_url, "dfer")
+    deadline = time.monotonic() + 30
+    while (after := queued(ends.grpc_url, "dfer"))["requests"] < before["requests"] + 12:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert queued(ends.http_url, "dfer") == after
     assert (after - before)["requests"] == 12
     with contextlib.closing(grpc_client.InferenceServerClient(ends.grpc_url.removeprefix("grpc://"))) as raw:

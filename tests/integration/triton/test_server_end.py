@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,7 +40,19 @@ def traces(pid: int) -> list[str]:
 
 
 def backend_folders() -> set[Path]:
-    return set(Path("/tmp").glob("python_env_*"))
+    """The backend's folders, except those made when a Triton of another process of tests had just started."""
+    own = f"dfer_deploy_{os.getpid()}_"
+    servers = [
+        p.info for p in psutil.process_iter(["name", "cmdline", "create_time"]) if p.info["name"] == "tritonserver"
+    ]
+    starts = [server["create_time"] for server in servers if own not in " ".join(server["cmdline"] or [])]
+    found = set()
+    for folder in Path("/tmp").glob("python_env_*"):
+        with contextlib.suppress(FileNotFoundError):
+            made = folder.stat().st_mtime
+            if not any(-1 < made - start < 10 for start in starts):
+                found.add(folder)
+    return found
 
 
 def wait_until_no_traces(pid: int, limit_s: float = 10.0) -> None:
@@ -50,7 +63,7 @@ def wait_until_no_traces(pid: int, limit_s: float = 10.0) -> None:
 
 
 def wait_until_no_new_folders(before: set[Path], limit_s: float = 10.0) -> None:
-    """Another Triton on this machine may make such folders too, for as long as it takes to start or to end."""
+    """A Triton of another process of tests leaves its folder, when it ends, until its guard has removed it."""
     deadline = time.monotonic() + limit_s
     while (new := backend_folders() - before) and time.monotonic() < deadline:
         time.sleep(0.05)

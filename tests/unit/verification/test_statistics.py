@@ -340,6 +340,7 @@ CASES = {
 """All with a true loss of half a point of UAR, the margin."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_true_difference_of_the_margin_is_called_equivalent_in_at_most_one_of_twenty(
     name: str, monkeypatch: pytest.MonkeyPatch
