@@ -92,6 +92,11 @@ def _files_for(text: str) -> tuple[str | None, ...]:
     return tuple(chosen)
 
 
+def font_paths(text: str) -> list[str]:
+    """Return the paths of this machine's fonts that have what Pillow's own lacks of a text."""
+    return [str(_opened(file, _TRIED_SIZE).path) for file in _files_for(text) if file is not None]
+
+
 def _opened(file: str | None, size: int) -> Any:
     return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 

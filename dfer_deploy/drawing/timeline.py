@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.clips.timed import SMALLEST_INTERVAL_S
+from dfer_deploy.drawing.fonts import font_paths
 from dfer_deploy.files import atomic_file
 from dfer_deploy.inference.recording import Recording, TrackSummary
 from dfer_deploy.inference.windows import Window
@@ -232,18 +233,11 @@ def _fonts_for(text: str) -> Iterator[None]:
 
 
 def _families(text: str) -> list[str]:
-    """The usual font, and fonts of this machine that have what it lacks."""
+    """Matplotlib's usual font, and fonts of this machine that have what it lacks."""
     from matplotlib import font_manager
 
     families = [_USUAL_FONT]
-    missing = {ord(character) for character in text if character.isprintable()}
-    missing -= set(font_manager.get_font(font_manager.findfont(_USUAL_FONT)).get_charmap())
-    # Matplotlib's own list is a file that knows no font that was installed after it.
-    for path in sorted(font_manager.findSystemFonts()) if missing else ():
-        with contextlib.suppress(OSError, RuntimeError, NotImplementedError):  # damaged, or of fixed sizes
-            font = font_manager.get_font(path)
-            if found := missing & set(font.get_charmap()):
-                font_manager.fontManager.addfont(path)
-                families.append(font.family_name)
-                missing -= found
+    for path in font_paths(text):
+        font_manager.fontManager.addfont(path)
+        families.append(font_manager.get_font(path).family_name)
     return families

@@ -115,7 +115,7 @@ def comparison(
     difference = largest(logits - expected)
     failures = [
         *limits.rounding_failures(found.errors, rounding),
-        *_limit_failures(found, difference, limits),
+        *limit_failures(found, difference, limits),
         *_score_failures(scored, truth, limits),
         *_sure_changes([flip for flip in flips if flip.margin > limits.flip_margin]),
     ]
@@ -137,7 +137,8 @@ def comparison(
     )
 
 
-def _limit_failures(found: Collected, difference: float, limits: Limits) -> list[str]:
+def limit_failures(found: Collected, difference: float, limits: Limits) -> list[str]:
+    """Return a sentence for each difference that leaves its limit; ``difference`` is that of the whole's logits."""
     checks = (
         ("a logit of the temporal head", found.head_logits, limits.head_logits),
         ("a logit", difference, limits.logits),

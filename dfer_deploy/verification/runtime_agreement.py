@@ -3,7 +3,7 @@
 Drawn clips show a broken runtime, not how good a model is: for that there is ``verify``.
 
 Without the checkpoint nobody knows what rounding costs the model, so the limits of logits are absolute, and say little
-where answers barely depend on the clip. Therefore frame features are also held against how much they differ from frame
+where answers barely depend on the clip. Therefore frame features are also compared with how much they differ from frame
 to frame. In fp16 they err by 0.002 to 0.014 of that (onnxruntime; tiny models, the reference implementation's
 checkpoint, ViT-B/32 with random weights); with the colours or the frames in another order, by at least 0.98. A drift of
 the weights by 0.5 % is below 0.1 and is not seen here.
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.predictor import Float32, Predictor
+from dfer_deploy.verification.comparison import Collected, largest, limit_failures
 from dfer_deploy.verification.limits import Limits
 
 FEATURES = 0.25
@@ -75,27 +75,14 @@ def agreement(
 def _agreement(
     predictor: Predictor, requests: Sequence[Clip], truths: Sequence[tuple[Float32, Float32]], limits: Limits
 ) -> Agreement:
-    whole_error = head_error = encoder_error = probability_error = 0.0
-    changed = 0
+    found, whole_error, changed = Collected(predictor.name), 0.0, 0
     of_all = truths[0][0]
     feature_error = _norm(predictor.encode(requests[0]) - of_all) / max(_norm(of_all - of_all.mean(axis=(0, 1))), 1e-30)
     for frames, (features, expected) in zip(requests, truths, strict=True):
-        whole, head = predictor.predict(frames), predictor.classify(features)
-        whole_error = max(whole_error, _largest(whole.logits - expected))
-        head_error = max(head_error, _largest(head.logits - expected))
-        encoder_error = max(encoder_error, _largest(whole.logits - head.logits))
-        for answer in (whole, head):
-            probability_error = max(probability_error, _largest(answer.probabilities - softmax(answer.logits)))
-        changed += int((whole.logits.argmax(axis=1) != expected.argmax(axis=1)).sum())
-    failures = [
-        f"{predictor.name}: {what} differs by {value:.3g}, at most {limit:g} is accepted"
-        for what, value, limit in (
-            ("a logit", whole_error, limits.logits),
-            ("a logit of the temporal head", head_error, limits.head_logits),
-            ("a probability against the softmax of its logits", probability_error, limits.probabilities),
-        )
-        if not value <= limit
-    ]
+        logits = found.ask(predictor, frames, features, expected)
+        whole_error = max(whole_error, largest(logits - expected))
+        changed += int((logits.argmax(axis=1) != expected.argmax(axis=1)).sum())
+    failures = [f"{predictor.name}: {failure}" for failure in limit_failures(found, whole_error, limits)]
     if not feature_error <= FEATURES:
         failures.append(
             f"{predictor.name}: the frame features err by {feature_error:.2g} of what they differ by from frame to "
@@ -103,8 +90,8 @@ def _agreement(
         )
     return Agreement(
         predictor.name,
-        _finite(encoder_error),
-        _finite(head_error),
+        _finite(found.encoder_logits),
+        _finite(found.head_logits),
         _finite(whole_error),
         _finite(feature_error),
         changed,
@@ -114,11 +101,6 @@ def _agreement(
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _largest(difference: Float32) -> float:
-    """The largest absolute value; infinity where a number is not finite, so that it fails every limit."""
-    return float(np.abs(difference).max()) if np.isfinite(difference).all() else float("inf")
 
 
 def _norm(values: Float32) -> float:

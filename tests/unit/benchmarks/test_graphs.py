@@ -5,17 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import parity
 import pytest
 import torch
 from against_reference import REFERENCE, logit_errors, reference
 from common import parser, rotated
 from fma_peak import STEPS, multiply_adds
-from fused_vs_ensemble import add_fused_model, fuse
 from roofline import PRODUCTS_NAME, count, operator_shares
-from session_settings import SETTINGS, sessions
 from tiny import clips_of, tiny_model
 
 from dfer_deploy.bundles.bundle import Bundle
@@ -34,31 +30,6 @@ def test_the_reference_waits_as_it_does_upstream(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     parser("against_reference.py", "")
     assert "OMP_WAIT_POLICY" not in os.environ
-
-
-def test_the_merged_graph_answers_like_the_two(bundle: Bundle, tmp_path: Path) -> None:
-    fuse(bundle, tmp_path / "fused.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "fused.onnx"), providers=["CPUExecutionProvider"])
-    clips = clips_of(3)
-    logits, probabilities = session.run(["logits", "probabilities"], {"frames": clips})
-    with OnnxRuntimePredictor.from_bundle(bundle) as two:
-        expected = two.predict(clips)
-    np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
-    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
-    name = add_fused_model(bundle, tmp_path / "fused.onnx", tmp_path / "repository")
-    files = {path.name for path in (tmp_path / "repository" / name).rglob("*") if path.is_file()}
-    assert files == {"config.pbtxt", "model.onnx", "model.py", "model_requests.py"}
-
-
-def test_every_setting_of_onnxruntime_computes_the_same(bundle: Bundle, tmp_path: Path) -> None:
-    """``sessions`` compares the features itself."""
-    found = sessions(bundle.image_encoder_onnx, clips_of(1), tmp_path)
-    assert list(found) == [*SETTINGS, "fused attention", "bound"]
-    graph = onnx.load(tmp_path / "fused_attention.onnx").graph
-    fused = [node for node in graph.node if node.op_type == "MultiHeadAttention"]
-    assert len(fused) == bundle.spec.clip.vision.layers
-    read = {name for node in graph.node for name in node.input}
-    assert all(node.output[0] in read for node in fused)
 
 
 def test_operations_are_those_of_the_matrix_products(own_checkpoint: Path) -> None:
