@@ -26,6 +26,7 @@ from dfer_deploy.errors import (
     ServerUnavailableError,
     SettingError,
     TrainingError,
+    WriteError,
     missing_package,
 )
 
@@ -85,6 +86,7 @@ __all__ = [
     "SettingError",
     "TrainingError",
     "VerifyOptions",
+    "WriteError",
     "__version__",
     "bench_bundle",
     "build_engines",

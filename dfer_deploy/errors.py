@@ -19,7 +19,8 @@ DferDeployError                 error
 │       └── IncompatibleServerError  incompatible_server
 ├── ResultError                 result           a file of results or limits cannot be read
 ├── TrainingError               training         a recipe, a data set or a run cannot be used
-└── OutputError                 output           something cannot be written
+├── WriteError                  write            a file cannot be written, or would replace another
+└── OutputError                 output           what a command prints cannot be written
 """
 
 from __future__ import annotations
@@ -169,8 +170,14 @@ class TrainingError(DferDeployError):
     code = "training"
 
 
+class WriteError(DferDeployError):
+    """A file cannot be written, or would replace an input or another output."""
+
+    code = "write"
+
+
 class OutputError(DferDeployError):
-    """Something cannot be written, such as to a full disk."""
+    """What a command prints cannot be written, such as to a full disk."""
 
     code = "output"
 

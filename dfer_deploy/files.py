@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfer_deploy.errors import OutputError, ResultError
+from dfer_deploy.errors import ResultError, WriteError
 
 _MAX_JSON_BYTES = 256 << 20
 """The largest result, of a list of some 100,000 clips, has a quarter of it."""
@@ -46,7 +46,7 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
         DferDeployError: the folder cannot be written or the disk is full.
     """
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is no regular file, so it is not replaced; give the name of a file")
+        raise WriteError(f"{path} is no regular file, so it is not replaced; give the name of a file")
     folder = folder or path.parent
     with _disk_errors(path, folder):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
@@ -73,9 +73,9 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     path = path.resolve()
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already; choose another name or add --force to replace it")
+        raise WriteError(f"{path} exists already; choose another name or add --force to replace it")
     if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file, expected the name of a folder; choose another name")
+        raise WriteError(f"{path} is a file, expected the name of a folder; choose another name")
     with _disk_errors(path, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -96,7 +96,7 @@ def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         with contextlib.suppress(OSError):  # where one of them does not exist, nothing is replaced
             if output.samefile(path):
-                raise OutputError(f"{output} would replace the input {path}; choose another name")
+                raise WriteError(f"{output} would replace the input {path}; choose another name")
 
 
 def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
@@ -106,7 +106,7 @@ def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
         DferDeployError: ``output`` lies in ``bundle``.
     """
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(bundle)):
-        raise OutputError(f"{output} would change the bundle {bundle}; choose another place")
+        raise WriteError(f"{output} would change the bundle {bundle}; choose another place")
 
 
 def check_outputs(
@@ -131,9 +131,9 @@ def check_outputs(
             refuse_to_write_into_bundle(path, bundle)
         earlier = taken.setdefault(os.path.realpath(path), option)
         if earlier != option:
-            raise OutputError(f"{earlier} and {option} both write {path}; choose another name for one of them")
+            raise WriteError(f"{earlier} and {option} both write {path}; choose another name for one of them")
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is no regular file, so it is not replaced; give the name of a file")
+            raise WriteError(f"{path} is no regular file, so it is not replaced; give the name of a file")
         with _disk_errors(path, path.parent), tempfile.TemporaryFile(dir=path.parent):
             pass
 
@@ -216,7 +216,7 @@ def _disk_errors(path: Path, folder: Path) -> Iterator[None]:
         if error.filename is not None and not _is_below(Path(os.fsdecode(error.filename)), folder):
             raise
         advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
-        raise OutputError(
+        raise WriteError(
             f"cannot write {path}: {error.strerror or error}; nothing was left behind, {advice}"
         ) from error
 

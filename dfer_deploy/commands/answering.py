@@ -13,9 +13,7 @@ import click
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
-from dfer_deploy.clips.faces import FaceDetector, open_detector
 from dfer_deploy.commands.options import host_code_option
-from dfer_deploy.errors import DferDeployError
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Predictor
 
@@ -110,15 +108,3 @@ def answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         gathered = option(gathered)
     return gathered
-
-
-def open_face_detector(name: str) -> FaceDetector:
-    """A detector for a command that can do without.
-
-    Raises:
-        DferDeployError: its packages are not installed.
-    """
-    try:
-        return open_detector(name)
-    except DferDeployError as error:
-        raise DferDeployError(f"{error}, or add --faces none if the picture is one cropped face") from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from dfer_deploy.commands.options import class_names_option, data_root_option, json_option, prompt_position_option
 from dfer_deploy.console import stdout, table, warn
-from dfer_deploy.errors import OutputError
+from dfer_deploy.errors import WriteError
 from dfer_deploy.files import atomic_file, refuse_to_replace_input, write_json
 from dfer_deploy.metrics import CALIBRATION_BINS
 from dfer_deploy.specs import PromptPosition
@@ -88,7 +88,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {folder} ({error.strerror}); choose another -o") from error
+        raise WriteError(f"cannot make the folder {folder} ({error.strerror}); choose another -o") from error
 
 
 def _write_confusion(folder: Path, score: ScoredAnswers, title: str) -> None:

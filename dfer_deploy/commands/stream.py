@@ -14,8 +14,9 @@ from types import TracebackType
 import click
 from rich.live import Live
 
+from dfer_deploy.api.predict_inputs import open_face_detector
 from dfer_deploy.clips.faces import DETECTORS
-from dfer_deploy.commands.answering import Asked, answering_options, open_face_detector
+from dfer_deploy.commands.answering import Asked, answering_options
 from dfer_deploy.commands.options import frame_interval_option, margin_option
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import DferDeployError

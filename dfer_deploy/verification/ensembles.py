@@ -1,4 +1,4 @@
-"""The ensembles beside the one for clips, for streams and for encoded images, held against what is verified.
+"""The ensembles beside the one for clips, for streams and for encoded images, compared with what is verified.
 
 Verified are the answers of the ensemble for clips and of its two models. Images are decoded by the server, so their
 answers must be those of the clip. A stream shows the encoder one frame at a time, which rounds otherwise than sixteen
@@ -66,62 +66,66 @@ def ensemble_answers(
     Raises:
         DferDeployError: the server refuses to answer, or its answer is not finite.
     """
-    head_limit = limits.same_graphs if same_runtime else limits.head_logits
-    clip_limit = limits.same_graphs if same_runtime else limits.logits
-    reference, head, stream_name, encoded_name, encoded_stream_name = (
-        graph.name
-        for graph in (
-            contract.ensemble,
-            contract.temporal_head,
-            contract.stream,
-            contract.encoded,
-            contract.encoded_stream,
-        )
-    )
-    differences = {stream_name: 0.0, encoded_name: 0.0, encoded_stream_name: 0.0}
-    failures: list[str] = []
-    moved: list[Float32] = []
+    asked = _Asked(client, contract, limits, same_runtime)
     for annotation, clip in clips:
+        asked.ask(annotation.name, clip)
+    # Both are as far from PyTorch as rounding may take them, so they may differ by twice as much.
+    moved, twice = np.stack(asked.moved), replace(rounding, features=2 * rounding.features)
+    found = Rounding.of(moved, np.zeros(1, np.float32))
+    failures = [f"{contract.stream.name}, one frame at a time: {f}" for f in limits.rounding_failures(found, twice)]
+    return EnsembleAnswers(asked.differences, (*asked.failures, *failures))
+
+
+class _Asked:
+    """The differences so far, and by how much features of frames moved that were encoded alone instead of together."""
+
+    def __init__(self, client: Client, contract: Contract, limits: Limits, same_runtime: bool) -> None:
+        self._client, self._contract, self._limits = client, contract, limits
+        self._head_limit = limits.same_graphs if same_runtime else limits.head_logits
+        self._clip_limit = limits.same_graphs if same_runtime else limits.logits
+        others = (contract.stream, contract.encoded, contract.encoded_stream)
+        self.differences = {graph.name: 0.0 for graph in others}
+        self.failures: list[str] = []
+        self.moved: list[Float32] = []
+
+    def ask(self, name: str, clip: Clip) -> None:
+        """Ask all ensembles about one clip of 16 frames, and compare their answers."""
+        client, contract = self._client, self._contract
         padded = sample_indices(_NOT_YET_FULL)
         expected = client.predict_frames(np.stack([clip[padded], clip])).logits
         together = client.encode(clip[np.newaxis])[0]
         alone = np.concatenate([client.encode(frame[np.newaxis, np.newaxis])[0] for frame in clip])
+        self.moved.append(alone - together)
         of_head = client.classify(np.stack([alone[padded], alone])).logits
         with client.stream() as stream:
             pushed = [stream.push(frame) for frame in clip]
         images = [_png(frame) for frame in clip]
         with client.stream() as stream:
             of_images = [stream.push(image) for image in images]
-        encoded = client.predict(images)
-        for name, answer, of_clip, other, due, most, frames in (
-            (stream_name, pushed[_NOT_YET_FULL - 1], expected[0], head, of_head[0], head_limit, _NOT_YET_FULL),
-            (stream_name, pushed[-1], expected[1], head, of_head[1], head_limit, MAX_FRAMES),
-            (encoded_stream_name, of_images[-1], expected[1], head, of_head[1], head_limit, MAX_FRAMES),
-            (encoded_name, encoded, expected[1], reference, expected[1], clip_limit, MAX_FRAMES),
-        ):
-            logits, probabilities = _values(answer)
-            differences[name] = max(differences[name], largest(logits - of_clip))
-            failures += [
-                f"{name}: {annotation.name} after {frames} frames: {what} differs by {value:.3g}, at most {accepted:g} "
-                "is accepted"
-                for what, value, accepted in (
-                    (f"a logit from {other}'s", largest(logits - due), most),
-                    (
-                        "a probability from the softmax of its logits",
-                        largest(probabilities - softmax(logits[np.newaxis])[0]),
-                        limits.probabilities,
-                    ),
-                )
-                if value > accepted
-            ]
-        moved.append(alone - together)
-    # Both are as far from PyTorch as rounding may take them, so they may differ by twice as much.
-    found, twice = (
-        Rounding.of(np.stack(moved), np.zeros(1, np.float32)),
-        replace(rounding, features=2 * rounding.features),
-    )
-    failures += [f"{stream_name}, one frame at a time: {failure}" for failure in limits.rounding_failures(found, twice)]
-    return EnsembleAnswers(differences, tuple(failures))
+        head = (contract.temporal_head.name, self._head_limit)
+        ensemble = (contract.ensemble.name, self._clip_limit)
+        after = f"{name} after {MAX_FRAMES} frames"
+        early = f"{name} after {_NOT_YET_FULL} frames"
+        self._compare(contract.stream.name, early, pushed[_NOT_YET_FULL - 1], expected[0], of_head[0], *head)
+        self._compare(contract.stream.name, after, pushed[-1], expected[1], of_head[1], *head)
+        self._compare(contract.encoded_stream.name, after, of_images[-1], expected[1], of_head[1], *head)
+        self._compare(contract.encoded.name, after, client.predict(images), expected[1], expected[1], *ensemble)
+
+    def _compare(
+        self, name: str, which: str, answer: Answer, of_clip: Float32, due: Float32, other: str, limit: float
+    ) -> None:
+        """Compare an answer with that of the ensemble for clips, and with what it must be: ``other``'s."""
+        logits, probabilities = _values(answer)
+        self.differences[name] = max(self.differences[name], largest(logits - of_clip))
+        softmax_error = largest(probabilities - softmax(logits[np.newaxis])[0])
+        self.failures += [
+            f"{name}: {which}: {what} differs by {value:.3g}, at most {accepted:g} is accepted"
+            for what, value, accepted in (
+                (f"a logit from {other}'s", largest(logits - due), limit),
+                ("a probability from the softmax of its logits", softmax_error, self._limits.probabilities),
+            )
+            if value > accepted
+        ]
 
 
 def _png(frame: Clip) -> bytes:

@@ -20,7 +20,7 @@ from dfer_deploy.triton.server import TritonServer
 def test_a_video_is_answered_alike_in_process_and_by_a_server(
     cli: Any, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfer_deploy.commands.predict.open_face_detector", lambda _: SquareDetector())
+    monkeypatch.setattr("dfer_deploy.api.predict_inputs.open_face_detector", lambda _: SquareDetector())
     video = write_timed_video(tmp_path / "a.mkv", two_squares(40, range(40), range(15, 40)), range(0, 4000, 100))
     answers = {}
     with served_bundle(bundle) as endpoints:
@@ -71,7 +71,7 @@ def test_a_server_that_is_started_again_costs_no_answer(
             ("in process", SquareDetector, ("--bundle", bundle.path)),
             ("server", Restarting, ("--url", first.endpoints.grpc_url)),
         ):
-            monkeypatch.setattr("dfer_deploy.commands.predict.open_face_detector", lambda _, made=detector: made())
+            monkeypatch.setattr("dfer_deploy.api.predict_inputs.open_face_detector", lambda _, made=detector: made())
             result = cli("predict", *where, *options)
             assert result.exit_code == 0, result.output
             rows[name] = json.loads((tmp_path / "j").read_text())["results"]

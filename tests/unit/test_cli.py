@@ -130,11 +130,10 @@ def test_an_empty_argument_is_no_path(cli: Any, arguments: tuple[str, ...], what
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    monkeypatch.delitem(sys.modules, "dfer_deploy.commands.inspect", raising=False)
+    for module in ("commands.inspect", "api.inspect_checkpoint"):
+        monkeypatch.delitem(sys.modules, f"dfer_deploy.{module}", raising=False)
     for name in [
-        name
-        for name in sys.modules
-        if name.startswith(("dfer_deploy.model", "dfer_deploy.checkpoints.checkpoint", "dfer_deploy.api"))
+        name for name in sys.modules if name.startswith(("dfer_deploy.model", "dfer_deploy.checkpoints.checkpoint"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "dfer_deploy.checkpoints.reference_checkpoint", raising=False)

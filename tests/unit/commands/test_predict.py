@@ -26,7 +26,7 @@ from dfer_deploy.runtimes.available import open_predictor
 
 @pytest.fixture
 def squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.commands.predict.open_face_detector", lambda _: SquareDetector())
+    monkeypatch.setattr("dfer_deploy.api.predict_inputs.open_face_detector", lambda _: SquareDetector())
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_face_that_left_has_no_box_and_no_crop(
     boxes: list[list[int]] = []
     add_box = Recording.add_box
     monkeypatch.setattr(
-        "dfer_deploy.commands.predict.write_contact_sheet", lambda _, sampled, tracks: rows.update(sampled)
+        "dfer_deploy.api.predict_inputs.write_contact_sheet", lambda _, sampled, tracks: rows.update(sampled)
     )
 
     def watched(self: Recording, number: int, time_s: float, face: Face) -> None:
@@ -144,7 +144,7 @@ def test_the_timeline_ends_with_the_last_frame_whatever_the_header_states(
     end_s: float,
 ) -> None:
     ends: list[float] = []
-    monkeypatch.setattr("dfer_deploy.commands.predict._length_s", lambda _: stated_s)
+    monkeypatch.setattr("dfer_deploy.api.predict_inputs._length_s", lambda _: stated_s)
     monkeypatch.setattr("dfer_deploy.drawing.timeline.write_timeline", lambda *_, end_s, **__: ends.append(end_s))
     words = (video, "--faces", "none", "--timeline", tmp_path / "t.png")
     assert cli("predict", "--bundle", bundle.path, *words).exit_code == 0
@@ -197,7 +197,7 @@ def test_contradictions_are_one_sentence(
         ((video, "--faces", "none", "--csv", tmp_path / "no" / "x"), "does not exist; make it first"),
         ((video, "--faces", "none", "--csv", "-"), "not the standard output"),
         ((video, "--faces", "none", "--json", "-"), "not the standard output"),
-        ((video, "--faces", "none", "--csv", os.devnull), "is no regular file"),
+        ((video, "--faces", "none", "--csv", os.devnull), "not a regular file"),
         ((video, "--faces", "none", "--timeline", tmp_path / "t.jpg"), "expected a name that ends with .png"),
         ((video, "--faces", "none", "--crops", tmp_path / "t"), "expected a name that ends with .png"),
         ((video, "--faces", "none", "--video", tmp_path / "v.avi"), "expected a name that ends with .mp4"),
@@ -260,7 +260,7 @@ def test_an_input_that_fails_half_way_has_no_answers(
         windows.close()
         raise DferDeployError("the server went away")
 
-    monkeypatch.setattr("dfer_deploy.commands.predict.windows_of_video", failing)
+    monkeypatch.setattr("dfer_deploy.api.predict_inputs.windows_of_video", failing)
     result = cli("predict", "--bundle", bundle.path, video, clip_list.parent / "000", "--json", tmp_path / "j")
     assert result.exit_code == 2
     content = json.loads((tmp_path / "j").read_text())
@@ -292,7 +292,7 @@ def test_a_picture_that_fails_costs_no_answer(
     def failing(*_: object) -> None:
         raise DferDeployError("the disk is full")
 
-    monkeypatch.setattr("dfer_deploy.commands.predict.write_contact_sheet", failing)
+    monkeypatch.setattr("dfer_deploy.api.predict_inputs.write_contact_sheet", failing)
     result = cli("predict", "--bundle", bundle.path, video, "--crops", tmp_path / "c.png", "--json", tmp_path / "j")
     assert result.exit_code == 2
     assert "Error: the disk is full" in result.output
