@@ -156,6 +156,14 @@ def test_a_written_result_is_read_again(tmp_path: Path) -> None:
         read_bench(path)
 
 
+def test_a_result_of_the_release_before_is_read() -> None:
+    """The file was written by ``bench --json`` of 0.1.0, which gave no format number."""
+    released = Path(__file__).resolve().parents[2] / "released" / "bench-0.1.0.json"
+    assert "format" not in json.loads(released.read_text(encoding="utf-8"))
+    found = read_bench(released)
+    assert [len(rounds) for rounds in found.throughputs.values()] == [3] * len(found.throughputs)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from dfer_deploy.verification.blocks import Bisection, BlockComparison, BlockErr
 from dfer_deploy.verification.prompt_position import ReadingCheck
 from dfer_deploy.verification.verification_result import VerificationResult
 
+RELEASED = Path(__file__).resolve().parents[2] / "released"
 FIRST = ("comparisons", 0)
 BLOCKS = BlockComparison((BlockError("encoder.0", "fp16", math.inf, 0.1, 0.2, -1.0, None),), 3, "somewhere")
 
@@ -62,6 +64,14 @@ def test_what_a_later_version_adds_is_ignored() -> None:
     content = planted(30) | {"carbon_g": 3}
     content["limits"]["carbon_g"] = 1.0
     assert VerificationResult.from_dict(content).clips == 30
+
+
+def test_a_result_of_the_release_before_is_read() -> None:
+    """The file was written by ``verify --json`` of 0.1.0."""
+    content = json.loads((RELEASED / "verify-0.1.0.json").read_text(encoding="utf-8"))
+    result = VerificationResult.from_dict(content)
+    assert (result.clips, result.exit_code) == (6, ExitCode.UNDECIDED)
+    assert {key: value for key, value in result.to_dict().items() if key in content} == content
 
 
 @pytest.mark.parametrize(
