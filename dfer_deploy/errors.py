@@ -6,6 +6,7 @@ DferDeployError                 error
 ├── CheckpointError             checkpoint       a checkpoint or a file of weights cannot be used
 ├── ClipError                   clip             a video, a frame, an image or a list of clips cannot be used
 ├── BundleError                 bundle           a bundle is damaged, of another version, or does not fit
+│   ├── ConfigurationError      configuration    a file that `configure` writes again is missing or damaged
 │   └── EngineError             engine           a TensorRT engine cannot be built, read or run
 ├── RuntimeUnavailableError     runtime          what should run the graphs does not run here
 ├── ServerError                 server           a server cannot be installed, started or measured
@@ -78,6 +79,12 @@ class BundleError(DferDeployError):
     """A bundle is damaged, of another version, or does not fit what is asked of it."""
 
     code = "bundle"
+
+
+class ConfigurationError(BundleError):
+    """A file of a bundle that ``dfer-deploy configure`` writes again is missing or damaged."""
+
+    code = "configuration"
 
 
 class EngineError(BundleError):
