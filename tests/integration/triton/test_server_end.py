@@ -40,7 +40,7 @@ def traces(pid: int) -> list[str]:
 
 
 def backend_folders() -> set[Path]:
-    """The backend's folders, except those made when a Triton of another process of tests had just started."""
+    """The backend's folders, except those made in the minute after a Triton of another process of tests started."""
     own = f"dfer_deploy_{os.getpid()}_"
     servers = [
         p.info for p in psutil.process_iter(["name", "cmdline", "create_time"]) if p.info["name"] == "tritonserver"
@@ -50,7 +50,7 @@ def backend_folders() -> set[Path]:
     for folder in Path("/tmp").glob("python_env_*"):
         with contextlib.suppress(FileNotFoundError):
             made = folder.stat().st_mtime
-            if not any(-1 < made - start < 10 for start in starts):
+            if not any(-1 < made - start < 60 for start in starts):
                 found.add(folder)
     return found
 
