@@ -78,6 +78,7 @@ def test_two_processes_give_what_one_gives(uneven: Recipe, processes: ForkServer
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4 * moved
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_later(
     uneven: Recipe, processes: ForkServerContext, tmp_path: Path
 ) -> None:
