@@ -62,7 +62,7 @@ def wait_until_no_traces(pid: int, limit_s: float = 10.0) -> None:
     assert left == []
 
 
-def wait_until_no_new_folders(before: set[Path], limit_s: float = 10.0) -> None:
+def wait_until_no_new_folders(before: set[Path], limit_s: float = 60.0) -> None:
     """A Triton of another process of tests leaves its folder, when it ends, until its guard has removed it."""
     deadline = time.monotonic() + limit_s
     while (new := backend_folders() - before) and time.monotonic() < deadline:
@@ -142,7 +142,7 @@ def test_killed_stub_ends_the_server_with_an_error(environment: TritonEnvironmen
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_killed_guard_is_an_error_and_leaves_no_process(environment: TritonEnvironment, bundle: Path) -> None:
-    before, traces_before = backend_folders(), traces(os.getpid())
+    before, traces_before = set(Path("/tmp").glob("python_env_*")), traces(os.getpid())
     with (
         pytest.raises(DferDeployError, match="the process that guards tritonserver was killed"),
         TritonServer(environment, bundle / "model_repository") as server,
@@ -154,9 +154,10 @@ def test_killed_guard_is_an_error_and_leaves_no_process(environment: TritonEnvir
     assert traces(os.getpid()) == traces_before
     assert server.log_file is not None
     server.log_file.unlink()
-    # Nobody who knows the folder is left; it is empty.
-    for folder in backend_folders() - before:
-        folder.rmdir()
+    # Nobody who knows the folder is left; it is empty. Those of other servers may go too, as a guard lets them.
+    for folder in set(Path("/tmp").glob("python_env_*")) - before:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @pytest.mark.slow
