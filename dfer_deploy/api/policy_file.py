@@ -40,4 +40,4 @@ def policy_from_toml(path: Path) -> Policy:
     except OSError as error:
         raise ResultError(f"{path} cannot be read ({error.strerror}); expected a policy in TOML") from error
     except (ValueError, RecursionError) as error:  # TOML's own and Unicode's errors; tables in tables in tables
-        raise ResultError(f"{path} is no TOML file ({error}); correct it") from error
+        raise ResultError(f"{path} is not a TOML file ({error}); correct it") from error

@@ -255,7 +255,7 @@ def _draw(
 
 
 def _check_folder(path: Path, *, times_wanted: bool) -> None:
-    """Refuses a folder of frames that was meant otherwise; what is no folder is told by who reads it."""
+    """Refuses a folder of frames that was meant otherwise; what is not a folder is told by who reads it."""
     if _kind(path) != "folder":
         return
     if times_wanted:

@@ -52,7 +52,8 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         raise BundleError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
     if not manifest_path.is_file():
         raise BundleError(
-            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {_typed(path)}"
+            f"{path} is not a bundle (it has no {MANIFEST_NAME}); make one with: "
+            f"dfer-deploy export CKPT -o {_typed(path)}"
         )
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")

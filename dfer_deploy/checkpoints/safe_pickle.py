@@ -44,7 +44,7 @@ def load_tensors(path: Path) -> Any:
         DferDeployError: no such file, not a torch file, truncated, or its pickle would import something else.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file; expected a checkpoint such as model_best.pth")
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint such as model_best.pth")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(_why_not_a_zip(path))
     _check_archive(path)
@@ -100,7 +100,9 @@ def _why_not_a_zip(path: Path) -> str:
         return f"{path} is truncated (a zip file without its end, {path.stat().st_size} bytes); copy it again"
     names = _globals_in_pickles(head)
     if names is None:
-        return f"{path} is no torch checkpoint (it is neither a zip file nor a pickle); expected what torch.save writes"
+        return (
+            f"{path} is not a torch checkpoint (it is neither a zip file nor a pickle); expected what torch.save writes"
+        )
     harmless = (*_KNOWN_HARMLESS, "collections.OrderedDict", "_codecs.encode")
     dangerous = [name for name in names if name not in harmless and not name.startswith("torch.")]
     if dangerous:

@@ -78,7 +78,7 @@ def stream(
     interval, the newest frame wins. A server that is started again is found again, and the streams go on as they were.
     """
     if fast and is_camera(source):
-        raise click.UsageError(f"--fast plays a file, but {source} is a camera; leave it away")
+        raise click.UsageError(f"--fast plays a file, but {source} is a camera; omit it")
     if json_file:
         refuse_to_replace_input(json_file, [Path(source)])
         if asked.bundle_path:

@@ -187,7 +187,7 @@ def test_a_list_that_has_changed_is_refused(
 
 
 def test_a_damaged_state_is_named(short: Recipe, tmp_path: Path) -> None:
-    for content, message in ((b"not a state", "no torch checkpoint"), (b"PK\3\4", "truncated")):
+    for content, message in ((b"not a state", "not a torch checkpoint"), (b"PK\3\4", "truncated")):
         (tmp_path / "state.pt").write_bytes(content)
         with pytest.raises(DferDeployError, match=message):
             train(short, tmp_path)
