@@ -59,7 +59,7 @@ def load_tensors(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle raises whatever its opcodes stumble over
         raise CheckpointError(
-            f"{path} is damaged or no torch checkpoint ({_first_line(error)}); copy it again or save it again"
+            f"{path} is damaged or not a torch checkpoint ({_first_line(error)}); copy it again or save it again"
         ) from error
 
 
@@ -79,7 +79,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     """Before anything is read: torch stores its tensors uncompressed, so no entry can be larger than the file."""
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise CheckpointError(
-            f"{path} is a zip file but no torch checkpoint (it has no data.pkl); expected what torch.save writes"
+            f"{path} is a zip file but not a torch checkpoint (it has no data.pkl); expected what torch.save writes"
         )
     size = path.stat().st_size
     for entry in entries:

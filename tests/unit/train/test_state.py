@@ -192,7 +192,7 @@ def test_a_damaged_state_is_named(short: Recipe, tmp_path: Path) -> None:
         with pytest.raises(DferDeployError, match=message):
             train(short, tmp_path)
     torch.save({"format": "something else"}, tmp_path / "state.pt")
-    with pytest.raises(DferDeployError, match="no training state of this version; begin anew with --fresh"):
+    with pytest.raises(DferDeployError, match="not a training state of this version; begin anew with --fresh"):
         train(short, tmp_path)
 
 
