@@ -26,7 +26,9 @@ DferDeployError                 error
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -202,11 +204,17 @@ EXTRAS = {
 """The extra that brings each optional package."""
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, from a checkout for a checkout and from an index for anybody else."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{root}[{extra}]')}"
+    return f"pip install 'dfer-deploy[{extra}]'"
+
+
 def missing_extra(package: str, extra: str, what: str) -> MissingExtraError:
     """Return the error for something whose optional dependency is not installed."""
-    return MissingExtraError(
-        f"{what} needs the package {package!r}; install it with: pip install 'dfer-deploy[{extra}]'"
-    )
+    return MissingExtraError(f"{what} needs the package {package!r}; install it with: {install_command(extra)}")
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingExtraError:

@@ -19,11 +19,11 @@ from dfer_deploy.doctor.machine import Machine
 from dfer_deploy.doctor.packages import usable_tensorrt
 from dfer_deploy.doctor.resources import FREE_PORTS, gigabytes
 from dfer_deploy.doctor.servers import docker_findings
-from dfer_deploy.errors import ConfigurationError, DferDeployError
+from dfer_deploy.errors import ConfigurationError, DferDeployError, install_command
 from dfer_deploy.triton.container import compose_command
 
 _BYTES = {"fp32": 4, "fp16": 2}
-_INSTALL = "pip install 'dfer-deploy[gpu]'"
+_INSTALL = install_command("gpu")
 
 
 def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
@@ -250,7 +250,7 @@ def _in_process(bundle: Bundle, machine: Machine) -> Finding:
     if package.version is None:
         gpu = bool(machine.gpus.devices)
         advice = "only for predict --bundle, verify and bench in this process"
-        command = f"pip install 'dfer-deploy[{'gpu' if gpu else 'runtime'}]'"
+        command = install_command("gpu" if gpu else "runtime")
         return Finding("onnxruntime", "missing", package.problem or "not installed", advice, command)
     on_cuda = package.details.get("cuda") == "loads" and bool(machine.gpus.devices)
     return Finding("onnxruntime", "ok", f"runs the graphs in this process, on {'CUDA' if on_cuda else 'the CPU'}")
