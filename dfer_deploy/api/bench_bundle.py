@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_deploy.api.contestants import choose_contestants, open_predictors
+from dfer_deploy.api.contestants import check_runtimes, choose_contestants, open_predictors
 from dfer_deploy.api.policy_file import policy_from_toml
 from dfer_deploy.api.serving import check_served, served_bundle
 from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle
@@ -27,6 +27,9 @@ from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.specs import require
 from dfer_deploy.triton.environment import triton_environment
 
+MAX_CONCURRENCY = 256
+"""Requests in flight: perf_analyzer holds a connection and a clip for each."""
+
 
 @dataclass(frozen=True)
 class BenchOptions:
@@ -43,6 +46,9 @@ class BenchOptions:
         clip: a video or folder of frames to ask about; None for drawn frames.
         compare: an older result, as JSON, that must not be faster.
         policy: TOML file with limits in its table ``[bench]``.
+
+    Raises:
+        DferDeployError: one is out of range.
     """
 
     url: str | None = None
@@ -55,6 +61,15 @@ class BenchOptions:
     clip: Path | str | None = None
     compare: Path | str | None = None
     policy: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        check_runtimes(self.runtimes)
+        require(self.rounds >= 1, f"rounds is {self.rounds}, expected at least 1")
+        require(self.requests is None or self.requests >= 2, f"requests is {self.requests}, expected at least 2")
+        require(
+            bool(self.concurrencies) and all(1 <= count <= MAX_CONCURRENCY for count in self.concurrencies),
+            f"concurrencies is {self.concurrencies}, expected numbers from 1 to {MAX_CONCURRENCY}",
+        )
 
     @property
     def files(self) -> list[Path]:

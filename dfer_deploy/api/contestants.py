@@ -11,6 +11,7 @@ from dfer_deploy.console import step
 from dfer_deploy.errors import SettingError
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
 from dfer_deploy.runtimes.predictor import Predictor
+from dfer_deploy.specs import require
 
 TRITON = "triton"
 
@@ -28,6 +29,17 @@ class Contestants:
     runtimes: tuple[Runtime, ...]
     served: bool
     left_out: dict[str, str]
+
+
+def check_runtimes(chosen: Sequence[str]) -> None:
+    """Refuse a runtime that does not exist.
+
+    Raises:
+        DferDeployError: one is neither of ``RUNTIMES`` nor ``triton``.
+    """
+    for name in chosen:
+        known = (*RUNTIMES, TRITON)
+        require(name in known, f"the runtime {name!r} does not exist; expected one of {', '.join(known)}")
 
 
 def choose_contestants(

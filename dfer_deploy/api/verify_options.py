@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfer_deploy.api.contestants import check_runtimes
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import SettingError
 from dfer_deploy.specs import require
+from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class VerifyOptions:
         bisect: find out which blocks must stay fp32 in an fp16 export.
 
     Raises:
-        DferDeployError: two of them contradict each other.
+        DferDeployError: one is out of range, or two contradict each other.
     """
 
     checkpoint: Path | str | None = None
@@ -57,6 +59,16 @@ class VerifyOptions:
     bisect: bool = False
 
     def __post_init__(self) -> None:
+        check_runtimes(self.runtimes)
+        require(self.batch_size >= 1, f"the batch size is {self.batch_size}, expected at least 1")
+        require(
+            self.margin is None or 0 < self.margin <= MAX_POINTS,
+            f"the margin is {self.margin}, expected more than 0 and at most {MAX_POINTS:g} points",
+        )
+        require(
+            self.max_logit_error is None or 0 <= self.max_logit_error <= LARGEST_LOGIT_ERROR,
+            f"the largest logit error is {self.max_logit_error}, expected 0 to {LARGEST_LOGIT_ERROR:g}",
+        )
         require(
             (self.checkpoint is None) != (self.baseline is None), "give either --checkpoint CKPT or --baseline FILE"
         )
