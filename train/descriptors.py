@@ -25,11 +25,11 @@ else:
 QUESTION = "What are useful visual features for the facial expression of {name}?"
 """The paper's question (section 3.3)."""
 
-MOST_TOKENS = 77 - 2 - 16
+MAX_TOKENS = 77 - 2 - 16
 """Of a descriptor: CLIP reads 77 tokens, with start, end and the paper's largest number of contexts among them."""
 
-_LARGEST_FILE = 1 << 20
-_LONGEST_ANSWER = 20_000
+_MAX_BYTES = 1 << 20
+_MAX_ANSWER_LENGTH = 20_000
 
 _ITEM = re.compile(r"\s*(?:[-*•–·]|\(?\d{1,2}[.):])\s+(.+)")
 _INTRODUCTION = re.compile(
@@ -50,7 +50,7 @@ def features_from_answer(answer: str) -> list[str]:
     all of an item whose first word alone stands before it ("Eyes: wide open" becomes "eyes wide open"). Prose is split
     at its commas, without "… features are", "… include" and the like in front.
     """
-    lines = _printable(answer[:_LONGEST_ANSWER]).splitlines()
+    lines = _printable(answer[:_MAX_ANSWER_LENGTH]).splitlines()
     items = [match.group(1) for line in lines if (match := _ITEM.fullmatch(line))]
     if items:
         pieces = [_headline(item) for item in items]
@@ -76,10 +76,10 @@ def descriptor_from_features(features: Sequence[str]) -> tuple[str, list[str]]:
         )
     for count in range(len(features), 0, -1):
         text = _sentence(features[:count])
-        if len(class_tokens(text)) <= MOST_TOKENS:
+        if len(class_tokens(text)) <= MAX_TOKENS:
             return text, list(features[count:])
     raise UnusableAnswerError(
-        f"the feature {features[0][:80]!r} is longer than {MOST_TOKENS} tokens, CLIP reads no more"
+        f"the feature {features[0][:80]!r} is longer than {MAX_TOKENS} tokens, CLIP reads no more"
     )
 
 
@@ -91,8 +91,8 @@ def read_descriptors(path: Path) -> dict[str, str]:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
-        table = tomllib.loads(data.decode("utf-8")) if len(data) <= _LARGEST_FILE else {}
+            data = file.read(_MAX_BYTES + 1)
+        table = tomllib.loads(data.decode("utf-8")) if len(data) <= _MAX_BYTES else {}
     except OSError as error:
         raise TrainingError(
             f"the prompts file {path} cannot be read ({error.strerror}); dfer-deploy describe writes one"

@@ -26,8 +26,8 @@ else:
 RECIPES = "recipes"
 """The folder of the built-in recipes, beside this module."""
 
-_LARGEST_FILE = 1 << 20
-_LARGEST_DECODE_SIZE = 2048
+_MAX_BYTES = 1 << 20
+_MAX_DECODE_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         require(
-            self.decode_size is None or 0 < self.decode_size <= _LARGEST_DECODE_SIZE,
-            f"data.decode_size is {self.decode_size}, expected 1 to {_LARGEST_DECODE_SIZE} pixels",
+            self.decode_size is None or 0 < self.decode_size <= _MAX_DECODE_SIZE,
+            f"data.decode_size is {self.decode_size}, expected 1 to {_MAX_DECODE_SIZE} pixels",
         )
         require(self.folds >= 1, f"data.folds is {self.folds}, expected 1 or more")
         require(
@@ -214,11 +214,11 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
     if path.suffix == ".toml" or len(path.parts) > 1:
         try:
             with path.open("rb") as file:
-                data = file.read(_LARGEST_FILE + 1)
+                data = file.read(_MAX_BYTES + 1)
             text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TrainingError(f"the recipe {path} cannot be read ({error}); expected a TOML file") from error
-        require(len(data) <= _LARGEST_FILE, f"the recipe {path} is larger than 1 MiB; expected some kilobytes of TOML")
+        require(len(data) <= _MAX_BYTES, f"the recipe {path} is larger than 1 MiB; expected some kilobytes of TOML")
     else:
         text = _builtin_text(path_or_name)
     try:

@@ -30,7 +30,7 @@ from dfer_deploy.triton.environment import triton_environment
 LOADS_OF_A_GPU = (1, 8, 32)
 """Requests in flight where nobody says how many are expected: few would never make a batch."""
 
-_MOST_INSTANCES_ON_A_GPU = 8
+_MAX_INSTANCES_ON_A_GPU = 8
 _USUAL_CANDIDATES = 9
 _HEADINGS = {
     "max_batch_size": "batch up to",
@@ -95,7 +95,7 @@ def propose_serving(
             target,
             concurrencies,
             trials.measure,
-            most_instances=usable_cores() if target == "embedded" else _MOST_INSTANCES_ON_A_GPU,
+            most_instances=usable_cores() if target == "embedded" else _MAX_INSTANCES_ON_A_GPU,
             p99_ms=p99_ms,
         )
     commands = _commands(bundle, result)

@@ -20,7 +20,7 @@ from dfer_deploy.commands.options import (
 from dfer_deploy.commands.verification import print_verification
 from dfer_deploy.console import stdout
 from dfer_deploy.files import check_outputs, write_json
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 
 
 @click.command()
@@ -49,7 +49,7 @@ from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Clips in one request.")
 @click.option(
     "--max-logit-error",
-    type=click.FloatRange(0, LARGEST_LOGIT_ERROR),
+    type=click.FloatRange(0, MAX_LOGIT_ERROR),
     help="Instead of the precision's limit (fp32 0.01, fp16 2.5).",
 )
 @click.option(

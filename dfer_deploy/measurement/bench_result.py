@@ -23,7 +23,7 @@ MAX_NOISE = 0.25
 """A contestant may lose so much unnoticed, and no more."""
 
 _MAX_CONTESTANTS = 64
-_LARGEST_NUMBER = 1e9
+_MAX_NUMBER = 1e9
 """Clips a second, or milliseconds."""
 
 
@@ -212,7 +212,7 @@ class BenchResult:
         for name in (self.machine, *measured):
             check_name(name)
             for value in measured.get(name, ()):
-                check_between(f"a number of {name!r}", value, _LARGEST_NUMBER)
+                check_between(f"a number of {name!r}", value, _MAX_NUMBER)
         for name, rounds in self.throughputs.items():
             require(all(value > 0 for value in rounds), f"a throughput of {name!r} is not positive")
 

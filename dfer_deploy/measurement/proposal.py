@@ -22,7 +22,7 @@ QUEUE_DELAYS_US = (0, 100, 500, 2000)
 GRAPHS_COVER = 0.95
 """The share of the executions that recorded CUDA graphs shall replay."""
 
-MOST_GRAPHS = 8
+MAX_GRAPHS = 8
 """Each takes memory for each instance and is recorded when the server starts."""
 
 Measure = Callable[[str, Sequence[ServingOptions]], Sequence[Candidate]]
@@ -187,7 +187,7 @@ def graph_batches(loads: Sequence[Load]) -> tuple[int, ...]:
     chosen: list[int] = []
     # Of equal shares the smaller batch, whose launches weigh more.
     for batch, _ in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
-        if len(chosen) == MOST_GRAPHS or sum(shares[other] for other in chosen) >= GRAPHS_COVER:
+        if len(chosen) == MAX_GRAPHS or sum(shares[other] for other in chosen) >= GRAPHS_COVER:
             break
         chosen.append(batch)
     return tuple(sorted(chosen))

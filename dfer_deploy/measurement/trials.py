@@ -19,7 +19,7 @@ from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 from dfer_deploy.triton.statistics import executed_batches
 
 _SECONDS_PER_MEASUREMENT = 2.0
-_MOST_REQUESTS = 20_000
+_MAX_REQUESTS = 20_000
 
 Serve = Callable[[ServingOptions], AbstractContextManager[str]]
 """Serves the bundle with other options until the context ends; gives the server's gRPC address."""
@@ -108,7 +108,7 @@ class Trials:
                 self.bar.update(self.task, description=f"how fast is it? {concurrency} in flight")
                 few = max(8, 4 * concurrency)
                 wanted = requests or round(_SECONDS_PER_MEASUREMENT * self._load(url, concurrency, few).throughput)
-                self.requests[concurrency] = min(_MOST_REQUESTS, max(few, wanted))
+                self.requests[concurrency] = min(_MAX_REQUESTS, max(few, wanted))
 
     def measure(self, what: str, options: Sequence[ServingOptions]) -> tuple[Candidate, ...]:
         """Measures configurations in turn; one that cannot be served is recorded with its reason and left out."""

@@ -15,17 +15,17 @@ from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.verification.verification_result import Comparison, Flip, VerificationResult
 
-MOST_PICTURED = 24
+MAX_PICTURED = 24
 """Changed clips that are shown with frames and probabilities; more are named."""
 
 _FRAMES = 4
 _FRAME_PIXELS = 96
 _JPEG_QUALITY = 72
 
-_MOST_NAMED = 200
+_MAX_NAMED = 200
 """Further clips that are named without pictures."""
 
-_MOST_ROWS = 12
+_MAX_ROWS = 12
 """Classes shown of a clip; of more, those that the two answers make most of."""
 
 _ALIKE = 0.005
@@ -44,7 +44,7 @@ def changed_answers(result: VerificationResult, clips: Mapping[str, Path]) -> di
         for flip in candidate.flips:
             changed.setdefault(flip.clip, []).append((candidate, flip))
     surest = sorted(changed.values(), key=lambda answers: -answers[0][1].margin)
-    shown, named = surest[:MOST_PICTURED], surest[MOST_PICTURED : MOST_PICTURED + _MOST_NAMED]
+    shown, named = surest[:MAX_PICTURED], surest[MAX_PICTURED : MAX_PICTURED + _MAX_NAMED]
     clips_changed = "1 clip" if len(surest) == 1 else f"{len(surest):,} clips"
     which = f"The {len(shown)}" if len(shown) < len(surest) else "Those"
     order = f" {which} on which {result.truth.name} was surest come first." if len(surest) > 1 else ""
@@ -54,7 +54,7 @@ def changed_answers(result: VerificationResult, clips: Mapping[str, Path]) -> di
         "flips_sentence": f"{clips_changed} of {result.clips:,}.{order}",
         "pictured": any(clip["frames"] for clip in shown_clips),
         "more_flips": [_named(answers[0][1]) for answers in named],
-        "unnamed_flips": max(0, len(surest) - MOST_PICTURED - _MOST_NAMED),
+        "unnamed_flips": max(0, len(surest) - MAX_PICTURED - _MAX_NAMED),
     }
 
 
@@ -84,7 +84,7 @@ def _named(flip: Flip) -> dict[str, Any]:
 
 def _probabilities(result: VerificationResult, flip: Flip) -> list[dict[str, Any]]:
     pairs = list(zip(flip.probabilities, flip.answered_probabilities, strict=True))
-    largest = sorted(range(len(pairs)), key=lambda place: -max(pairs[place]))[:_MOST_ROWS]
+    largest = sorted(range(len(pairs)), key=lambda place: -max(pairs[place]))[:_MAX_ROWS]
     return [
         {
             "name": result.class_names[place],

@@ -62,7 +62,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-_LONGEST_LABEL = 24
+_MAX_LABEL_LENGTH = 24
 """Characters of a name beside an axis; the tables have all of them."""
 
 _P = ParamSpec("_P")
@@ -275,7 +275,7 @@ def load_chart(name: str, result: BenchResult) -> str:
 
 def _labels(names: Sequence[str]) -> list[str]:
     """Names that leave room for the chart."""
-    return [name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…" for name in names]
+    return [name if len(name) <= _MAX_LABEL_LENGTH else f"{name[: _MAX_LABEL_LENGTH - 1]}…" for name in names]
 
 
 def _look(index: int) -> tuple[str, str, Any]:

@@ -30,15 +30,15 @@ from dfer_deploy.verification.bounds import MAX_POINTS
 from dfer_deploy.verification.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
 from dfer_deploy.verification.verification_result import Comparison, VerificationResult
 
-_MOST_EMBEDDED_BYTES = 1 << 20
+_MAX_EMBEDDED_BYTES = 1 << 20
 """A larger JSON stays in the file that ``--json`` wrote."""
 
-_MOST_UNREADABLE = 100
+_MAX_UNREADABLE = 100
 
-_MOST_DRAWN_CLASSES = 30
+_MAX_DRAWN_CLASSES = 30
 """A matrix of more has too many cells to look at and takes long to draw; its largest confusions are listed."""
 
-_MOST_CONFUSIONS = 20
+_MAX_CONFUSIONS = 20
 
 _STATES: dict[str, dict[str, str]] = {
     "equivalent": {"word": "equivalent", "sign": "✓", "look": "good"},
@@ -145,8 +145,8 @@ def _summary(result: VerificationResult) -> dict[str, Any]:
         "rows": [_row(candidate) for candidate in result.comparisons],
         "accepted": _accepted(result),
         "decided_on": _decided_on(result),
-        "unreadable": list(result.unreadable.items())[:_MOST_UNREADABLE],
-        "unnamed_unreadable": max(0, len(result.unreadable) - _MOST_UNREADABLE),
+        "unreadable": list(result.unreadable.items())[:_MAX_UNREADABLE],
+        "unnamed_unreadable": max(0, len(result.unreadable) - _MAX_UNREADABLE),
         "dfer_deploy_version": __version__,
     }
 
@@ -230,7 +230,7 @@ def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, 
             ("WAR", candidate.equivalence.delta_war, candidate.equivalence.interval_war),
         )
     ]
-    drawable = len(result.class_names) <= _MOST_DRAWN_CLASSES
+    drawable = len(result.class_names) <= _MAX_DRAWN_CLASSES
     matrices: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for answers in (result.truth, *result.comparisons):
         matrices.setdefault(answers.confusion, []).append(answers.name)
@@ -265,7 +265,7 @@ def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, 
             }
             for index, (matrix, names) in enumerate(matrices.items())
         ],
-        "most_confusions": _MOST_CONFUSIONS,
+        "most_confusions": _MAX_CONFUSIONS,
         "recalls": drawn(charts.recall_chart("recalls", deltas, result.class_names)) if changed else None,
         "calibration": drawn(charts.calibration_chart("calibration", list(curves.values()))),
         "errors": drawn(charts.error_chart("errors", quantiles, result.limits.logits)) if erring else None,
@@ -286,7 +286,7 @@ def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[di
             "clips": f"{wrong[row, column]:,}",
             "share": f"{wrong[row, column] / clips[row]:.0%}",
         }
-        for row, column in places[:_MOST_CONFUSIONS]
+        for row, column in places[:_MAX_CONFUSIONS]
         if wrong[row, column]
     ]
 
@@ -350,7 +350,7 @@ def _share(own: float, tolerance: float) -> float:
 
 def _origin(result: VerificationResult, data: bytes, bench_data: bytes | None) -> dict[str, Any]:
     written = [("metrics", "verify.json", data)] + ([] if bench_data is None else [("load", "bench.json", bench_data)])
-    embedded = base64.b64encode(data).decode() if len(data) <= _MOST_EMBEDDED_BYTES else ""
+    embedded = base64.b64encode(data).decode() if len(data) <= _MAX_EMBEDDED_BYTES else ""
     return {
         "chain": [
             *(vars(link) for link in result.provenance.chain),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dfer_deploy.specs import Precision, require
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, check_between, check_name
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, check_between, check_name
 from dfer_deploy.verification.limits import ROUNDINGS
 
 SHARE = 0.1
@@ -46,7 +46,7 @@ class BlockError:
         for name in ("own", "rounding", "relative", "logits"):
             value = getattr(self, name)
             if value is not None and not math.isinf(value):
-                check_between(f"{name} of the block {self.block!r}", value, LARGEST_LOGIT_ERROR)
+                check_between(f"{name} of the block {self.block!r}", value, MAX_LOGIT_ERROR)
 
     @property
     def tolerance(self) -> float:

@@ -9,7 +9,7 @@ from dfer_deploy.specs import require
 MAX_POINTS = 100.0
 """Scores are in percent: no two of them differ by more."""
 
-LARGEST_LOGIT_ERROR = 1e39
+MAX_LOGIT_ERROR = 1e39
 """No two finite float32 numbers differ by more."""
 
 ROUNDING = 1e-4

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dfer_deploy.clips.dataset import MOST_UNREADABLE
 from dfer_deploy.specs import Precision, require
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, check_between
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, check_between
 
 ROUNDINGS: dict[Precision, float] = {"fp32": 30.0, "fp16": 4.0}
 """Largest error, in multiples of what rounding costs the same model (``dfer_deploy.verification.rounding``).
@@ -89,7 +89,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name != "precision":
-                check_between(f"limits.{name}", value, LARGEST_LOGIT_ERROR)
+                check_between(f"limits.{name}", value, MAX_LOGIT_ERROR)
 
     def rounding_failures(self, found: Rounding, rounding: Rounding) -> list[str]:
         """What errs by more than rounding explains, one part of a sentence each.

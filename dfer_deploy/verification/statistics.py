@@ -28,7 +28,7 @@ FEW_CHANGES = 20
 
 BOOTSTRAP_SAMPLES = 10_000
 
-MOST_CLIPS = 10_000_000
+MAX_CLIPS = 10_000_000
 """A test of more clips is none that anybody could make."""
 
 _DRAWN_AT_ONCE = 1_000_000
@@ -117,7 +117,7 @@ class Equivalence:
         if self.verdict == "different":
             return f"different: UAR or WAR differ by more than {self.margin:g} points"
         if self.needed is None:
-            return f"undecided: at these rates not even {MOST_CLIPS:,} clips tell for ±{self.margin:g} points"
+            return f"undecided: at these rates not even {MAX_CLIPS:,} clips tell for ±{self.margin:g} points"
         return f"too few clips to tell: n ≥ {self.needed} needed for ±{self.margin:g} points"
 
 
@@ -329,7 +329,7 @@ def _needed(
         ]
         return _verdict(wider, margin) != "undecided"
 
-    too_few, enough = clips, MOST_CLIPS
+    too_few, enough = clips, MAX_CLIPS
     if not decides(enough):
         return None
     while enough - too_few > 1:

@@ -16,7 +16,7 @@ from dfer_deploy.plain_data import json_values, result_from_json
 from dfer_deploy.specs import Precision, require
 from dfer_deploy.verification.blocks import Bisection, BlockComparison
 from dfer_deploy.verification.bounds import (
-    LARGEST_LOGIT_ERROR,
+    MAX_LOGIT_ERROR,
     MAX_POINTS,
     ROUNDING,
     check_between,
@@ -328,7 +328,7 @@ def _check_candidate(candidate: Comparison, classes: int) -> None:
         f"the flip_rate {of_whom} is {flipped.count} of {flipped.n}, {flipped.low} to {flipped.high}, which cannot be",
     )
     for flip in candidate.flips:
-        check_between(f"the margin of {flip.clip!r} {of_whom}", flip.margin, LARGEST_LOGIT_ERROR)
+        check_between(f"the margin of {flip.clip!r} {of_whom}", flip.margin, MAX_LOGIT_ERROR)
         for vector in (flip.probabilities, flip.answered_probabilities):
             require(
                 len(vector) == classes and all(0 <= p <= 1 + ROUNDING for p in vector),
@@ -339,7 +339,7 @@ def _check_candidate(candidate: Comparison, classes: int) -> None:
 def _check_difference(what: str, value: float) -> None:
     """Infinite is what is not finite."""
     if not math.isinf(value) or value < 0:
-        check_between(what, value, LARGEST_LOGIT_ERROR)
+        check_between(what, value, MAX_LOGIT_ERROR)
 
 
 def _is_quantile(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dfer_deploy.runtimes.available import Runtime
 from dfer_deploy.specs import require
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 from dfer_deploy.verification.limits import Limits
 
 
@@ -55,8 +55,8 @@ class VerifyPolicy:
         require(self.margin != 0, "verify.margin is 0, expected more: no number of clips proves two models the same")
         require((self.margin or 0) <= MAX_POINTS, f"verify.margin is {self.margin}, expected at most {MAX_POINTS:g}")
         require(
-            (self.max_logit_error or 0) <= LARGEST_LOGIT_ERROR,
-            f"verify.max_logit_error is {self.max_logit_error}, expected at most {LARGEST_LOGIT_ERROR:g}",
+            (self.max_logit_error or 0) <= MAX_LOGIT_ERROR,
+            f"verify.max_logit_error is {self.max_logit_error}, expected at most {MAX_LOGIT_ERROR:g}",
         )
         require(
             self.max_flip_rate != 0,
