@@ -1,4 +1,4 @@
-"""The clips whose answer changed, for the page: frames, and both probability vectors."""
+"""The part of the page about clips whose answer changed: frames, and both probability vectors."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.verification.verification_result import Comparison, Flip, VerificationResult
 
 MAX_PICTURED = 24
-"""Changed clips that are shown with frames and probabilities; more are named."""
+"""Largest number of changed clips with frames and probabilities, because the pictures make up most of the page's
+size."""
 
 _FRAMES = 4
+"""Number of frames of a clip."""
+
 _FRAME_PIXELS = 96
+"""Side of a frame in pixels."""
+
 _JPEG_QUALITY = 72
+"""JPEG quality of a frame, which keeps it at a few kilobytes."""
 
 _MAX_NAMED = 200
-"""Further clips that are named without pictures."""
+"""Largest number of further changed clips that are named without pictures, so that the page stays readable."""
 
 _MAX_ROWS = 12
-"""Classes shown of a clip; of more, those that the two answers make most of."""
+"""Largest number of classes of a clip. Those with the largest probabilities in either answer are shown."""
 
 _ALIKE = 0.005
-"""Candidates whose probabilities differ by less are shown as one."""
+"""Candidates whose probabilities differ by less than this are shown as one."""
 
 
 def changed_answers(result: VerificationResult, clips: Mapping[str, Path]) -> dict[str, Any]:
-    """What the template needs; clips on which the reference was surest come first.
+    """Return the template's values. Clips on which the reference was surest come first.
 
     Args:
-        result: the verification.
-        clips: where they are on this machine, by name. One that is missing or cannot be read is shown without frames.
+        result: the result of the verification.
+        clips: paths of the clips on this machine, by name. A clip that is missing or unreadable is shown without
+            frames.
     """
     changed: dict[str, list[tuple[Comparison, Flip]]] = {}
     for candidate in result.comparisons:
@@ -99,7 +106,7 @@ def _probabilities(result: VerificationResult, flip: Flip) -> list[dict[str, Any
 
 
 def _pictures(path: Path) -> list[dict[str, Any]]:
-    """Frames spread over the clip as the model sees them, as small JPEG pictures in the page itself."""
+    """Return frames spread over the clip as the model sees them, as small JPEG pictures embedded in the page."""
     try:
         clip = clip_from_path(path, _FRAME_PIXELS)
     except DferDeployError:

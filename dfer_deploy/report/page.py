@@ -1,6 +1,6 @@
-"""The report as one HTML file: no network, no script, readable on paper, on a phone, in light and in dark.
+"""Write the report as one HTML file: no network, no script; for paper and phones, light and dark.
 
-Clip names, class names and paths come from files of strangers: the template escapes everything but our own charts.
+Clip names, class names and paths come from untrusted files. The template escapes everything except our own charts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ from dfer_deploy.verification.provenance import CHECKPOINT, COMPARED_CHECKPOINT,
 from dfer_deploy.verification.verification_result import Comparison, VerificationResult
 
 _MAX_EMBEDDED_BYTES = 1 << 20
-"""A larger JSON stays in the file that ``--json`` wrote."""
+"""Largest JSON that is embedded in the page. A larger one stays in the file that ``--json`` wrote."""
 
 _MAX_UNREADABLE = 100
+"""Largest number of unreadable clips that are named, so that the page stays readable."""
 
 _MAX_DRAWN_CLASSES = 30
-"""A matrix of more has too many cells to look at and takes long to draw; its largest confusions are listed."""
+"""Largest number of classes of a drawn matrix. A larger one has too many cells to read and takes long to draw; its
+largest confusions are listed instead."""
 
 _MAX_CONFUSIONS = 20
+"""Largest number of confusions that are listed for a matrix that is not drawn."""
 
 _STATES: dict[str, dict[str, str]] = {
     "equivalent": {"word": "equivalent", "sign": "✓", "look": "good"},
@@ -55,17 +58,17 @@ def write_report(
     bench: BenchResult | None = None,
     clips: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write the report, atomically.
+    """Write the report atomically.
 
     Args:
-        path: the HTML file.
-        result: of ``verify``.
-        bench: what was measured of the same bundle.
-        clips: where clips are on this machine, by the names that the list gives them; a few frames of those whose
-            answer changed are shown, if they can be read.
+        path: path of the HTML file.
+        result: the result of ``verify``.
+        bench: a measurement of the same bundle, or None.
+        clips: paths of the clips on this machine, by their names in the list. Some frames of those whose answer changed
+            are shown if they can be read.
 
     Raises:
-        DferDeployError: they are of different bundles, a text is not Unicode, or the file cannot be written.
+        DferDeployError: the results are of different bundles, a text is not Unicode, or the file cannot be written.
     """
     if bench is not None:
         _check_same_bundle(result, bench)
@@ -87,15 +90,15 @@ def write_report(
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may go on in the next line after a slash, a dot, an underscore or a hyphen."""
+    """Return a name that may be wrapped after a slash, a dot, an underscore or a hyphen."""
     return Markup("<wbr>").join(re.split(r"(?<=[/._-])", name))
 
 
 def _as_json(what: str, values: Mapping[str, Any]) -> bytes:
-    """As ``--json`` wrote it."""
+    """Return the JSON in the form in which ``--json`` writes it."""
     try:
         return json_text(values).encode()
-    except (ValueError, RecursionError) as error:  # a number that is not finite, half of a surrogate pair
+    except (ValueError, RecursionError) as error:  # a number that is not finite, or half of a surrogate pair
         raise DferDeployError(f"the {what} holds what JSON in UTF-8 cannot ({error}); make it again") from error
 
 
@@ -152,7 +155,7 @@ def _summary(result: VerificationResult) -> dict[str, Any]:
 
 
 def _chance(result: VerificationResult) -> int | None:
-    """Of how many classes the reference itself is no better than chance; None where it is."""
+    """Return the number of classes if the reference itself is not better than chance, else None."""
     classes = sum(result.truth.recalls.get(name) is not None for name in result.class_names)
     return classes if classes > 1 and result.truth.uar <= 100 / classes else None
 
@@ -190,7 +193,7 @@ def _points(value: float) -> str:
 
 
 def _accepted(result: VerificationResult) -> list[str]:
-    """One sentence for each limit, but for those that nothing can leave."""
+    """Return one sentence for each limit that can be exceeded."""
     limits, name = result.limits, result.truth.name
     sentences = [
         f"UAR and WAR differ from {name}'s by at most {limits.points:g} points, on these clips and on such clips.",
@@ -210,7 +213,7 @@ def _accepted(result: VerificationResult) -> list[str]:
 
 
 def _decided_on(result: VerificationResult) -> str:
-    """Which clips decided, where it is not simply those of this verification."""
+    """Return which clips decided, if they are not just those of this verification."""
     found = result.comparisons[0].equivalence
     which = ", those of earlier verifications included" if found.clips > result.clips else ""
     which = f" of {result.clips:,}: those with the same frames count once" if found.clips < result.clips else which
@@ -275,7 +278,7 @@ def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, 
 
 
 def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[dict[str, str]]:
-    """What is mistaken for what most often, the most clips first."""
+    """Return the most frequent confusions, the largest first."""
     clips = confusion.sum(axis=1)
     wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
     places = [divmod(int(place), len(wrong)) for place in np.argsort(-wrong, axis=None, kind="stable")]
@@ -305,7 +308,7 @@ def _recalls(result: VerificationResult) -> dict[str, Any]:
 
 
 def _blocks(result: VerificationResult) -> dict[str, Any]:
-    """Each block's own error as a bar whose whole width is the tolerance; what the bisection and the ensembles say."""
+    """Return each block's own error as a bar relative to its tolerance, and the texts on bisection and ensembles."""
     found = result.localisation
     layers = () if found is None else found.layers
     suspect = found.suspect.block if found is not None and found.failing else None
@@ -342,7 +345,7 @@ def _bisected(found: Bisection) -> str:
 
 
 def _share(own: float, tolerance: float) -> float:
-    """Percent of the tolerance, at most 100."""
+    """Return the error in percent of the tolerance, at most 100."""
     if math.isinf(tolerance) or own == 0:
         return 0.0
     return 100.0 if own >= tolerance else 100 * own / tolerance
