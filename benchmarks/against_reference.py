@@ -4,11 +4,11 @@
 
 Five contestants take turns. Each starts with the frames as bytes, as a client has them, and ends with the logits:
 
-- ``reference``: what upstream's ``main.py`` and ``models/Generate_Model.py`` do for a clip at test time: float images,
-  the image encoder in eager PyTorch, and the text encoder over all 77 tokens of every class, again for every clip.
-- ``text once``: our PyTorch model, which keeps the text features as long as no weight changes.
+- ``reference``: the work of upstream's ``main.py`` and ``models/Generate_Model.py`` at test time: float images, the
+  image encoder in eager PyTorch, and for every clip again the text encoder over all 77 tokens of every class.
+- ``text once``: our PyTorch model, which keeps the text features until a weight changes.
 - ``onnxruntime``: the two exported graphs in fp32, in this process.
-- ``served gRPC``, ``served HTTP``: the same graphs behind Triton, one request in flight, the client's work included.
+- ``served gRPC``, ``served HTTP``: the same graphs behind Triton, one request in flight, including the client's work.
 
 All logits must agree before anything is timed. A speed-up is the ratio of two clips of the same round.
 """

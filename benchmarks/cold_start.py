@@ -5,11 +5,11 @@
 Every stage is a separate process that is started anew in every round. Each round begins with another stage:
 
 - ``export fp32``, ``export fp16`` (not with --quick): ``dfer-deploy export``.
-- ``PyTorch``, ``onnxruntime``: a fresh interpreter until the first clip is answered, imports and weights included.
-- ``server ready, new``: from its start until the server says that it answers, where the packed copy of the image
-  encoder (see the Python backend's model.py) has to be made first.
-- ``server ready``: the same with the copy there; ``first answer`` and ``second answer`` of a clip of 16 frames over
-  gRPC follow, the first with connection and configuration.
+- ``PyTorch``, ``onnxruntime``: a new interpreter until it has answered the first clip, including imports and weights.
+- ``server ready, new``: from the server's start until it reports that it is ready, including the packed copy of the
+  image encoder (see the Python backend's model.py).
+- ``server ready``: the same if the copy exists. ``first answer`` and ``second answer`` of a clip of 16 frames over gRPC
+  follow; the first includes connection and configuration.
 
 Memory is the peak of the resident set until the end of the stage; for the server, the sum over its processes (shared
 memory counts for each). The files were read before, so they come from the page cache.

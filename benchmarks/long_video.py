@@ -5,10 +5,11 @@
 Every contestant is ``dfer-deploy predict`` on a drawn video, in a separate process, which writes CSV, JSON, the
 timeline and the crops. Each group has a shorter video and longer ones:
 
-- ``cropped, 64 × 64``: no faces are looked for. Two minutes and two hours at 5 frames a second, for which the annotated
+- ``cropped, 64 × 64``: without face detection. Two minutes and two hours at 5 frames a second, for which the annotated
   video is written too, and two hours at 25 frames a second (with --quick: 10 seconds and a minute).
-- ``faces, 640 × 360`` and ``faces, 1920 × 1080``: two drawn faces at 25 frames a second are found and followed, two
-  looks a second; one minute and twenty (with --quick: 5 and 20 seconds). Some twenty minutes a round.
+- ``faces, 640 × 360`` and ``faces, 1920 × 1080``: two drawn faces at 25 frames a second are found and followed,
+  with two detections a second; one minute and twenty minutes (with --quick: 5 and 20 seconds). A round takes about
+  twenty minutes.
 
 The model is tiny (--vit: ViT-B/32), because only the length matters. Memory is the peak of the resident set.
 """

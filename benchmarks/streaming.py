@@ -4,12 +4,12 @@
 
 Consecutive windows share 15 of their 16 frames. The contestants take turns in every round:
 
-- ``1 stream``, ``4 streams``, …: that many clients of the streaming ensemble at the same time, each of which sends its
-  next frame when the last one is answered. What counts is all that they are answered, and how long each waits.
+- ``1 stream``, ``4 streams``, …: that many clients of the streaming ensemble at the same time. Each sends its next
+  frame after the answer to the last one. The results are the answers of all clients and the latency of each answer.
 - ``windows, graphs``: a sliding window over one stream whose 16 frames go through the same graphs, in this process.
 - ``windows, PyTorch``: the same in eager PyTorch, the class texts encoded once.
-- ``windows, reference``: the same the way the reference implementation runs a clip (``against_reference.py``), which
-  encodes the class texts every time.
+- ``windows, reference``: the same in the reference implementation's way (``against_reference.py``), which encodes the
+  class texts every time.
 
 Windows are equally fast however many streams share them, because one fills the machine. All logits must agree before
 anything is timed. A speed-up is the ratio within one round.

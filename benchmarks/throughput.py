@@ -4,16 +4,16 @@
 
 Requests use gRPC, HTTP, and gRPC with the tensors in the system's shared memory. Each way is loaded with one clip in a
 request and an increasing number of requests in flight, then with one request in flight and an increasing number of
-clips in it. In every round the graphs are measured in this process too. The result shows
+clips in it. In every round the graphs are measured in this process too. The result shows:
 
-- what the server adds: the share of the in-process throughput that is missing, round by round; at saturation
-  also against executions in process of the sizes that the server's batcher made;
+- the server's overhead: the lost share of the in-process throughput, round by round; at saturation also compared with
+  in-process executions of the batches that the server made;
 - the saturation point: the fewest requests in flight whose median lies within the range of the best;
-- what the batcher makes of it: inferences / executions of the image encoder, from Triton's statistics;
-- where a request waits: queue and execution in the server, and all else (client and network).
+- the batcher's effect: inferences / executions of the image encoder, from Triton's statistics;
+- the parts of a request's time: queue and execution in the server, and the rest (client and network).
 
-The server of this benchmark runs on the loopback and lets clients register shared memory, which the one of
-``dfer-deploy serve`` refuses. On two cores a full run takes more than a quarter of an hour.
+The server of this benchmark runs on the loopback and lets clients register shared memory, which
+``dfer-deploy serve`` does not allow. On two cores a full run takes more than a quarter of an hour.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
 
 Three contestants take turns, each in a separate process, so that each has its own peak memory:
 
-- ``dfer-deploy``: text computed up to the end of the longest prompt, gradients only where they lead to what learns;
+- ``dfer-deploy``: text is computed up to the end of the longest prompt, gradients only for trained parts;
   bfloat16 autocast on CUDA, fp32 on a CPU.
-- ``reference``: as upstream's ``main.py`` has it: all 77 tokens, text weights frozen, fp32.
-- ``all gradients``: the same, with gradients for the text weights too, which are computed and thrown away.
+- ``reference``: as in upstream's ``main.py``: all 77 tokens, text weights frozen, fp32.
+- ``all gradients``: the same, with gradients for the text weights too, which are computed and discarded.
 
 A step is forward, backward and SGD on clips that are already in memory. All three must agree in the first loss.
 """

@@ -28,8 +28,8 @@ Temporal model
   without, or 1 to 3 layers                    ``temporal.depth = 0``, ``1``, ``2`` or ``3``
 =============================================  ======================================================================
 
-The reference implementation ships DFER-CLIP alone, with its prompts and depths (upstream files ``main.py``,
-``models/Text.py``); the other strategies follow their own papers, see ``STRATEGIES``.
+The reference implementation contains only DFER-CLIP, with its prompts and depths (upstream files ``main.py``,
+``models/Text.py``). The other strategies follow their own papers; see ``STRATEGIES``.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _MAX_NAME = 30
 """Longest file name beside the progress bar, in characters, so that the bar fits a terminal."""
 
 _VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-"""Suffixes by which a file in a folder is recognised as a video, when the user gave the folder by mistake."""
+"""Suffixes of videos. A folder that contains such files was given by mistake."""
 
 
 @dataclass(frozen=True)

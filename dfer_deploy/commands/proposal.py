@@ -31,7 +31,7 @@ LOADS_OF_A_GPU = (1, 8, 32)
 """Default numbers of requests in flight for a GPU. Small numbers alone would never form a batch."""
 
 _MAX_INSTANCES_ON_A_GPU = 8
-"""Largest number of instances to try on a GPU: each holds its own copy of the model in the GPU's memory."""
+"""Largest number of instances to try on a GPU, because each of them takes memory of the GPU."""
 
 _USUAL_CANDIDATES = 9
 """Usual number of candidates, from which the duration is estimated."""

@@ -26,7 +26,7 @@ BACKENDS = Path("/opt/tritonserver/backends")
 """Where a tritonserver looks by default, wherever it is installed (server/src/command_line_parser.h)."""
 
 _MAX_BACKEND_BYTES = 64 << 20
-"""Largest backend library that is searched. Triton's TensorRT backend has a few MB."""
+"""Largest part of a backend library that is searched, because it is read into memory."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Limits:
         precision: precision of the graphs.
         head_logits: largest difference of a logit of the temporal head, for PyTorch's frame features.
         logits: largest difference of a logit of the whole model.
-        flip_margin: an answer may change only where PyTorch's two largest logits are closer than this.
+        flip_margin: an answer may change only if PyTorch's two largest logits are closer than this.
         same_graphs: largest difference of a logit between two ways of running the same graphs with onnxruntime on one
             kind of device.
         probabilities: largest difference of a probability from the softmax of the logits beside it.
@@ -118,7 +118,7 @@ def _root_mean_square(errors: npt.NDArray[np.float32]) -> float:
 LIMITS: dict[Precision, Limits] = {
     # Two right implementations in fp32 differ by the order of additions: about 1e-4 for a model with large features.
     "fp32": Limits("fp32", head_logits=0.01, logits=0.01, flip_margin=0.02, roundings=ROUNDINGS["fp32"]),
-    # fp16 rounds every activation of the encoder to 11 bits: about 0.01 of a logit on ordinary weights, up to 1 where
-    # features are amplified. The head, whose islands are fp32, stays within a few thousandths.
+    # fp16 rounds every activation of the encoder to 11 bits: about 0.01 of a logit with ordinary weights, up to 1 if
+    # features are amplified. The head, parts of which stay fp32, errs by a few thousandths.
     "fp16": Limits("fp16", head_logits=0.1, logits=2.5, flip_margin=1.0, roundings=ROUNDINGS["fp16"]),
 }

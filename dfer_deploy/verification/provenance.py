@@ -17,6 +17,8 @@ CHECKPOINT, MANIFEST, COMPARED_CHECKPOINT = "checkpoint", "manifest", "compared 
 """Stages of the chain: the exported checkpoint, the manifest, and the checkpoint that the bundle is compared with."""
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
+"""Largest description of a drawn data set. A larger file of that name is something else."""
+
 _FOLDERS_ABOVE = 4
 """Largest depth of clips and lists below the root of a drawn data set, where its description lies."""
 

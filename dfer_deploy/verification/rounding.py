@@ -62,8 +62,8 @@ def rounded_copy(model: Model, half: Collection[str], prefix: str = "", seed: in
         half: names of the blocks that are rounded to fp16 (``bundles.blocks``), except their LayerNorm; all else is
             fp32.
         half: names of the blocks that are rounded to fp16 (``bundles.blocks``), but for LayerNorm; all else is to fp32.
-        prefix: of the names of a part's weights in the model, ``temporal_net.`` for example.
-        seed: of the random numbers.
+        prefix: prefix of the names of a part's weights in the model, for example ``temporal_net.``.
+        seed: seed of the random numbers.
     """
     moved = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)

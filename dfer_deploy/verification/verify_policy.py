@@ -18,7 +18,7 @@ def require_limits(policy: Any, where: str) -> None:
 
     Args:
         policy: the dataclass.
-        where: its table in the file, for messages.
+        where: name of its table in the file, for messages.
 
     Raises:
         DferDeployError: a number is negative or not finite.
