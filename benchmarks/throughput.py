@@ -275,7 +275,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     except ValueError:
         numbers = (0,)
     if numbers[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1 on such as 1,2,4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 1 on such as 1,2,4")
     return numbers
 
 

@@ -52,9 +52,7 @@ class LazyGroup(click.Group):
                 # Python treats an empty path as the current folder.
                 if not word or re.fullmatch(r"--[a-z0-9-]+=", word):
                     what = word.rstrip("=") or f"the argument after {before or 'dfer-deploy'}"
-                    raise click.UsageError(
-                        f"{what} is empty, as an unset shell variable is; give a value or leave it away"
-                    )
+                    raise click.UsageError(f"{what} is empty, as an unset shell variable is; give a value or omit it")
             return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -6,6 +6,7 @@ DferDeployError                 error
 ├── CheckpointError             checkpoint       a checkpoint or a file of weights cannot be used
 ├── ClipError                   clip             a video, a frame, an image or a list of clips cannot be used
 ├── BundleError                 bundle           a bundle is damaged, of another version, or does not fit
+│   ├── ConfigurationError      configuration    a file that `configure` writes again is missing or damaged
 │   └── EngineError             engine           a TensorRT engine cannot be built, read or run
 ├── RuntimeUnavailableError     runtime          what should run the graphs does not run here
 ├── ServerError                 server           a server cannot be installed, started or measured
@@ -25,7 +26,9 @@ DferDeployError                 error
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -78,6 +81,12 @@ class BundleError(DferDeployError):
     """A bundle is damaged, of another version, or does not fit what is asked of it."""
 
     code = "bundle"
+
+
+class ConfigurationError(BundleError):
+    """A file of a bundle that ``dfer-deploy configure`` writes again is missing or damaged."""
+
+    code = "configuration"
 
 
 class EngineError(BundleError):
@@ -195,11 +204,17 @@ EXTRAS = {
 """The extra that brings each optional package."""
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, from a checkout for a checkout and from an index for anybody else."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{root}[{extra}]')}"
+    return f"pip install 'dfer-deploy[{extra}]'"
+
+
 def missing_extra(package: str, extra: str, what: str) -> MissingExtraError:
     """Return the error for something whose optional dependency is not installed."""
-    return MissingExtraError(
-        f"{what} needs the package {package!r}; install it with: pip install 'dfer-deploy[{extra}]'"
-    )
+    return MissingExtraError(f"{what} needs the package {package!r}; install it with: {install_command(extra)}")
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingExtraError:

@@ -46,7 +46,7 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
         DferDeployError: the folder cannot be written or the disk is full.
     """
     if path.exists() and not path.is_file():
-        raise WriteError(f"{path} is no regular file, so it is not replaced; give the name of a file")
+        raise WriteError(f"{path} is not a regular file, so it is not replaced; give the name of a file")
     folder = folder or path.parent
     with _disk_errors(path, folder):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
@@ -133,7 +133,7 @@ def check_outputs(
         if earlier != option:
             raise WriteError(f"{earlier} and {option} both write {path}; choose another name for one of them")
         if path.exists() and not path.is_file():
-            raise WriteError(f"{path} is no regular file, so it is not replaced; give the name of a file")
+            raise WriteError(f"{path} is not a regular file, so it is not replaced; give the name of a file")
         with _disk_errors(path, path.parent), tempfile.TemporaryFile(dir=path.parent):
             pass
 

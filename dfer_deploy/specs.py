@@ -61,11 +61,11 @@ class VisionSpec:
         require(0 < self.mlp_ratio <= 64, f"vision.mlp_ratio is {self.mlp_ratio}, expected more than 0 and at most 64")
         require(
             self.image_size % self.patch_size == 0,
-            f"vision.image_size {self.image_size} is no multiple of vision.patch_size {self.patch_size}; change one",
+            f"vision.image_size {self.image_size} is not a multiple of vision.patch_size {self.patch_size}; change one",
         )
         require(
             self.width % self.head_width == 0,
-            f"vision.width {self.width} is no multiple of vision.head_width {self.head_width}; change one",
+            f"vision.width {self.width} is not a multiple of vision.head_width {self.head_width}; change one",
         )
 
     @property
@@ -89,7 +89,7 @@ class TextSpec:
         _require_sizes(self, "text.", "vocab_size", largest=1_000_000)
         require(
             self.width % self.heads == 0,
-            f"text.width {self.width} is no multiple of text.heads {self.heads}; change one",
+            f"text.width {self.width} is not a multiple of text.heads {self.heads}; change one",
         )
         require(self.context_length > 2, f"text.context_length is {self.context_length}, expected at least 3")
 

@@ -239,7 +239,7 @@ def main() -> int:
         )
         trt = builder_module(given.builder)
         sidecar, found, built = build_bundle(trt, given.bundle, options, opt_batch=given.opt_batch, report=report)
-    except EngineError as error:
+    except DferDeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

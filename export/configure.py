@@ -51,7 +51,7 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     for name in texts:
         folder = (path / name).parent
         if folder.resolve() != path.resolve() / folder.relative_to(path) or not folder.is_dir():
-            raise DferDeployError(f"{folder} is no folder of the bundle; export it again")
+            raise DferDeployError(f"{folder} is not a folder of the bundle; export it again")
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     new = dataclasses.replace(manifest, serving=serving, files=manifest.files | hashes)
     changed = {name: text for name, text in texts.items() if not _holds(path / name, text)}

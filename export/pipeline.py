@@ -86,7 +86,7 @@ class ExportOptions:
             check_interval(self.frame_interval_s)
         require(
             not self.keep_fp32 or self.precision != "fp32",
-            f"{', '.join(self.keep_fp32)} shall stay fp32, but in the precision fp32 all blocks do; leave one away",
+            f"{', '.join(self.keep_fp32)} shall stay fp32, but in the precision fp32 all blocks do; omit one",
         )
 
 
@@ -272,7 +272,7 @@ def _previous(output: Path) -> Bundle | None:
         DferDeployError: something else than a bundle exists there, which must not be replaced.
     """
     if not is_bundle(output):
-        raise DferDeployError(f"{output} exists and is no bundle, so it is not replaced; choose another -o")
+        raise DferDeployError(f"{output} exists and is not a bundle, so it is not replaced; choose another -o")
     try:
         return open_bundle(output, check_files=False)
     except DferDeployError:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import pickle
 import platform
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import ImageDraw
 from tiny import clips_of, tiny_model, write_frames
@@ -22,10 +27,48 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.cli import group
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.specs import GraphSpec
 from dfer_deploy.triton.environment import TritonEnvironment, check_platform, triton_environment
 from dfer_deploy.triton.interpreter import choose_interpreter
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_graphs_are_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps each ONNX file that a bundle or a search asks for, for all processes of this run.
+
+    Torch's exporter takes seconds for the smallest graph, and tests export few different ones. The same module gives
+    the same bytes: ``test_the_same_bytes_come_from_different_folders_and_processes`` proves it, and that it holds for
+    what is kept here. A file is found by everything that its module holds; a module that cannot be pickled is exported
+    anew. Tests of the exporter itself call it directly.
+    """
+    from dfer_deploy.export import bisection, pipeline
+    from dfer_deploy.export.onnx_file import onnx_from_graph
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported_graphs"
+    folder.mkdir(exist_ok=True)
+
+    def exported_once(graph: torch.nn.Module, spec: GraphSpec, path: Path) -> None:
+        content = io.BytesIO()
+        try:
+            torch.save((graph, spec), content)
+        except (AttributeError, pickle.PicklingError):
+            onnx_from_graph(graph, spec, path)
+            return
+        kept = folder / f"{hashlib.sha256(content.getvalue()).hexdigest()}.onnx"
+        if not kept.exists():
+            onnx_from_graph(graph, spec, path)
+            part = kept.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(path, part)
+            part.replace(kept)
+        shutil.copyfile(kept, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (bisection, pipeline):
+            patch.setattr(module, "onnx_from_graph", exported_once)
+        yield
 
 
 @pytest.fixture(scope="session")

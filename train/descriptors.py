@@ -105,7 +105,7 @@ def read_descriptors(path: Path) -> dict[str, str]:
     descriptors = table.get("descriptors")
     if not isinstance(descriptors, dict) or len(table) != 1:
         raise TrainingError(
-            f"{path} is no prompts file; expected the one table [descriptors] with a text for every class name"
+            f"{path} is not a prompts file; expected the one table [descriptors] with a text for every class name"
         )
     for name, text in descriptors.items():
         if not isinstance(text, str) or not text.strip() or not text.isprintable():

@@ -248,7 +248,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for depth, key in enumerate(keys[:-1], 1):
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise TrainingError(f"the setting {override!r} goes into {'.'.join(keys[:depth])}, which is no table")
+            raise TrainingError(f"the setting {override!r} goes into {'.'.join(keys[:depth])}, which is not a table")
     if text.strip() == "none":
         table.pop(keys[-1], None)
     else:

@@ -131,7 +131,7 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str
         return None
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise TrainingError(f"{path} is no training state of this version; begin anew with --fresh")
+        raise TrainingError(f"{path} is not a training state of this version; begin anew with --fresh")
     with damage_named(path):
         _check_identity(path, content["identity"], identity)
         # Copied out of the mapped file, because an optimiser keeps the tensors that it is given.

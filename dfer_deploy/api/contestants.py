@@ -53,9 +53,9 @@ def choose_contestants(
     """
     if chosen:
         if url and TRITON not in chosen:
-            raise SettingError(f"--url names a server, but --runtime leaves it away; add --runtime {TRITON}")
+            raise SettingError(f"--url names a server, but --runtime omits it; add --runtime {TRITON}")
         if in_process and TRITON in chosen:
-            raise SettingError(f"--in-process leaves the server away that --runtime {TRITON} asks for; choose one")
+            raise SettingError(f"--in-process omits the server that --runtime {TRITON} asks for; choose one")
         runtimes = tuple(runtime for runtime in RUNTIMES if runtime in chosen)
         return Contestants(runtimes, TRITON in chosen, {})
     usual = usual_runtimes(bundle, host_code_allowed=host_code_allowed)

@@ -104,6 +104,6 @@ def evaluate_checkpoint(
         listed=len(clips),
         clips=len(found.labels),
         score=scored_answers("PyTorch", found.labels, found.logits.argmax(axis=1), softmax(found.logits), names),
-        selected_on=selected_on if selected_on in SELECTIONS else None,
+        selected_on=selected_on if isinstance(selected_on, str) and selected_on in SELECTIONS else None,
         unreadable=dict(clips.unreadable),
     )

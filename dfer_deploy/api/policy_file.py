@@ -41,4 +41,4 @@ def policy_from_toml(path: Path) -> Policy:
     except OSError as error:
         raise ResultError(f"{path} cannot be read ({error.strerror}); expected a policy in TOML") from error
     except (ValueError, RecursionError) as error:  # the errors of TOML and Unicode, and of tables nested too deeply
-        raise ResultError(f"{path} is no TOML file ({error}); correct it") from error
+        raise ResultError(f"{path} is not a TOML file ({error}); correct it") from error

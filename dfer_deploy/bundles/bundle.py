@@ -84,7 +84,7 @@ def check_serving(target: Target, serving: ServingOptions) -> None:
     ):
         require(
             target == owner or asked == usual,
-            f"{what}: {asked!r} was asked of the target {target!r}, only {owner!r} has them; leave it away",
+            f"{what}: {asked!r} was asked of the target {target!r}, only {owner!r} has them; omit it",
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfer_deploy.bundles.engine_records import Profile
-from dfer_deploy.errors import DferDeployError, EngineError
+from dfer_deploy.errors import ConfigurationError, DferDeployError, EngineError
 from dfer_deploy.plain_data import spec_from_dict
 
 BUILDS_NAME = "build_engines.json"
@@ -119,6 +119,6 @@ def read_engine_builds(bundle: Path) -> EngineBuilds:
             raise ValueError(f"its format is not {BUILDS_FORMAT!r}")
         return spec_from_dict(EngineBuilds, values)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, DferDeployError) as error:
-        raise EngineError(
+        raise ConfigurationError(
             f"{path} is damaged ({error}); write it again with: dfer-deploy configure {shlex.quote(str(bundle))}"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, Manifest, check_model_name
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
-from dfer_deploy.errors import BundleError, DferDeployError
+from dfer_deploy.errors import BundleError, ConfigurationError, DferDeployError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.plain_data import spec_from_dict
 
@@ -52,7 +52,8 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         raise BundleError(f"{path} does not exist; make it with: dfer-deploy export CKPT -o {_typed(path)}")
     if not manifest_path.is_file():
         raise BundleError(
-            f"{path} is no bundle (it has no {MANIFEST_NAME}); make one with: dfer-deploy export CKPT -o {_typed(path)}"
+            f"{path} is not a bundle (it has no {MANIFEST_NAME}); make one with: "
+            f"dfer-deploy export CKPT -o {_typed(path)}"
         )
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{manifest_path} is over {MAX_MANIFEST_BYTES} bytes, which no manifest is")
@@ -120,13 +121,12 @@ def check_file(bundle: Bundle, name: str) -> None:
     """
     path = bundle.path / name
     configured = path.name in ("config.pbtxt", BUILDS_NAME)
+    error = ConfigurationError if configured else BundleError
     again = f"write it again with: dfer-deploy configure {_typed(bundle.path)}" if configured else "export it again"
     if not path.is_file():
-        raise BundleError(f"{path} is missing from the bundle; {again}")
+        raise error(f"{path} is missing from the bundle; {again}")
     if sha256_of_file(path) != bundle.manifest.files.get(name):
-        raise BundleError(
-            f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}"
-        )
+        raise error(f"{path} is damaged or was changed after the export (its SHA-256 is not the manifest's); {again}")
 
 
 def _repository_files(bundle: Bundle) -> list[Path]:

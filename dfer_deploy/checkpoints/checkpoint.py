@@ -102,7 +102,7 @@ def load_checkpoint(
         if prompt_position not in (None, checkpoint.spec.prompts.position):
             raise CheckpointError(
                 f"{path} says itself that its contexts stand at the {checkpoint.spec.prompts.position!r}, "
-                f"not the {prompt_position!r}; leave --prompt-position away"
+                f"not the {prompt_position!r}; omit --prompt-position"
             )
         if class_names:
             prompts = replace(checkpoint.spec.prompts, class_names=tuple(class_names))
@@ -178,7 +178,7 @@ def _reference(
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if not is_reference_state(state):
         raise CheckpointError(
-            f"{path} is no DFER-CLIP checkpoint (no image_encoder and prompt_learner among its {len(state)} "
+            f"{path} is not a DFER-CLIP checkpoint (no image_encoder and prompt_learner among its {len(state)} "
             f"tensors, the first is {next(iter(state), 'absent')!r}); expected a file that the reference "
             "implementation or dfer-deploy train wrote"
         )

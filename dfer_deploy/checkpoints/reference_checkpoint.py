@@ -156,7 +156,7 @@ def _suffix_tokens(path: Path, suffix: Tensor, embedding: Tensor) -> list[list[i
             token = ids.get(row.tobytes(), _UNKNOWN)
             if token == _UNKNOWN:
                 raise CheckpointError(
-                    f"{path} has a token in the prompt of class {k} that is no row of its token embedding, so the "
+                    f"{path} has a token in the prompt of class {k} that is not a row of its token embedding, so the "
                     "class texts cannot be recovered; was the token embedding changed after the prompts were made?"
                 )
             if token == END_OF_TEXT:

@@ -44,7 +44,7 @@ def load_tensors(path: Path) -> Any:
         DferDeployError: no such file, not a torch file, truncated, or its pickle would import something else.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file; expected a checkpoint such as model_best.pth")
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint such as model_best.pth")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(_why_not_a_zip(path))
     _check_archive(path)
@@ -59,7 +59,7 @@ def load_tensors(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle raises whatever its opcodes stumble over
         raise CheckpointError(
-            f"{path} is damaged or no torch checkpoint ({_first_line(error)}); copy it again or save it again"
+            f"{path} is damaged or not a torch checkpoint ({_first_line(error)}); copy it again or save it again"
         ) from error
 
 
@@ -79,7 +79,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     """Before anything is read: torch stores its tensors uncompressed, so no entry can be larger than the file."""
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise CheckpointError(
-            f"{path} is a zip file but no torch checkpoint (it has no data.pkl); expected what torch.save writes"
+            f"{path} is a zip file but not a torch checkpoint (it has no data.pkl); expected what torch.save writes"
         )
     size = path.stat().st_size
     for entry in entries:
@@ -100,7 +100,9 @@ def _why_not_a_zip(path: Path) -> str:
         return f"{path} is truncated (a zip file without its end, {path.stat().st_size} bytes); copy it again"
     names = _globals_in_pickles(head)
     if names is None:
-        return f"{path} is no torch checkpoint (it is neither a zip file nor a pickle); expected what torch.save writes"
+        return (
+            f"{path} is not a torch checkpoint (it is neither a zip file nor a pickle); expected what torch.save writes"
+        )
     harmless = (*_KNOWN_HARMLESS, "collections.OrderedDict", "_codecs.encode")
     dangerous = [name for name in names if name not in harmless and not name.startswith("torch.")]
     if dangerous:

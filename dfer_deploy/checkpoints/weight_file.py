@@ -63,7 +63,7 @@ def is_torch_file(path: Path) -> bool:
 
 def _state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"model.pretrained names {str(path)!r}, which is no file; expected weights of CLIP")
+        raise CheckpointError(f"model.pretrained names {str(path)!r}, which is not a file; expected weights of CLIP")
     if path.suffix == ".safetensors":
         content: object = _safetensors(path)
     elif _is_torchscript(path):
@@ -89,7 +89,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no safetensors file or is damaged ({error}); copy it again") from error
+        raise CheckpointError(f"{path} is not a safetensors file or is damaged ({error}); copy it again") from error
 
 
 def _is_torchscript(path: Path) -> bool:

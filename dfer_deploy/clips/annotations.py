@@ -107,7 +107,7 @@ def _relocation(names: list[str], list_file: Path, data_root: str | None) -> _Re
     old, separator, new = (data_root, "", "") if Path(data_root).is_dir() else data_root.partition("=")
     root = Path(new if separator else data_root)
     if not root.is_dir():
-        raise ClipError(f"--data-root {str(root)!r} is no folder; expected the folder that holds the clips")
+        raise ClipError(f"--data-root {str(root)!r} is not a folder; expected the folder that holds the clips")
     if separator:
         if not any(PurePath(name).is_relative_to(old) for name in names):
             raise ClipError(f"no path of {list_file} starts with {old!r} (the first is {names[0]!r}); correct it")

@@ -78,7 +78,7 @@ class Box:
 
     def __post_init__(self) -> None:
         if not (-math.inf < self.left < self.right < math.inf and -math.inf < self.top < self.bottom < math.inf):
-            raise ClipError(f"{self} is no rectangle; expected finite edges, left of right and top above bottom")
+            raise ClipError(f"{self} is not a rectangle; expected finite edges, left of right and top above bottom")
 
     @property
     def centre(self) -> tuple[float, float]:

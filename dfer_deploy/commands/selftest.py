@@ -88,7 +88,7 @@ def selftest(
     if not gpu and checkpoint is not None:
         raise click.UsageError("--checkpoint and --data are for --gpu; without a GPU, use: dfer-deploy verify")
     if gpu and url:
-        raise click.UsageError("--gpu starts a server of its own; leave --url away")
+        raise click.UsageError("--gpu starts a server of its own; omit --url")
     if not gpu:
         ctx.exit(_agreement(open_bundle(bundle), url, json_file, host_code_allowed=allow_host_code))
     comparison: list[str | Path] = ["selftest", bundle]

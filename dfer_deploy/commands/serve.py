@@ -106,7 +106,7 @@ def check_host(host: str, insecure: bool, *, server: str) -> None:
     try:
         address = ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
     except ValueError as error:
-        raise DferDeployError(f"the host {host!r} is no IPv4 address; expected for example 127.0.0.1") from error
+        raise DferDeployError(f"the host {host!r} is not an IPv4 address; expected for example 127.0.0.1") from error
     if address.is_loopback:
         return
     if not insecure and (server == "the embedded server" or is_outdated(server)):

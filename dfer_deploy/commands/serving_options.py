@@ -20,7 +20,7 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     try:
         return tuple(sorted({int(part) for part in value.split(",")}))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of batches such as 1,2,8, nor {_NONE!r}") from None
+        raise click.BadParameter(f"{value!r} is not a list of batches such as 1,2,8, nor {_NONE!r}") from None
 
 
 def option_text(value: Any) -> str:

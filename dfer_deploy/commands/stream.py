@@ -79,7 +79,7 @@ def stream(
     interval, older frames are dropped in favour of the newest. If the server restarts, the streams continue.
     """
     if fast and is_camera(source):
-        raise click.UsageError(f"--fast plays a file, but {source} is a camera; leave it away")
+        raise click.UsageError(f"--fast plays a file, but {source} is a camera; omit it")
     if json_file:
         refuse_to_replace_input(json_file, [Path(source)])
         if asked.bundle_path:

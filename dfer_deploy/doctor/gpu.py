@@ -128,7 +128,7 @@ def _nvidia_smi(timeout_s: float) -> tuple[str | None, tuple[str, ...], str | No
         return None, (), shortened(str(error))
     rows = [line.partition(",") for line in text.splitlines() if line.strip()]
     if not rows or not all(re.fullmatch(r"\d+(\.\d+)+", version.strip()) for version, _, _ in rows):
-        return None, (), f"answered {shortened(text, 60)!r}, which is no list of GPUs"
+        return None, (), f"answered {shortened(text, 60)!r}, which is not a list of GPUs"
     return rows[0][0].strip(), tuple(shortened(name, 60) for _, _, name in rows), ""
 
 

@@ -19,11 +19,11 @@ from dfer_deploy.doctor.machine import Machine
 from dfer_deploy.doctor.packages import usable_tensorrt
 from dfer_deploy.doctor.resources import FREE_PORTS, gigabytes
 from dfer_deploy.doctor.servers import docker_findings
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ConfigurationError, DferDeployError, install_command
 from dfer_deploy.triton.container import compose_command
 
 _BYTES = {"fp32": 4, "fp16": 2}
-_INSTALL = "pip install 'dfer-deploy[gpu]'"
+_INSTALL = install_command("gpu")
 
 
 def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
@@ -92,6 +92,7 @@ def memory_bytes(bundle: Bundle, engines: EngineSet | None = None, *, on_gpu: bo
 
 
 def _files(bundle: Bundle, engines_reason: str) -> Finding:
+    is_configured_again = False
     if engines_reason and bundle.manifest.target == "tensorrt":
         return Finding("files", "missing", "not compared with the manifest before the engines are right")
     try:
@@ -100,7 +101,7 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
             return Finding("files", "ok", f"{len(bundle.manifest.files)} files, as they were exported")
         reason = engines_reason
     except DferDeployError as error:
-        reason = str(error)
+        reason, is_configured_again = str(error), isinstance(error, ConfigurationError)
     except OSError as error:
         reason = f"{error.filename} cannot be read ({error.strerror})"
     configure = f"dfer-deploy configure {_path(bundle)}"
@@ -109,8 +110,7 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
         f"dfer-deploy export CHECKPOINT -o {_path(bundle)} --target {manifest.target} --name {manifest.name} "
         f"--precision {manifest.precision} --force"
     )
-    # If a smaller setting would be enough, the reason says so.
-    return Finding("files", "problem", reason, command=configure if reason.endswith(configure) else export)
+    return Finding("files", "problem", reason, command=configure if is_configured_again else export)
 
 
 def _engines(bundle: Bundle) -> tuple[EngineSet | None, str]:
@@ -251,7 +251,7 @@ def _in_process(bundle: Bundle, machine: Machine) -> Finding:
     if package.version is None:
         gpu = bool(machine.gpus.devices)
         advice = "only for predict --bundle, verify and bench in this process"
-        command = f"pip install 'dfer-deploy[{'gpu' if gpu else 'runtime'}]'"
+        command = install_command("gpu" if gpu else "runtime")
         return Finding("onnxruntime", "missing", package.problem or "not installed", advice, command)
     on_cuda = package.details.get("cuda") == "loads" and bool(machine.gpus.devices)
     return Finding("onnxruntime", "ok", f"runs the graphs in this process, on {'CUDA' if on_cuda else 'the CPU'}")

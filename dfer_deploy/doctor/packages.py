@@ -12,6 +12,7 @@ from dfer_deploy.bundles.compatibility import version_numbers
 from dfer_deploy.bundles.engine_records import OLDEST_TENSORRT
 from dfer_deploy.doctor.child import ProbeError, answer_of_python
 from dfer_deploy.doctor.finding import Finding
+from dfer_deploy.errors import install_command
 
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 """Oldest and newest supported version of Python."""
@@ -113,7 +114,7 @@ def package_findings(packages: dict[str, Package], *, gpu: bool) -> list[Finding
         packages: all packages of ``PACKAGES``.
         gpu: whether CUDA has a GPU here.
     """
-    extra = "pip install 'dfer-deploy[gpu]'" if gpu else "pip install 'dfer-deploy[cpu]'"
+    extra = install_command("gpu" if gpu else "cpu")
     return [
         _python(),
         _torch(packages["torch"], extra, gpu=gpu),
@@ -164,7 +165,7 @@ def _onnxruntime(package: Package, *, gpu: bool) -> Finding:
         return Finding("onnxruntime", "problem", reason, "install it anew", command)
     if package.version is None:
         advice = "for predict --bundle, verify and bench"
-        return Finding("onnxruntime", "missing", "not installed", advice, f"pip install 'dfer-deploy[{extra}]'")
+        return Finding("onnxruntime", "missing", "not installed", advice, install_command(extra))
     installed, providers = package.details["installed"], package.details["providers"]
     if len(installed) > 1:
         advice = "they overwrite each other's files; keep one"
@@ -190,7 +191,7 @@ def _tensorrt(package: Package, *, gpu: bool) -> Finding:
         return Finding("tensorrt", "not needed", package.problem or "not installed, and no GPU to use it")
     if package.version is None:
         advice = "for building engines here; inside the image that serves it is installed for itself"
-        command = "pip install 'dfer-deploy[gpu]'"
+        command = install_command("gpu")
         if package.problem:
             return Finding("tensorrt", "problem", package.problem, advice, command)
         return Finding("tensorrt", "missing", "not installed", advice, command)

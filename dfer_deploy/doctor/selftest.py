@@ -218,7 +218,7 @@ def check_report(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(len(_TITLE))
         if start not in (b"", _TITLE.encode()):
-            raise DferDeployError(f"{path} exists and is no report of selftest; name another file with -o")
+            raise DferDeployError(f"{path} exists and is not a report of selftest; name another file with -o")
 
 
 def write_report(

@@ -35,7 +35,7 @@ def write_annotated(
     interval_s: float,
     position: Callable[[float], None],
 ) -> None:
-    """Reads a video once more and writes it as MP4 with boxes and answers; the sound is left away.
+    """Reads a video once more and writes it as MP4 with boxes and answers; the sound is left out.
 
     Between the times at which faces were looked for, boxes move in a straight line. The answer at a time is that of the
     window whose middle is nearest, as in the timeline.

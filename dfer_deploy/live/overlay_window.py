@@ -35,12 +35,12 @@ class OverlayWindow:
         except ImportError as error:
             raise DferDeployError(
                 "a window needs tkinter, which this Python lacks; install it (Debian and Ubuntu: python3-tk), "
-                "or leave --window away"
+                "or omit --window"
             ) from error
         try:
             self._root = tkinter.Tk()
         except tkinter.TclError as error:
-            raise DferDeployError(f"no window can be opened ({error}); leave --window away") from error
+            raise DferDeployError(f"no window can be opened ({error}); omit --window") from error
         self._photo: Any = ImageTk.PhotoImage
         self._shown: Any = None
         self._root.title(title)

@@ -107,7 +107,7 @@ def camera_of(source: str, platform: str) -> tuple[str, str] | None:
     is_number = source.isascii() and source.isdigit()
     if device == "v4l2" and (is_number or source.startswith("/dev/")):
         path = f"/dev/video{source}" if is_number else source
-        if not os.path.exists(path):  # noqa: PTH110 - a device's name is no path of ours
+        if not os.path.exists(path):  # noqa: PTH110 - a device's name is not a path of ours
             raise DferDeployError(f"there is no camera {path}; expected one of /dev/video*, or a video file")
         return path, device
     if Path(source).exists():

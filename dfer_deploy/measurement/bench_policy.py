@@ -52,11 +52,11 @@ class BenchPolicy:
         require(
             self.p99_ms is None or requests is None or counted(requests, self.concurrency) >= REQUESTS_FOR_P99,
             f"the policy limits p99_ms, and of {requests} requests the 99th percentile is the largest latency; give "
-            f"--requests {REQUESTS_FOR_P99} or more, or leave it away",
+            f"--requests {REQUESTS_FOR_P99} or more, or omit it",
         )
         require(
             served or (self.p99_ms is None and self.throughput is None),
-            "the policy limits what is served, and no server is measured; leave --runtime away or add --runtime triton",
+            "the policy limits what is served, and no server is measured; omit --runtime or add --runtime triton",
         )
         require(
             (served and memory) or self.memory_mb is None,

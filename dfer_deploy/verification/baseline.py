@@ -158,7 +158,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         rounding = _costs(header["rounding"], features, logits)
     except Exception as error:  # damaged bytes raise exceptions of zlib, tokenize, json and NumPy
         raise ResultError(
-            f"{path} is no baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+            f"{path} is not a baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
             "make one with: dfer-deploy verify … --save-baseline FILE"
         ) from error
     shapes = (len(names), MAX_FRAMES, spec.clip.embed_dim), (len(names), spec.prompts.num_classes)

@@ -108,7 +108,7 @@ def test_wrong_blocks_are_refused(cli: Any, own_checkpoint: Path, clip_list: Pat
     assert "the model has no block 'encoder.7'; did you mean 'encoder." in wrong.output
     both = cli("export", own_checkpoint, "-o", tmp_path / "b", "--precision", "fp32", "--keep-fp32", "encoder.0")
     assert both.exit_code == 2
-    assert "leave one away" in both.output
+    assert "omit one" in both.output
     assert list(tmp_path.iterdir()) == []
     baseline = cli("verify", tmp_path, "--baseline", tmp_path / "x", "--data", clip_list, "--bisect")
     assert baseline.exit_code == 2

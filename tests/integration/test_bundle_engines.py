@@ -21,7 +21,7 @@ from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, Profile
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
-from dfer_deploy.errors import DferDeployError, EngineError
+from dfer_deploy.errors import ConfigurationError, DferDeployError, EngineError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
 from dfer_deploy.export.pipeline import ExportOptions, export_bundle
 from dfer_deploy.export.standalone import build_engines_source
@@ -288,7 +288,7 @@ def test_a_killed_build_is_mended_by_the_next(bundle: Path, tensorrt: Any, renam
 )
 def test_a_damaged_description_is_refused_in_words(bundle: Path, change: Any, message: str) -> None:
     _edit(bundle / BUILDS_NAME, change)
-    with pytest.raises(EngineError, match=message) as refused:
+    with pytest.raises(ConfigurationError, match=message) as refused:
         build_bundle(trt, bundle, OPTIONS, report=_silent)
     assert "write it again with: dfer-deploy configure" in str(refused.value)
 
@@ -296,7 +296,7 @@ def test_a_damaged_description_is_refused_in_words(bundle: Path, change: Any, me
 def test_a_description_that_cannot_be_read_is_refused_in_words(bundle: Path) -> None:
     for content in (b"", b"\xff", b"[]", b"[" * 100_000, b" " * (1 << 21)):
         (bundle / BUILDS_NAME).write_bytes(content)
-        with pytest.raises(EngineError, match=r"build_engines\.json is damaged"):
+        with pytest.raises(ConfigurationError, match=r"build_engines\.json is damaged"):
             build_bundle(trt, bundle, OPTIONS, report=_silent)
 
 

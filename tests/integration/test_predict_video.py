@@ -42,6 +42,7 @@ def test_a_video_is_answered_alike_in_process_and_by_a_server(
             assert found["logits"] == pytest.approx(expected["logits"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again_costs_no_answer(
     cli: Any, bundle: Bundle, environment: TritonEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def test_executions_are_counted_by_their_batch(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--propose", "--url", "grpc://127.0.0.1:1"), "leave away --url"),
+        (("--propose", "--url", "grpc://127.0.0.1:1"), "omit --url"),
         (("--propose", "--rounds", 2), "needs 3"),
         (("--p99-ms", 5), "add --propose"),
         (("--propose", "--p99-ms", 0), "x>0"),

@@ -71,6 +71,7 @@ def test_in_process(cli: Any, video: Path, bundle: Bundle, expected: np.ndarray,
     assert "64 frames in" in result.output
 
 
+@pytest.mark.slow
 def test_through_a_server_that_is_killed_and_started_again(
     video: Path, bundle: Bundle, environment: TritonEnvironment, expected: np.ndarray, tmp_path: Path
 ) -> None:

@@ -187,7 +187,7 @@ def test_a_saved_baseline_stands_for_pytorch(
     baseline.write_bytes(baseline.read_bytes()[:200])
     damaged = cli("verify", bundle.path, "--baseline", baseline, "--data", clip_list, "--in-process")
     assert damaged.exit_code == 2
-    assert "is no baseline" in damaged.output
+    assert "is not a baseline" in damaged.output
 
 
 def test_unreadable_clips_are_reported(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dfer_deploy import errors
@@ -31,3 +33,13 @@ def test_a_missing_package_without_an_extra_is_a_bug() -> None:
     assert missing_package(ModuleNotFoundError(name="torch.nn"), "this").code == MissingExtraError.code
     with pytest.raises(ModuleNotFoundError):
         missing_package(ModuleNotFoundError(name="colour"), "this")
+
+
+def test_a_checkout_is_told_to_install_itself_and_an_installed_package_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "a checkout" / "dfer_deploy" / "errors.py"))
+    assert errors.install_command("cpu") == "pip install 'dfer-deploy[cpu]'"
+    (tmp_path / "a checkout").mkdir()
+    (tmp_path / "a checkout" / "pyproject.toml").touch()
+    assert errors.install_command("cpu") == f"pip install -e '{tmp_path / 'a checkout'}[cpu]'"

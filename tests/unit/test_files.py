@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_device_is_not_replaced() -> None:
-    with pytest.raises(DferDeployError, match="/dev/null is no regular file"):
+    with pytest.raises(DferDeployError, match="/dev/null is not a regular file"):
         write_json(Path("/dev/null"), {})
     assert Path("/dev/null").is_char_device()
 
@@ -123,7 +123,7 @@ def test_outputs_that_would_lose_something_or_fail_are_refused_before_the_work(t
     refused = {
         f"{weights} would replace the input": {"--json": old, "--report": weights},
         f"--json and --report both write {tmp_path}": {"--json": old, "--report": tmp_path / "sub" / ".." / "old.json"},
-        "is no regular file": {"--json": tmp_path},
+        "is not a regular file": {"--json": tmp_path},
         "cannot write .*: No such file or directory": {"--json": tmp_path / "no" / "v.json"},
     }
     (tmp_path / "sub").mkdir()

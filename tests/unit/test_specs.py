@@ -26,7 +26,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         (("temporal", "depth"), "1", "temporal.depth is '1', expected int"),
         (("temporal", "depth"), True, "temporal.depth is True, expected int"),
         (("temporal", "depth"), 7, "temporal.depth is 7, expected 0 to 6"),
-        (("clip", "vision", "patch_size"), 7, "no multiple of vision.patch_size"),
+        (("clip", "vision", "patch_size"), 7, "not a multiple of vision.patch_size"),
         (("clip", "quick_gelu"), 1, "clip.quick_gelu is 1, expected bool"),
         (("prompts", "position"), "begin", "prompts.position is 'begin', expected one of front, middle, end"),
         (("prompts", "class_names"), "joy", "prompts.class_names is 'joy', expected a list"),

@@ -194,6 +194,7 @@ def test_a_full_queue_refuses_and_is_waited_for(environment: TritonEnvironment, 
         assert {answer.expression for answer in answers} == {answers[0].expression}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exit_timeout_s", "schemes"), [(0, ("grpc", "http")), (10, ("grpc",))], ids=["killed", "asked"]
 )

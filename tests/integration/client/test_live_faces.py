@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from tiny import clips_of
 
 from dfer_deploy import Client
@@ -47,6 +48,7 @@ def camera() -> Iterator[LiveFrame]:
         yield LiveFrame(time.monotonic() - start_s, time.monotonic(), image)
 
 
+@pytest.mark.slow
 def test_the_same_faces_go_on_after_a_restart(environment: TritonEnvironment, bundle: Bundle) -> None:
     first = TritonServer(environment, bundle.model_repository, exit_timeout_s=0)
     first.start()

@@ -80,6 +80,7 @@ def test_a_signal_ends_it_cleanly(environment, bundle: Path, number: signal.Sign
         assert left_behind(process.pid) == []
 
 
+@pytest.mark.slow
 def test_a_killed_server_ends_it_with_an_error(environment, bundle: Path) -> None:
     with serving(bundle) as (process, _):
         (tritonserver,) = [

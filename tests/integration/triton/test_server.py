@@ -105,7 +105,7 @@ def test_an_error_of_the_client_has_the_status_of_one(server: TritonServer) -> N
 def test_unknown_model_and_broken_contract(url: str, tiny_model) -> None:
     with pytest.raises(DferDeployError, match="has no model 'other'"):
         TritonPredictor(url, "other")
-    with pytest.raises(DferDeployError, match="is no ensemble"):
+    with pytest.raises(DferDeployError, match="is not an ensemble"):
         TritonPredictor(url, "dfer_image_encoder")
 
 

@@ -40,7 +40,7 @@ def traces(pid: int) -> list[str]:
 
 
 def backend_folders() -> set[Path]:
-    """The backend's folders, except those made when a Triton of another process of tests had just started."""
+    """The backend's folders, except those made in the minute after a Triton of another process of tests started."""
     own = f"dfer_deploy_{os.getpid()}_"
     servers = [
         p.info for p in psutil.process_iter(["name", "cmdline", "create_time"]) if p.info["name"] == "tritonserver"
@@ -50,7 +50,7 @@ def backend_folders() -> set[Path]:
     for folder in Path("/tmp").glob("python_env_*"):
         with contextlib.suppress(FileNotFoundError):
             made = folder.stat().st_mtime
-            if not any(-1 < made - start < 10 for start in starts):
+            if not any(-1 < made - start < 60 for start in starts):
                 found.add(folder)
     return found
 
@@ -62,7 +62,7 @@ def wait_until_no_traces(pid: int, limit_s: float = 10.0) -> None:
     assert left == []
 
 
-def wait_until_no_new_folders(before: set[Path], limit_s: float = 10.0) -> None:
+def wait_until_no_new_folders(before: set[Path], limit_s: float = 60.0) -> None:
     """A Triton of another process of tests leaves its folder, when it ends, until its guard has removed it."""
     deadline = time.monotonic() + limit_s
     while (new := backend_folders() - before) and time.monotonic() < deadline:
@@ -106,6 +106,7 @@ def test_a_clean_stop_leaves_nothing(environment: TritonEnvironment, bundle: Pat
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_killed_server_is_an_error_and_leaves_nothing(environment: TritonEnvironment, bundle: Path) -> None:
     with (
@@ -124,6 +125,7 @@ def test_killed_server_is_an_error_and_leaves_nothing(environment: TritonEnviron
     server.log_file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_killed_stub_ends_the_server_with_an_error(environment: TritonEnvironment, bundle: Path) -> None:
     with (
@@ -137,9 +139,10 @@ def test_killed_stub_ends_the_server_with_an_error(environment: TritonEnvironmen
     server.log_file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_killed_guard_is_an_error_and_leaves_no_process(environment: TritonEnvironment, bundle: Path) -> None:
-    before, traces_before = backend_folders(), traces(os.getpid())
+    before, traces_before = set(Path("/tmp").glob("python_env_*")), traces(os.getpid())
     with (
         pytest.raises(DferDeployError, match="the process that guards tritonserver was killed"),
         TritonServer(environment, bundle / "model_repository") as server,
@@ -151,11 +154,13 @@ def test_killed_guard_is_an_error_and_leaves_no_process(environment: TritonEnvir
     assert traces(os.getpid()) == traces_before
     assert server.log_file is not None
     server.log_file.unlink()
-    # Nobody who knows the folder is left; it is empty.
-    for folder in backend_folders() - before:
-        folder.rmdir()
+    # Nobody who knows the folder is left; it is empty. Those of other servers may go too, as a guard lets them.
+    for folder in set(Path("/tmp").glob("python_env_*")) - before:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
+@pytest.mark.slow
 def test_our_own_death_leaves_nothing(environment: TritonEnvironment, bundle: Path, tmp_path: Path) -> None:
     before = backend_folders()
     script = f"""
@@ -186,6 +191,7 @@ def test_taken_port_names_its_holder(environment: TritonEnvironment, bundle: Pat
             TritonServer(environment, bundle / "model_repository", grpc_port=port).start()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_a_model_that_refuses_zeros_ends_the_wait_at_once(
     environment: TritonEnvironment, bundle: Path, tmp_path: Path
@@ -204,6 +210,7 @@ def test_a_model_that_refuses_zeros_ends_the_wait_at_once(
         server.start()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_a_start_that_takes_too_long(environment: TritonEnvironment, bundle: Path, tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
@@ -229,6 +236,7 @@ def test_unwritable_log(environment: TritonEnvironment, bundle: Path, tmp_path: 
         TritonServer(environment, bundle / "model_repository", log_file=tmp_path).start()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_damaged_model_is_told_from_the_log(environment: TritonEnvironment, bundle: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
@@ -243,6 +251,7 @@ def test_damaged_model_is_told_from_the_log(environment: TritonEnvironment, bund
     assert log.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_process")
 def test_copied_repository_of_two_versions_serves_the_newer(
     environment: TritonEnvironment, bundle: Path, tiny_model, tmp_path: Path
@@ -260,6 +269,7 @@ def test_copied_repository_of_two_versions_serves_the_newer(
         assert np.abs(predictor.predict(frames).logits - tiny_model.predict(frames).logits).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_repository_for_the_onnxruntime_backend_is_understood(
     environment: TritonEnvironment, onnxruntime_bundle: Path
 ) -> None:
@@ -272,6 +282,7 @@ def test_repository_for_the_onnxruntime_backend_is_understood(
     Path(message.rpartition("its log is ")[2]).unlink()
 
 
+@pytest.mark.slow
 def test_signals_reach_a_server_whose_guard_ignores_them(environment: TritonEnvironment, bundle: Path) -> None:
     with TritonServer(environment, bundle / "model_repository", exit_timeout_s=5) as server:
         assert server._guard is not None

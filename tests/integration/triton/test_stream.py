@@ -292,6 +292,7 @@ def kill(server: TritonServer) -> None:
     guard.wait()
 
 
+@pytest.mark.slow
 def test_a_stream_over_two_servers_of_which_one_is_killed_and_restarted(
     environment: TritonEnvironment, server: TritonServer, exported: Bundle, offline: OnnxRuntimePredictor
 ) -> None:
@@ -329,6 +330,7 @@ def test_a_stream_over_two_servers_of_which_one_is_killed_and_restarted(
         assert statistics.inference_count > 60, "it is asked again"
 
 
+@pytest.mark.slow
 def test_a_rollout_of_other_weights_behind_one_address_gives_no_mixed_answer(
     environment: TritonEnvironment,
     server: TritonServer,

@@ -96,15 +96,15 @@ def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_pa
         ("[verify]\nmax_logit_error = 1e40", "max_logit_error is 1e+40, expected at most 1e+39"),
         ("[verify]\nmargin = 1" + "0" * 400, "verify.margin is an integer of more than 64 bits"),
         ("[bench]\nconcurrency = 0x" + "f" * 5000, "bench.concurrency is an integer of more than 64 bits"),
-        ("[bench]\nconcurrency = [0x" + "f" * 5000 + "]", "is no TOML file"),
-        ("[verify]\nmargin = " + "[" * 50_000, "is no TOML file"),
+        ("[bench]\nconcurrency = [0x" + "f" * 5000 + "]", "is not a TOML file"),
+        ("[verify]\nmargin = " + "[" * 50_000, "is not a TOML file"),
         ("#" * (1 << 20) + "#", "over 1048576 bytes"),
         ("[verify]\nmargin = nan", "verify.margin is nan"),
         ("[verify]\nmax_recall_drop = inf", "verify.max_recall_drop is inf, expected a number"),
         ("[bench]\np99_ms = inf", "bench.p99_ms is inf, expected a number"),
         ("[bench]\np99_ms = '5'", "bench.p99_ms is '5', expected float"),
         ("[bench]\nconcurrency = 0", "bench.concurrency is 0"),
-        ("[bench", "is no TOML file"),
+        ("[bench", "is not a TOML file"),
     ],
 )
 def test_a_wrong_policy_is_told(tmp_path: Path, text: str, message: str) -> None:

@@ -59,7 +59,7 @@ def test_a_level_that_cannot_be_is_a_sentence() -> None:
             [sys.executable, throughput.__file__, "--concurrency", text], capture_output=True, text=True
         )
         assert done.returncode == 2
-        assert f"{text!r} is no list of numbers from 1 on such as 1,2,4" in done.stderr
+        assert f"{text!r} is not a list of numbers from 1 on such as 1,2,4" in done.stderr
 
 
 def test_what_an_environment_restricts_is_what_its_server_closes() -> None:

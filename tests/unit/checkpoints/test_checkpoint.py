@@ -140,13 +140,13 @@ def _zip_with(path: Path, **entries: bytes) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: p.write_bytes(b""), "is no torch checkpoint"),
-        (lambda p: p.write_bytes(b"hello"), "is no torch checkpoint"),
+        (lambda p: p.write_bytes(b""), "is not a torch checkpoint"),
+        (lambda p: p.write_bytes(b"hello"), "is not a torch checkpoint"),
         (lambda p: p.write_bytes(pickle.dumps([1, 2])), "is a bare pickle or a file from before PyTorch 1.6"),
-        (lambda p: _zip_with(p, readme_txt=b"x"), "no torch checkpoint"),
+        (lambda p: _zip_with(p, readme_txt=b"x"), "not a torch checkpoint"),
         (lambda p: _zip_with(p, a__data_pkl=b"\0" * 100_000_000), "is compressed or claims 100000000 bytes"),
         (lambda p: torch.save([1, 2], p), "holds a list"),
-        (lambda p: torch.save({"state_dict": {"weight": torch.zeros(3)}}, p), "is no DFER-CLIP checkpoint"),
+        (lambda p: torch.save({"state_dict": {"weight": torch.zeros(3)}}, p), "is not a DFER-CLIP checkpoint"),
         (lambda p: torch.save({"state_dict": {}}, p), "holds no tensors"),
         (lambda p: torch.save({"format": "dfer-deploy-checkpoint/9"}, p), "has the format 'dfer-deploy-checkpoint/9'"),
     ],
@@ -159,14 +159,14 @@ def test_foreign_files_get_one_sentence(tmp_path: Path, make: Any, message: str)
 
 
 def test_a_missing_file_and_every_truncation_get_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="is no file"):
+    with pytest.raises(DferDeployError, match="is not a file"):
         load_checkpoint(tmp_path / "none.pth")
     buffer = io.BytesIO()
     torch.save({"state_dict": reference_names(tiny_model())}, buffer)
     data = buffer.getvalue()
     for size in (1, 100, len(data) // 2, len(data) - 30, len(data) - 1):
         (tmp_path / "a.pth").write_bytes(data[:size])
-        with pytest.raises(DferDeployError, match=r"truncated|damaged|no torch checkpoint"):
+        with pytest.raises(DferDeployError, match=r"truncated|damaged|not a torch checkpoint"):
             load_checkpoint(tmp_path / "a.pth")
 
 
@@ -279,7 +279,9 @@ def test_prompts_that_are_no_rows_of_the_embedding_are_refused(tmp_path: Path) -
     state = reference_names(tiny_model())
     state["module.prompt_learner.token_suffix"] = state["module.prompt_learner.token_suffix"] + 1
     torch.save({"state_dict": state}, tmp_path / "a.pth")
-    with pytest.raises(DferDeployError, match="a token in the prompt of class 0 that is no row of its token embedding"):
+    with pytest.raises(
+        DferDeployError, match="a token in the prompt of class 0 that is not a row of its token embedding"
+    ):
         load_checkpoint(tmp_path / "a.pth")
 
 

@@ -113,8 +113,8 @@ def test_other_files_are_named(
 
 
 def test_a_missing_and_a_broken_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="which is no file"):
+    with pytest.raises(DferDeployError, match="which is not a file"):
         clip_from_file(SPEC, tmp_path / "none.pt")
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(DferDeployError, match="is no safetensors file or is damaged"):
+    with pytest.raises(DferDeployError, match="is not a safetensors file or is damaged"):
         clip_from_file(SPEC, tmp_path / "a.safetensors")

@@ -44,16 +44,20 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
             CONFIG | {"parameters": {"frame_interval_s": {"string_value": "often"}}},
             "cannot be read (ValueError: could not convert string to float: 'often')",
         ),
-        ("dfer_image_encoder", {}, "the model 'dfer_image_encoder' at grpc://h:1 is no ensemble; give the ensemble's"),
+        (
+            "dfer_image_encoder",
+            {},
+            "the model 'dfer_image_encoder' at grpc://h:1 is not an ensemble; give the ensemble's",
+        ),
         (
             "dfer_encoded",
             CONFIG | {"input": [{"name": "images", "dims": ["-1"]}], "ensemble_scheduling": {"step": [{}] * 3}},
-            "the model 'dfer_encoded' at grpc://h:1 is no ensemble from the frames of a clip; give 'dfer', which",
+            "the model 'dfer_encoded' at grpc://h:1 is not an ensemble from the frames of a clip; give 'dfer', which",
         ),
         (
             "dfer_stream",
             CONFIG | STREAM_CONFIG | {"ensemble_scheduling": {"step": [{}] * 3}},
-            "is no ensemble from the frames of a clip; give 'dfer', which",
+            "is not an ensemble from the frames of a clip; give 'dfer', which",
         ),
         (
             "dfer_encoded_stream",
@@ -63,7 +67,7 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
                 "input": [{"name": "images", "dims": ["1"]}, *STREAM_CONFIG["input"][1:]],
                 "ensemble_scheduling": {"step": [{}] * 4},
             },
-            "is no ensemble from the frames of a clip; give 'dfer', which",
+            "is not an ensemble from the frames of a clip; give 'dfer', which",
         ),
         ("other", CONFIG | {"ensemble_scheduling": {"step": [{}] * 3}}, "of a clip; give the name of one"),
     ],

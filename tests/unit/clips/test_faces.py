@@ -58,7 +58,7 @@ def test_boxes_of_any_size_give_a_crop(box: Box) -> None:
 
 @pytest.mark.parametrize("edges", [(0, 0, 0, 5), (0, 5, 5, 4), (0, 0, math.inf, 5), (math.nan, 0, 5, 5)])
 def test_what_is_no_rectangle_is_refused(edges: tuple[float, float, float, float]) -> None:
-    with pytest.raises(DferDeployError, match="no rectangle"):
+    with pytest.raises(DferDeployError, match="not a rectangle"):
         Box(*edges)
 
 

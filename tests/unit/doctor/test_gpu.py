@@ -118,9 +118,9 @@ def test_a_driver_that_does_not_start(
     [
         ("exit 9", "failed with exit code 9"),
         ("echo NVIDIA-SMI has failed because it could not communicate with the driver; exit 9", "has failed because"),
-        ("echo '<html>'", "'<html>', which is no list of GPUs"),
-        ("printf '\\377\\376\\000\\033[2J'", "which is no list of GPUs"),
-        ("exit 0", "'', which is no list of GPUs"),
+        ("echo '<html>'", "'<html>', which is not a list of GPUs"),
+        ("printf '\\377\\376\\000\\033[2J'", "which is not a list of GPUs"),
+        ("exit 0", "'', which is not a list of GPUs"),
         ("kill -ILL $$", "crashed with SIGILL"),
         ("while :; do :; done", "did not answer within 0.5 s"),
     ],

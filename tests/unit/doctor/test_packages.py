@@ -18,6 +18,7 @@ from dfer_deploy.doctor.packages import (
     usable_tensorrt,
     version_numbers,
 )
+from dfer_deploy.errors import install_command
 
 
 def finding(what: str, *, gpu: bool = False, **packages: Package) -> Finding:
@@ -136,9 +137,9 @@ def test_torch_and_its_cuda(cuda: str | None, available: bool, gpu: bool, state:
 
 
 def test_what_is_missing_names_the_extra() -> None:
-    assert finding("torch").command == "pip install 'dfer-deploy[cpu]'"
-    assert finding("open_clip", gpu=True).command == "pip install 'dfer-deploy[gpu]'"
-    assert finding("onnxruntime").command == "pip install 'dfer-deploy[runtime]'"
+    assert finding("torch").command == install_command("cpu")
+    assert finding("open_clip", gpu=True).command == install_command("gpu")
+    assert finding("onnxruntime").command == install_command("runtime")
 
 
 def test_version_numbers() -> None:

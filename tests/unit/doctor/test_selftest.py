@@ -108,7 +108,7 @@ def test_only_a_report_is_replaced_by_a_report(tmp_path: Path) -> None:
     write_report(tmp_path / "report.md", {}, [])
     check_report(tmp_path / "report.md")
     (tmp_path / "notes.md").write_text("# My notes")
-    with pytest.raises(DferDeployError, match=r"notes\.md exists and is no report"):
+    with pytest.raises(DferDeployError, match=r"notes\.md exists and is not a report"):
         check_report(tmp_path / "notes.md")
 
 

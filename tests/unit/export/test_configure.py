@@ -76,7 +76,7 @@ def test_the_largest_batch_changes_all_configurations(cli: Any, copy: Path) -> N
         (("--max-batch-size", 5000), "the maximal batch is 5000"),
         (("--cuda-graph-batches", "1,2"), "only 'tensorrt' has them"),
         (("--cuda-graph-batches", "none"), "only 'tensorrt' has them"),
-        (("--cuda-graph-batches", "1;2"), "no list of batches"),
+        (("--cuda-graph-batches", "1;2"), "not a list of batches"),
         (("--execution-provider", "tensorrt"), "only 'onnxruntime' has them"),
     ],
 )
@@ -203,7 +203,7 @@ def test_nothing_is_written_through_a_link(copy: Path, tmp_path: Path) -> None:
     folder.rename(outside)
     before = contents(outside)
     folder.symlink_to(outside)
-    with pytest.raises(DferDeployError, match="is no folder of the bundle"):
+    with pytest.raises(DferDeployError, match="is not a folder of the bundle"):
         configure_bundle(copy, ServingOptions(8))
     assert contents(outside) == before
 

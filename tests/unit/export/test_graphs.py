@@ -11,10 +11,12 @@ import pytest
 import torch
 from tiny import clips_of, tiny_model
 
+from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity, rounded_up
+from dfer_deploy.files import sha256_of_file
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.specs import Precision, contract_for
 
@@ -144,7 +146,9 @@ def test_weights_that_fp16_cannot_hold_are_refused() -> None:
         _graphs(model, "fp32")
 
 
-def test_the_same_bytes_come_from_different_folders_and_processes(own_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_come_from_different_folders_and_processes(
+    own_checkpoint: Path, bundle: Bundle, tmp_path: Path
+) -> None:
     digests = []
     for name in ("first", "second/with/another/path"):
         folder = tmp_path / name
@@ -162,6 +166,9 @@ def test_the_same_bytes_come_from_different_folders_and_processes(own_checkpoint
         digests.append({str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
     assert digests[0] == digests[1]
     assert len(digests[0]) >= 9
+    graphs = {f"out/onnx/{path.name}": sha256_of_file(path) for path in bundle.path.glob("onnx/*.onnx")}
+    assert len(graphs) == 3
+    assert graphs.items() <= digests[0].items(), "what other tests share is another graph"
 
 
 @pytest.mark.parametrize(

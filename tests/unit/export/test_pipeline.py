@@ -128,7 +128,7 @@ def test_force_replaces_bundles_only(own_checkpoint: Path, tmp_path: Path) -> No
     precious = tmp_path / "thesis" / "chapter.txt"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    with pytest.raises(DferDeployError, match="is no bundle, so it is not replaced"):
+    with pytest.raises(DferDeployError, match="is not a bundle, so it is not replaced"):
         export_bundle(own_checkpoint, precious.parent, ExportOptions("embedded"), force=True)
     assert precious.read_text() == "years of work"
 
@@ -248,7 +248,7 @@ def test_a_changed_graph_and_what_is_no_bundle_are_refused(bundle: Bundle, tmp_p
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
     with pytest.raises(DferDeployError, match="is damaged or was changed after the export"):
         open_bundle(copy)
-    with pytest.raises(DferDeployError, match="is no bundle"):
+    with pytest.raises(DferDeployError, match="is not a bundle"):
         open_bundle(tmp_path)
     (copy / "manifest.json").write_text("{")
     with pytest.raises(DferDeployError, match="is not valid JSON"):

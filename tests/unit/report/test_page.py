@@ -106,12 +106,12 @@ def test_what_failed_beside_the_answers_is_not_blamed_on_them(tmp_path: Path) ->
 def test_the_sentence_says_whether_a_server_was_asked(tmp_path: Path) -> None:
     content = planted(2000)
     assert "UAR and WAR of every way of serving are within ±0.5 points" in page_of(tmp_path, content).text
-    content["left_out"] = {"Triton": "--in-process leaves it away"}
+    content["left_out"] = {"Triton": "--in-process omits it"}
     text = page_of(tmp_path, content).text
     assert "UAR and WAR in process are within ±0.5 points of PyTorch fp32's" in text
     assert "no error is outside its limit; no server was run." in text
     assert "every way of serving are" not in text
-    assert "Triton, since --in-process leaves it away" in text
+    assert "Triton, since --in-process omits it" in text
     content |= planted(12, failures=["a logit differs by 3"]) | {"left_out": content["left_out"]}
     assert "What runs in process does not answer as PyTorch fp32 does." in page_of(tmp_path, content).text
 

@@ -76,12 +76,12 @@ def test_the_file_keeps_every_letter(tmp_path: Path) -> None:
     [
         ("[descriptors]\na = 1\n", "has 1 for 'a', expected a text"),
         ('[descriptors]\na = " "\n', "expected a text"),
-        ("a = 'x'\n", "is no prompts file"),
-        ("[descriptors]\n[more]\n", "is no prompts file"),
+        ("a = 'x'\n", "is not a prompts file"),
+        ("[descriptors]\n[more]\n", "is not a prompts file"),
         ("[descriptors", "is not valid TOML"),
         pytest.param("a = " + "[" * 100_000, "is not valid TOML", id="lists"),
         pytest.param("a = 1" + "0" * 5000, "is not valid TOML", id="large"),
-        ("#" * (1 << 20) + "\n[descriptors]\n", "is no prompts file"),
+        ("#" * (1 << 20) + "\n[descriptors]\n", "is not a prompts file"),
     ],
 )
 def test_other_files_are_named(tmp_path: Path, text: str, message: str) -> None:

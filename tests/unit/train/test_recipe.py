@@ -167,7 +167,7 @@ def test_settings_replace_those_of_the_recipe() -> None:
         ("optim.epochs=ten", "optim.epochs is 'ten', expected int"),
         ("augment.crop_scale=[0.5, 1", r"augment.crop_scale is '\[0.5, 1', expected a list"),
         ("run.select=tst", "run.select is 'tst', expected one of validation, last, test"),
-        ("run.seed.x=1", "goes into run.seed, which is no table"),
+        ("run.seed.x=1", "goes into run.seed, which is not a table"),
         ("optim.epochs", "'optim.epochs' is not understood; expected such as optim.lr_temporal=1e-3"),
         ("=3", "'=3' is not understood"),
         ("optim.lr_head=inf", "optim.lr_head is inf, expected a finite number"),

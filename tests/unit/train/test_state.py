@@ -58,6 +58,7 @@ def same(first: TrainingResult, second: TrainingResult) -> None:
         assert provenances[0] == provenances[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     short: Recipe, processes: ForkServerContext, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_best_checkpoint_that_the_state_does_not_know_is_scored_again(
     assert load_checkpoint(tmp_path / "best.pt").provenance["test_war"] == expected.war
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(short: Recipe, processes: ForkServerContext, tmp_path: Path) -> None:
     output, message = tmp_path / "run", tmp_path / "message.txt"
     killed(processes, short, output, "step", 6)
@@ -185,12 +187,12 @@ def test_a_list_that_has_changed_is_refused(
 
 
 def test_a_damaged_state_is_named(short: Recipe, tmp_path: Path) -> None:
-    for content, message in ((b"not a state", "no torch checkpoint"), (b"PK\3\4", "truncated")):
+    for content, message in ((b"not a state", "not a torch checkpoint"), (b"PK\3\4", "truncated")):
         (tmp_path / "state.pt").write_bytes(content)
         with pytest.raises(DferDeployError, match=message):
             train(short, tmp_path)
     torch.save({"format": "something else"}, tmp_path / "state.pt")
-    with pytest.raises(DferDeployError, match="no training state of this version; begin anew with --fresh"):
+    with pytest.raises(DferDeployError, match="not a training state of this version; begin anew with --fresh"):
         train(short, tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_damage_is_told(tmp_path: Path, damage: dict[str, Any]) -> None:
     np.savez_compressed(tmp_path / "b.npz", **whole)  # type: ignore[arg-type]
     assert load_baseline(tmp_path / "b.npz", SPEC).clip_names == ["a", "b"]
     np.savez_compressed(tmp_path / "b.npz", **(whole | damage))  # type: ignore[arg-type]
-    with pytest.raises(DferDeployError, match=r"b\.npz (is no baseline|holds)"):
+    with pytest.raises(DferDeployError, match=r"b\.npz (is not a baseline|holds)"):
         load_baseline(tmp_path / "b.npz", SPEC)
 
 
@@ -117,5 +117,5 @@ def test_a_cost_of_rounding_that_would_let_every_error_pass_is_refused(
         arrays = dict(content)
     costs = ROUNDING_JSON | {precision: ROUNDING_JSON[precision] | cost}
     np.savez_compressed(tmp_path / "b.npz", **arrays | {"header": header(rounding=costs)})  # type: ignore[arg-type]
-    with pytest.raises(DferDeployError, match=f"b.npz is no baseline .*{re.escape(message)}"):
+    with pytest.raises(DferDeployError, match=f"b.npz is not a baseline .*{re.escape(message)}"):
         load_baseline(tmp_path / "b.npz", SPEC)
