@@ -1,16 +1,16 @@
-"""The work of one clip the way the reference implementation does it, against ours, one step after the other.
+"""Compare the work on one clip in the reference implementation's way with ours, one step after the other.
 
     python benchmarks/against_reference.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
 
-Five contestants take turns. Each begins with the frames as bytes, as a client has them, and ends with the logits:
+Five contestants take turns. Each starts with the frames as bytes, as a client has them, and ends with the logits:
 
-- ``reference``: what upstream's ``main.py`` and ``models/Generate_Model.py`` do for a clip at test time: float images,
-  the image encoder in eager PyTorch, and the text encoder over all 77 tokens of every class, again for every clip.
-- ``text once``: our PyTorch model, which keeps the text features as long as no weight changes.
+- ``reference``: the work of upstream's ``main.py`` and ``models/Generate_Model.py`` at test time: float images, the
+  image encoder in eager PyTorch, and for every clip again the text encoder over all 77 tokens of every class.
+- ``text once``: our PyTorch model, which keeps the text features until a weight changes.
 - ``onnxruntime``: the two exported graphs in fp32, in this process.
-- ``served gRPC``, ``served HTTP``: the same graphs behind Triton, one request in flight, the client's work included.
+- ``served gRPC``, ``served HTTP``: the same graphs behind Triton, one request in flight, including the client's work.
 
-All must agree in the logits before anything is timed. A speed-up is that of two clips of the same round.
+All logits must agree before anything is timed. A speed-up is the ratio of two clips of the same round.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
-    """Prepares the contestants, holds their answers against each other, and lets them take turns."""
+    """Prepare the contestants, compare their answers, and let them take turns."""
     from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
@@ -96,7 +96,7 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def reference(model: Any) -> Callable[[Frames], Float32]:
-    """Answers as upstream does at test time (``main.py``, ``validate``): eval mode, no gradients, nothing kept."""
+    """Return a function that answers as upstream at test time (``main.py``, ``validate``), without caching."""
     import torch
     from training import PlainDferClip
 
@@ -113,10 +113,10 @@ def reference(model: Any) -> Callable[[Frames], Float32]:
 
 
 def logit_errors(answers: dict[str, Float32], limit: float) -> dict[str, float]:
-    """The largest difference of every contestant's logits from the reference's.
+    """Return the largest difference of every contestant's logits from the reference's.
 
     Raises:
-        RuntimeError: one is beyond ``limit``; then they do not do the same work, and no time means anything.
+        RuntimeError: a difference exceeds ``limit``. The contestants then do different work, so times have no meaning.
     """
     errors = {name: float(np.abs(logits - answers[REFERENCE]).max()) for name, logits in answers.items()}
     for name, error in errors.items():

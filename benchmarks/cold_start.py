@@ -1,22 +1,22 @@
-"""From nothing to the first answer: how long every stage takes, and the most memory that it needs.
+"""Measure every stage from nothing to the first answer: its duration and its peak memory.
 
     python benchmarks/cold_start.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
 
-Every stage is a process of its own, started anew in every round; each round begins with another one:
+Every stage is a separate process that is started anew in every round. Each round begins with another stage:
 
 - ``export fp32``, ``export fp16`` (not with --quick): ``dfer-deploy export``.
-- ``PyTorch``, ``onnxruntime``: a fresh interpreter until the first clip is answered, imports and weights included.
-- ``server ready, new``: from its start until the server says that it answers, where the packed copy of the image
-  encoder (see the Python backend's model.py) has to be made first.
-- ``server ready``: the same with the copy there; ``first answer`` and ``second answer`` of a clip of 16 frames over
-  gRPC follow, the first with connection and configuration.
+- ``PyTorch``, ``onnxruntime``: a new interpreter until it has answered the first clip, including imports and weights.
+- ``server ready, new``: from the server's start until it reports that it is ready, including the packed copy of the
+  image encoder (see the Python backend's model.py).
+- ``server ready``: the same if the copy exists. ``first answer`` and ``second answer`` of a clip of 16 frames over gRPC
+  follow; the first includes connection and configuration.
 
-Memory is the peak of the resident set until the end of the stage, of the server the sum over its processes (what they
-share counts for each). The files were read before: they come from the page cache.
+Memory is the peak of the resident set until the end of the stage; for the server, the sum over its processes (shared
+memory counts for each). The files were read before, so they come from the page cache.
 
-What a second instance costs is what all processes of a server with two instances of each model hold after an answer,
-less what one with single instances holds: the sum of their proportional set sizes, in which a page that k processes
-map counts for 1/k in each (proc(5), smaps_rollup).
+The cost of a second instance is the memory that all processes of a server with two instances of each model hold after
+an answer, minus that of a server with single instances: the sum of their proportional set sizes, in which a page that k
+processes map counts 1/k for each (proc(5), smaps_rollup).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from dfer_deploy.triton.server import TritonServer
 RUNTIMES = ("PyTorch", "onnxruntime")
 Stages = dict[str, tuple[float, float]]
 """Seconds and peak memory in GB, by stage."""
+
 LAUNCHER = """
 import os, sys, time
 start = time.perf_counter()
@@ -56,8 +57,8 @@ _, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
 print(time.perf_counter() - start, used.ru_maxrss)
 sys.exit(os.waitstatus_to_exitcode(status) != 0)
 """
-"""Starts a process and prints its seconds and its peak memory in KiB (getrusage(2)). Itself small, because a process
-inherits the peak of the one that starts it."""
+"""Starts a process and prints its seconds and its peak memory in KiB (getrusage(2)). It is small, because a process
+inherits the peak of the process that starts it."""
 
 
 def main() -> None:
@@ -86,10 +87,10 @@ def main() -> None:
 
 
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
-    """Runs every stage once a round."""
+    """Run every stage once a round."""
     checkpoint = random_checkpoint(folder, quick=quick)
     bundle = exported(checkpoint)
-    environment = triton_environment()  # where it has to be made first, that is not a start
+    environment = triton_environment()  # creating the environment is not part of a start
     size = bundle.spec.clip.vision.image_size
     held: dict[int, list[float]] = {1: [], 2: []}
 
@@ -108,7 +109,7 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
 
     def export(precision: str) -> Stages:
         output = folder / "again"
-        shutil.rmtree(output, ignore_errors=True)  # an export that is up to date is not made again
+        shutil.rmtree(output, ignore_errors=True)  # an up-to-date export would not be repeated
         options = ("--target", "embedded", "--precision", precision)
         return alone(f"export {precision}", "-m", "dfer_deploy", "export", checkpoint, "-o", output, *options)
 
@@ -117,7 +118,7 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
     }
     for name, path in zip(RUNTIMES, (checkpoint, bundle.path), strict=True):
         work[name] = partial(alone, name, __file__, "--runtime", name, path)
-    # The first round is in this order, so that there is a packed copy for the two that need one.
+    # The first round keeps this order, so that a packed copy exists for the two stages that need one.
     work["server, new"] = partial(served, 1, new=True)
     work["server"] = partial(served, 1)
     work["server, instances: 2"] = partial(served, 2)
@@ -142,16 +143,16 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def remove_packed_copies(bundle: Bundle) -> None:
-    """Removes what servers have made of the image encoder, so that the next one makes it anew."""
+    """Remove the packed copies of the image encoder, so that the next server makes one."""
     for copy in (cache_folder() / "packed").glob(f"{sha256_of_file(bundle.image_encoder_onnx)[:24]}-*"):
         shutil.rmtree(copy)
 
 
 def run_alone(*words: object) -> tuple[float, float]:
-    """Seconds and peak memory in GB of a Python process.
+    """Return the seconds and the peak memory in GB of a Python process.
 
     Raises:
-        RuntimeError: it fails.
+        RuntimeError: the process fails.
     """
     command = [sys.executable, *map(str, words)]
     done = subprocess.run([sys.executable, "-I", "-S", "-c", LAUNCHER, *command], capture_output=True, text=True)
@@ -162,7 +163,7 @@ def run_alone(*words: object) -> tuple[float, float]:
 
 
 def first_answer(runtime: str, path: Path) -> None:
-    """What a stage of ``RUNTIMES`` does in its process: opens a checkpoint or a bundle and answers one clip."""
+    """Open a checkpoint or a bundle and answer one clip: the work of a stage of ``RUNTIMES`` in its process."""
     if runtime == "PyTorch":
         from dfer_deploy.checkpoints.checkpoint import load_checkpoint
         from dfer_deploy.runtimes.torch_predictor import TorchPredictor
@@ -177,7 +178,7 @@ def first_answer(runtime: str, path: Path) -> None:
 
 
 def start_server(environment: TritonEnvironment, bundle: Bundle, image_size: int) -> tuple[Stages, float]:
-    """The server's start and two answers, with the peak of all its processes until then; and the GB that they hold."""
+    """Time the server's start and two answers, with their peak memory; return also the GB that the server holds."""
     clips = drawn_clips(1, image_size)
     server = TritonServer(environment, bundle.model_repository)
     found: Stages = {}
@@ -205,7 +206,7 @@ def start_server(environment: TritonEnvironment, bundle: Bundle, image_size: int
 
 
 def peak_gb(process: int) -> float:
-    """The peak of a process's resident set in GB (proc(5), VmHWM)."""
+    """Return the peak of a process's resident set in GB (proc(5), VmHWM)."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     return sum(int(line.split()[1]) * 1024 / 1e9 for line in status if line.startswith("VmHWM:"))
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: the model with random weights, contestants that take turns, what is written and drawn.
+"""The common parts of the benchmarks: the model with random weights, turns of the contestants, results and pictures.
 
-``OMP_WAIT_POLICY`` is left as it is: the reference implementation does not set it, and the PASSIVE of our command line
-slows a small model in PyTorch down to half. PyTorch's threads then spin for less than a millisecond into another
+``OMP_WAIT_POLICY`` is not set: the reference implementation does not set it, and the value PASSIVE of our command line
+makes a small model in PyTorch twice as slow. PyTorch's threads then spin for less than a millisecond into another
 contestant's turn (libgomp's manual, GOMP_SPINCOUNT).
 """
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which a colour-blind reader can tell apart; markers and labels say the same."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish. Markers and labels carry the same
+information."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def parser(script: str, documentation: str | None, *, rounds: bool = True) -> argparse.ArgumentParser:
-    """The options of every benchmark; result and picture are named after the script and lie in the current folder."""
+    """Return a parser for the options of every benchmark. Results and pictures are named after the script."""
     stem = Path(script).stem
     options = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="a tiny model and few rounds, to see that it runs")
@@ -45,9 +46,9 @@ def parser(script: str, documentation: str | None, *, rounds: bool = True) -> ar
 
 
 def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of the command line, with the number of rounds that they mean.
+    """Parse the command line and set the number of rounds.
 
-    What could not be written is refused here, before the minutes of measuring.
+    Outputs that cannot be written are refused here, before minutes of measuring.
     """
     arguments = options.parse_args()
     try:
@@ -60,7 +61,7 @@ def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """The wall time of one call."""
+    """Return the wall time of one call in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -69,15 +70,15 @@ def seconds_of(work: Callable[[], object]) -> float:
 def take_turns(
     contestants: Mapping[str, Callable[[], object]], rounds: int, *, seconds: float = 0.0
 ) -> dict[str, list[float]]:
-    """Times every contestant once a round, each round beginning with another one.
+    """Time every contestant once a round. Each round begins with another contestant.
 
     Args:
-        contestants: what is timed, by name; each is called once before.
-        rounds: how often.
-        seconds: a short contestant is repeated for about so long in each round, and counts with the mean.
+        contestants: functions to time, by name; each is called once before.
+        rounds: number of rounds.
+        seconds: duration for which a short contestant is repeated in each round; its mean counts.
 
     Returns:
-        Seconds of one call, one value for each round.
+        Seconds of one call by name, one value for each round.
     """
     names = list(contestants)
     repeats = {}
@@ -99,24 +100,24 @@ def take_turns(
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The names in their order, each turn beginning with the next one."""
+    """Return the names in their order, starting with another one in each turn."""
     first = turn % len(names)
     return [*names[first:], *names[:first]]
 
 
 def figures(values: Sequence[float]) -> dict[str, Any]:
-    """Median, smallest and largest of values that were measured once a round, and the values."""
+    """Return the median, smallest and largest of values that were measured once a round, and the values."""
     found = spread(values)
     return {"median": found.median, "low": found.low, "high": found.high, "rounds": list(values)}
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """What ``figures`` gave, as tables show it."""
+    """Return the result of ``figures`` as text for a table."""
     return str(Spread(found["median"], found["low"], found["high"]))
 
 
 def write(arguments: argparse.Namespace, result: dict[str, Any], picture: Figure) -> None:
-    """Writes result and picture, with the machine and its load, and says where."""
+    """Write the result and the picture, with the machine and its load, and print their paths."""
     about = {"machine": machine(), "load_average": os.getloadavg()[0], "dfer_deploy": __version__}
     settings = {name: vars(arguments)[name] for name in ("quick", "rounds") if name in arguments}
     write_json(arguments.json, about | settings | result)
@@ -131,7 +132,7 @@ def write(arguments: argparse.Namespace, result: dict[str, Any], picture: Figure
 def figure(
     title: str, columns: int, *, width: float = 4.6, height: float = 3.6, quick: bool
 ) -> tuple[Figure, list[Axes]]:
-    """An empty picture with ``columns`` places side by side, each of so many inches."""
+    """Return an empty picture with ``columns`` axes side by side, each of the given size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -145,7 +146,7 @@ def figure(
 
 
 def draw_bars(axes: Axes, label: str, rows: Mapping[str, Sequence[float]]) -> None:
-    """Horizontal bars of medians, every round a dot, the median written behind."""
+    """Draw horizontal bars of medians, with a dot for every round and the median as text."""
     names = list(rows)
     medians = [statistics.median(values) for values in rows.values()]
     largest = max(max(values) for values in rows.values())
@@ -164,7 +165,7 @@ def draw_bars(axes: Axes, label: str, rows: Mapping[str, Sequence[float]]) -> No
 def draw_lines(
     axes: Axes, x: Sequence[float], lines: Mapping[str, Iterable[Sequence[float]]], *, label: str, x_label: str
 ) -> None:
-    """A line of medians with the range over the rounds for each entry, and a legend."""
+    """Draw for each entry a line of medians with the range over the rounds, and a legend."""
     for place, (name, points) in enumerate(lines.items()):
         spreads = [spread(values) for values in points]
         medians = [found.median for found in spreads]
@@ -181,7 +182,7 @@ def draw_lines(
 
 
 def positive(text: str) -> int:
-    """A number of an option, at least 1."""
+    """Parse a number of an option, at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small, expected at least 1")

@@ -1,12 +1,13 @@
-"""Finding and following faces whose places are known, and what the model's answer owes to the crop.
+"""Measure finding and following faces at known places, and the effect of the crop on the model's answer.
 
     python benchmarks/face_detection.py [--quick] [--videos VIDEO...] [--bundle BUNDLE] [--json FILE] [--plot PNG]
 
-Faces are cut out of real videos with one face each (--videos), or drawn where none is given, and moved over a cluttered
-ground (benchmarks/scenes.py). A cutout's box is where the detector finds the face in the video itself: the errors are
-those of moving, scaling and covering, not of what a face's box is. The detector knows few drawn faces as faces.
+Faces are cut out of real videos with one face each (--videos), or drawn if none is given, and moved over a cluttered
+ground (benchmarks/scenes.py). The box of a cutout is where the detector finds the face in the video itself, so the
+errors are those of moving, scaling and covering, not of the definition of a box. The detector recognises few drawn
+faces.
 
-The answers are those of --bundle, else of random weights, which say how far the logits move and nothing about
+The answers are those of --bundle, else of random weights, which show how far the logits move but nothing about
 accuracy. The largest and median change of a logit is over all windows of 16 frames and all classes.
 """
 
@@ -46,7 +47,7 @@ from dfer_deploy.specs import MAX_FRAMES
 
 INTERVAL_S = 1 / 6
 FOUND = 0.5
-"""Intersection over union from which on a box is that of a face."""
+"""Smallest intersection over union at which a box counts as that of a face."""
 
 HEIGHTS = (16, 24, 32, 48, 64, 96, 128)
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -103,7 +104,7 @@ def main() -> None:
 def detected_scenes(
     persons: Sequence[Person], detector: FaceDetector, *, quick: bool
 ) -> tuple[dict[str, list[Sequenced]], list[float]]:
-    """Every scene with its detections, and the seconds that each detection took."""
+    """Return every scene with its detections, and the seconds that each detection took."""
     chosen = dict(itertools.islice(SCENES.items(), 3)) if quick else SCENES
     scenes: dict[str, list[Sequenced]] = {}
     seconds = []
@@ -118,11 +119,11 @@ def detected_scenes(
 
 
 def tracked(frames: Sequence[Sequenced], smoothing_s: float) -> dict[str, Any]:
-    """What a tracker makes of a scene's detections.
+    """Track the detections of a scene and return the errors.
 
     Returns:
-        ``recall``; ``false_positives``, boxes that are no face's; ``switches``, how often a person's track changes
-        without a gap after which a new one is right; ``tracks`` and ``persons``; and of the found faces, the mean
+        ``recall``; ``false_positives``, the boxes that are not a face's; ``switches``, how often a person's track
+        changes without a gap that justifies a new one; ``tracks`` and ``persons``; and for the found faces the mean
         ``iou``, ``centre`` (median and 95th percentile of the error, in % of the box's longer side) and ``trembling``
         (root mean square of that error's change from frame to frame, in %).
     """
@@ -170,7 +171,7 @@ def tracked(frames: Sequence[Sequenced], smoothing_s: float) -> dict[str, Any]:
 
 
 def recall_of_size(persons: Sequence[Person], detector: FaceDetector, height: int, *, quick: bool) -> float:
-    """The share of faces of one height that is found in images of 1920 × 1080 pixels."""
+    """Return the share of faces of one height in pixels that is found in images of 1920 × 1080 pixels."""
     ground = clutter(np.random.default_rng(1)).resize((1920, 1080), PillowImage.Resampling.BILINEAR)
     faces = [cutout for person in persons for cutout in person[:6]]
     found = 0
@@ -191,7 +192,7 @@ def face_of(faces: Sequence[Cutout], number: int) -> Cutout:
 
 
 def frames_of_video(video: Path, detector: FaceDetector) -> list[Boxed]:
-    """A video's frames with the smoothed box of its first face, as ``predict`` would see them."""
+    """Return a video's frames with the smoothed box of its first face, as ``predict`` would see them."""
     tracker = FaceTracker()
     found = []
     for frame in timed_frames(video, INTERVAL_S):
@@ -202,7 +203,7 @@ def frames_of_video(video: Path, detector: FaceDetector) -> list[Boxed]:
 
 
 def drawn_sequences(persons: Sequence[Person]) -> list[list[Boxed]]:
-    """Drawn faces at their known places."""
+    """Return drawn faces at their known places."""
     frames = list(frames_of(SCENES["two, far from each other"], persons, INTERVAL_S))
     return [[(frame.image, frame.boxes[place]) for frame in frames] for place in (0, 1)]
 
@@ -210,7 +211,7 @@ def drawn_sequences(persons: Sequence[Person]) -> list[list[Boxed]]:
 def sensitivity(
     predictor: Predictor, sequences: Sequence[Sequence[Boxed]], image_size: int, *, quick: bool
 ) -> dict[str, Any]:
-    """How far the logits move with the margin, and with boxes that jump from frame to frame."""
+    """Measure how far the logits move with the margin, and with boxes that jump from frame to frame."""
     sequences = [sequence[: MAX_FRAMES + WINDOW_STEP] if quick else sequence for sequence in sequences]
 
     def logits(changed: Callable[[Box], Box], margin: float) -> Float32:
@@ -243,13 +244,13 @@ def sensitivity(
 
 
 def jittered(box: Box, jitter: float, rng: np.random.Generator) -> Box:
-    """The box with its centre and both its sides off by up to a share of its longer side, evenly drawn."""
+    """Return the box with its centre and sides changed at random by up to a share of its longer side."""
     x, y, across, down = rng.uniform(-jitter, jitter, 4) * longer(box)
     return Box(box.left + x - across / 2, box.top + y - down / 2, box.right + x + across / 2, box.bottom + y + down / 2)
 
 
 def answers(predictor: Predictor, crops: Sequence[Image]) -> Float32:
-    """Logits [N, C] of all windows of 16 crops, the last crop repeated where there are fewer."""
+    """Return the logits [N, C] of all windows of 16 crops; if there are fewer, the last crop is repeated."""
     crops = [*crops, *[crops[-1]] * (MAX_FRAMES - len(crops))]
     features = np.concatenate(
         [predictor.encode(np.stack(crops[k : k + 16])[None])[0] for k in range(0, len(crops), 16)]
@@ -299,7 +300,7 @@ def print_sensitivity(crops: Mapping[str, Any]) -> None:
 
 
 def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
-    """Errors by scene, recall by size, and the change of the logits."""
+    """Draw errors by scene, recall by size, and the change of the logits."""
     picture, (centre, recall, margin, jitter) = figure("Faces", 4, quick=quick)
     picture.suptitle(
         f"Faces ({'drawn' if result['faces'] == 'drawn' else 'cut out of real videos'}; logits: {result['answers']})"

@@ -1,7 +1,7 @@
-"""The most fp32 operations a second that the processor's vector units can do: multiply-adds in registers, on all cores.
+"""Measure the peak fp32 operations a second of the vector units: multiply-adds in registers, on all cores.
 
-No library reaches it, since a matrix product also has to load and store. It takes a C compiler, because nothing in
-Python keeps its operands in registers.
+No library reaches this peak, because a matrix product also has to load and store. It needs a C compiler, because
+nothing in Python keeps its operands in registers.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ float multiply_add(long steps, float factor, float summand) {
 
 
 def multiply_adds(folder: Path) -> tuple[Callable[[], list[float]], float] | None:
-    """Something to be timed, and how many floating-point operations it does (two for each multiply-add).
+    """Return a function to time, and its number of floating-point operations (two for each multiply-add).
 
     Args:
-        folder: where the library is made.
+        folder: folder in which the library is built.
 
     Returns:
-        None where there is no C compiler, or it fails.
+        The function and the number; None without a working C compiler.
     """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     source, library = folder / "multiply_add.c", folder / "libmultiply_add.so"
@@ -71,7 +71,7 @@ def multiply_adds(folder: Path) -> tuple[Callable[[], list[float]], float] | Non
     threads = ThreadPoolExecutor(cores)
 
     def on_all_cores() -> list[float]:
-        # ctypes lets go of Python's lock, so that the threads run at the same time; the numbers stay near 1.
+        # ctypes releases Python's lock, so the threads run in parallel. The numbers stay near 1.
         return list(threads.map(functions.multiply_add, [STEPS] * cores, [0.5] * cores, [0.5] * cores))
 
     return on_all_cores, float(cores * STEPS * functions.flop_of_a_step())

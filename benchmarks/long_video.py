@@ -1,16 +1,17 @@
-"""Memory of ``predict`` on videos of different lengths: it must not grow with the length.
+"""Measure the memory of ``predict`` on videos of different lengths, which must not grow with the length.
 
     python benchmarks/long_video.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
 
-Every contestant is ``dfer-deploy predict`` on a drawn video, in a process of its own, which writes CSV, JSON, the
+Every contestant is ``dfer-deploy predict`` on a drawn video, in a separate process, which writes CSV, JSON, the
 timeline and the crops. Each group has a shorter video and longer ones:
 
-- ``cropped, 64 × 64``: no faces are looked for. Two minutes and two hours at 5 frames a second, for which the annotated
+- ``cropped, 64 × 64``: without face detection. Two minutes and two hours at 5 frames a second, for which the annotated
   video is written too, and two hours at 25 frames a second (with --quick: 10 seconds and a minute).
-- ``faces, 640 × 360`` and ``faces, 1920 × 1080``: two drawn faces at 25 frames a second are found and followed, two
-  looks a second; one minute and twenty (with --quick: 5 and 20 seconds). Some twenty minutes a round.
+- ``faces, 640 × 360`` and ``faces, 1920 × 1080``: two drawn faces at 25 frames a second are found and followed,
+  with two detections a second; one minute and twenty minutes (with --quick: 5 and 20 seconds). A round takes about
+  twenty minutes.
 
-The model is tiny (--vit: ViT-B/32), since the length is the question. Memory is the peak of the resident set.
+The model is tiny (--vit: ViT-B/32), because only the length matters. Memory is the peak of the resident set.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _FACE_SIZES = ((WIDTH, HEIGHT), (3 * WIDTH, 3 * HEIGHT))
 
 @dataclass(frozen=True)
 class Contestant:
-    """A video and how it is asked about; what it grows by is compared with the first of its group."""
+    """A video and the options of its prediction. Its growth is relative to the first contestant of its group."""
 
     group: str
     seconds: int
@@ -62,7 +63,7 @@ def main() -> None:
     options = parser(__file__, __doc__)
     options.add_argument("--vit", action="store_true", help="ViT-B/32 in the tiny model's place")
     arguments = parsed(options)
-    open_detector()  # its packages may be missing
+    open_detector()  # fails now if its packages are missing
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = exported(random_checkpoint(folder, quick=not arguments.vit))
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def measure(bundle: Bundle, contestants: Sequence[Contestant], folder: Path, *, rounds: int) -> dict[str, Any]:
-    """Seconds and peak memory of one process for each video and round."""
+    """Return the seconds and the peak memory of one process for each video and round."""
     found: dict[str, list[tuple[float, float]]] = {contestant.name: [] for contestant in contestants}
     names = {"json": "out.json", "csv": "out.csv", "timeline": "timeline.png", "crops": "crops.png"}
     outputs = [word for name, file in names.items() for word in (f"--{name}", str(folder / file))]
@@ -106,7 +107,7 @@ def measure(bundle: Bundle, contestants: Sequence[Contestant], folder: Path, *, 
 
 
 def cropped(folder: Path, *, quick: bool) -> Iterator[Contestant]:
-    """Videos of a square that moves over noise."""
+    """Yield videos of a square that moves over noise."""
     noise = np.random.default_rng(0).integers(0, 90, (_SIDE, _SIDE, 3), np.uint8)
 
     def picture(place: int) -> Image.Image:
@@ -123,7 +124,7 @@ def cropped(folder: Path, *, quick: bool) -> Iterator[Contestant]:
 
 
 def with_faces(folder: Path, *, quick: bool) -> Iterator[Contestant]:
-    """Videos of two drawn faces that sway."""
+    """Yield videos of two drawn faces that sway."""
     rate = 25
     actors = tuple(
         Actor(place, lambda t, x=x: (x + 20 * math.sin(2 * math.pi * t / _LOOP_S), 170, 130))  # type: ignore[misc]
@@ -143,7 +144,7 @@ def with_faces(folder: Path, *, quick: bool) -> Iterator[Contestant]:
 
 
 def write_loop(path: Path, pictures: Sequence[Image.Image], seconds: int, rate: int) -> None:
-    """A video that shows the pictures again and again; they are encoded once."""
+    """Write a video that repeats the pictures, which are encoded once."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate, options={"qscale": "3"})
         stream.width, stream.height, stream.pix_fmt = *pictures[0].size, "yuv420p"

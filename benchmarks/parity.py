@@ -1,12 +1,12 @@
-"""Every target in every precision against PyTorch, on one table.
+"""Compare every target in every precision with PyTorch, in one table.
 
     python benchmarks/parity.py [--quick] [--targets embedded onnxruntime tensorrt] [--json FILE] [--plot PNG]
 
-Each bundle is exported and answers through whatever this machine has for it: onnxruntime on CPU and CUDA, built
-TensorRT engines, and its own Triton over gRPC and HTTP. What cannot run here stands in the table with the reason.
-Differences are the largest over drawn clips, in batches of one and of all; they are held against the limits of logits
-and, on the first clips, against what rounding costs the same model. The weights are random: this tells whether the
-arithmetic is right, and nothing about anybody's face; for that there is ``dfer-deploy verify``.
+Each bundle is exported and answers through everything that this machine has for it: onnxruntime on CPU and CUDA, built
+TensorRT engines, and its own Triton over gRPC and HTTP. The table also lists what cannot run here, with the reason.
+Differences are the largest over drawn clips, in batches of one and of all. They are compared with the limits of logits
+and, on the first clips, with what rounding costs the same model. The weights are random, so this shows whether the
+arithmetic is right, and nothing about real faces; ``dfer-deploy verify`` does that.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from dfer_deploy.verification.verify import FEW_CLIPS
 
 @dataclass(frozen=True)
 class Row:
-    """One way through one bundle.
+    """The results of one way of running one bundle.
 
     Attributes:
-        target: of the bundle.
-        precision: of its graphs.
+        target: target of the bundle.
+        precision: precision of its graphs.
         way: runtime or protocol.
-        size_mb: both ONNX files, or both engines.
-        feature_error: the largest of a frame feature, relative to the largest feature.
-        logit_error: the largest of both graphs.
-        roundings: the errors of the frame features and of the temporal head's logits on the first clips, as root mean
-            squares, in multiples of what rounding costs the model; the larger one.
-        probability_error: the largest.
-        softmax_error: the largest of a probability against the softmax of the logits that came with it.
-        agreement: share of the clips with PyTorch's answer.
-        within_limit: whether logits, roundings and softmax are within what ``verify`` accepts; None where nothing ran.
-        left_out: why nothing ran, or nothing.
+        size_mb: size of both ONNX files, or of both engines, in 10^6 bytes.
+        feature_error: largest error of a frame feature, relative to the largest feature.
+        logit_error: largest error of a logit of both graphs together.
+        roundings: errors of the frame features and of the temporal head's logits on the first clips, as root mean
+            squares, in multiples of what rounding costs the model; the larger of both.
+        probability_error: largest error of a probability.
+        softmax_error: largest difference of a probability from the softmax of the logits beside it.
+        agreement: share of the clips with PyTorch's answer, in [0, 1].
+        within_limit: whether logits, roundings and softmax are within the limits of ``verify``; None if nothing ran.
+        left_out: why nothing ran; empty if it did.
     """
 
     target: str
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Iterator[Row]:
-    """Exports every target in every precision into ``folder`` and asks every way through it."""
+    """Export every target in every precision into ``folder``, and measure every way of running it."""
     from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.export.pipeline import ExportOptions, export_bundle
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
@@ -126,7 +126,7 @@ def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Ite
 
 
 def compare(bundle: Bundle, truth: Predictor, clips: Frames, cost: Rounding) -> Iterator[Row]:
-    """One row for every way through a bundle, those that this machine does not have included; see ``differences``."""
+    """Yield one row for every way of running a bundle, including those that this machine does not have."""
     manifest = bundle.manifest
     size = sum(path.stat().st_size for path in (bundle.image_encoder_onnx, bundle.temporal_head_onnx)) / 1e6
     features, logits = truth.encode(clips), truth.predict(clips).logits
@@ -166,7 +166,7 @@ def compare(bundle: Bundle, truth: Predictor, clips: Frames, cost: Rounding) -> 
 
 
 def within_limit(seen: dict[str, float], precision: Precision) -> bool:
-    """Whether what ``differences`` found is accepted; what is not finite never is."""
+    """Return whether the result of ``differences`` is accepted. Values that are not finite never are."""
     limits = LIMITS[precision]
     return (
         seen["logit_error"] <= limits.logits
@@ -178,19 +178,19 @@ def within_limit(seen: dict[str, float], precision: Precision) -> bool:
 def differences(
     predictor: Predictor, clips: Frames, features: Float32, logits: Float32, cost: Rounding
 ) -> dict[str, float]:
-    """The largest differences of a predictor from PyTorch, at batch 1 and at all.
+    """Return the largest differences of a predictor from PyTorch, with batches of one clip and of all clips.
 
     Args:
         predictor: one way of serving.
         clips: uint8 [N, T, S, S, 3].
         features: PyTorch's frame features.
-        logits: PyTorch's.
+        logits: PyTorch's logits.
         cost: what rounding costs the model on the first clips.
     """
     from dfer_deploy.metrics import softmax
 
     batch, single = predictor.predict(clips), predictor.predict(clips[:1])
-    # A difference between batches would hide in an average and cannot in a maximum.
+    # An average would hide a difference between batches; a maximum does not.
     answers = [(batch.logits, batch.probabilities, logits), (single.logits, single.probabilities, logits[:1])]
     scale = float(np.abs(features).max())
     errors = predictor.encode(clips) - features
@@ -206,7 +206,7 @@ def differences(
 
 
 def draw(axes: Any, rows: list[Row]) -> None:
-    """A point for each row on a logarithmic axis, and the limit of its precision."""
+    """Draw a point for each row on a logarithmic axis, and the limit of its precision."""
     precisions = get_args(Precision)
     for place, row in enumerate(rows):
         index = precisions.index(row.precision)

@@ -1,4 +1,4 @@
-"""The model with random weights that the benchmarks measure: ViT-B/32 with the prompts of DFEW, or a tiny one."""
+"""The models with random weights that the benchmarks measure: ViT-B/32 with the prompts of DFEW, or a tiny model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TINY = ClipSpec(VisionSpec(32, 16, 64, 2), TextSpec(width=64, layers=2, heads=1)
 
 
 def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = None) -> Path:
-    """A checkpoint with random weights, always the same: ViT-B/32, or a tiny model.
+    """Write a checkpoint with random weights, always the same ones: ViT-B/32, or a tiny model.
 
     Args:
-        folder: where it is written.
-        quick: the tiny model.
-        image_size: instead of the model's own, in pixels; a multiple of the patch.
+        folder: folder of the checkpoint.
+        quick: use the tiny model.
+        image_size: side of the frames in pixels, a multiple of the patch; None for the model's own.
     """
     clip = TINY if quick else ClipSpec()
     if image_size is not None:
@@ -38,6 +38,6 @@ def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = Non
 
 
 def exported(checkpoint: Path, *, precision: Precision = "fp32") -> Bundle:
-    """The checkpoint as a bundle for the embedded server, beside it."""
+    """Export the checkpoint as a bundle for the embedded server, beside it."""
     output = checkpoint.with_suffix(f".{precision}")
     return export_bundle(checkpoint, output, ExportOptions("embedded", precision=precision))[0]

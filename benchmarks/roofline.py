@@ -1,16 +1,16 @@
-"""How close each graph comes to what this machine can do, and how its cost grows.
+"""Measure how close each graph comes to the peak of this machine, and how its cost grows.
 
     python benchmarks/roofline.py [--quick] [--rounds N] [--json FILE] [--plot PNG]
 
 The roof is measured in the same run: the fastest fp32 matrix product of NumPy, PyTorch and onnxruntime over several
-sizes, and the bandwidth of copying an array that no cache holds (Williams, Waterman and Patterson, "Roofline", CACM
-2009). What the vector units could do if nothing had to be loaded or stored, the FMA peak, is measured by
-``fma_peak.py`` where there is a C compiler. A graph's floating-point operations are counted by PyTorch's
-``FlopCounterMode`` (matrix products only, two for each multiply-add) on the graph that is exported; its traffic is the
-least there can be: weights, inputs and outputs once. Achieved FLOP/s are onnxruntime's in this process, all cores.
+sizes, and the bandwidth of copying an array that no cache can hold (Williams, Waterman and Patterson, "Roofline", CACM
+2009). With a C compiler, ``fma_peak.py`` measures the FMA peak, which the vector units could reach without loading and
+storing. A graph's floating-point operations are counted by PyTorch's ``FlopCounterMode`` (matrix products only, two for
+each multiply-add) on the exported graph. Its traffic is the smallest possible: weights, inputs and outputs once.
+Achieved FLOP/s are onnxruntime's in this process, on all cores.
 
-Then the encoder's time over clips B, frames T and the image's size, and the head's over B; and, by onnxruntime's own
-profile, the share of the encoder's time (one clip) that is not spent in matrix products, and in what.
+The script also measures the encoder's time over clips B, frames T and the image's size, and the head's over B. From
+onnxruntime's own profile it takes the share of the encoder's time (one clip) outside matrix products, by operator.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ from dfer_deploy.specs import MAX_FRAMES
 BATCHES = (1, 2, 4)
 TIMES = (1, 4, 8, MAX_FRAMES)
 PRODUCTS = {True: (256, 512), False: (512, 1024, 2048)}
-"""Rows, columns and depth of the square products that look for the peak."""
+"""Rows, columns and depth of the square products that search for the peak."""
+
 IMAGE_SIZES = {True: (32, 64), False: (160, 224, 288)}
 COPIED_BYTES = {True: 64 << 20, False: 256 << 20}
 PRODUCTS_NAME = "matrix products"
 MATRIX_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
-"""Operators of onnxruntime that are matrix products, with what it has fused into them."""
+"""Operators of onnxruntime that are matrix products, including those with fused additions."""
+
 SECONDS = {True: 0.1, False: 0.5}
-"""A short contestant is repeated for about so long in each round."""
+"""Duration for which a short contestant is repeated in each round, with --quick and without."""
 
 Point = dict[str, Any]
 
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
-    """Lets the products that look for the peak, the copy and every shape of both graphs take turns."""
+    """Let the products that search for the peak, the copy and every shape of both graphs take turns."""
     points: dict[str, Point] = {}
     with ExitStack() as stack:
         roof, flop_of = matrix_products(folder, PRODUCTS[quick])
@@ -143,7 +145,7 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def matrix_products(folder: Path, sizes: tuple[int, ...]) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """Square fp32 products in three libraries, and their floating-point operations, by name."""
+    """Return square fp32 products in three libraries, and their floating-point operations, by name."""
     import onnx
     import torch
 
@@ -172,9 +174,9 @@ def matrix_products(folder: Path, sizes: tuple[int, ...]) -> tuple[dict[str, Cal
 
 
 def operator_shares(path: Path, frames: Any, folder: Path, *, runs: int) -> dict[str, list[float]]:
-    """The share of each operator in the time of all operators, run by run, by onnxruntime's profile.
+    """Return the share of each operator in the time of all operators, run by run, from onnxruntime's profile.
 
-    All matrix products are one entry; a run is the answer to one request, the first two do not count.
+    All matrix products are one entry. A run is the answer to one request; the first two are not counted.
     """
     session = open_session(path, 0, profile=folder / "profile")
     for _ in range(2 + runs):
@@ -195,9 +197,9 @@ def operator_shares(path: Path, frames: Any, folder: Path, *, runs: int) -> dict
 
 
 def count(checkpoint: Path, points: list[Point]) -> None:
-    """Adds ``flop`` and ``bytes`` to points of one checkpoint.
+    """Add ``flop`` and ``bytes`` to the points of one checkpoint.
 
-    The operations are counted on the modules that are exported, on the device "meta": nothing is computed.
+    The operations are counted on the exported modules, on the device "meta", so nothing is computed.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -226,14 +228,14 @@ def count(checkpoint: Path, points: list[Point]) -> None:
 
 
 def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
-    """The roofline, and the encoder's time over B, T and the image's size against growth in proportion to the work."""
+    """Draw the roofline, and the encoder's time over B, T and image size against growth proportional to the work."""
     picture, (roofline, growth, size) = figure("What the graphs make of this machine", 3, quick=quick)
     points = result["points"]
     peak, bandwidth = result["peak_gflop_per_s"]["median"], result["copy_gb_per_s"]["median"]
     intensities = [point["flop"] / point["bytes"] for point in points]
     x = np.geomspace(min(*intensities, peak / bandwidth) / 3, max(intensities) * 3, 200)
     roofline.plot(x, np.minimum(peak, bandwidth * x), color="black", linewidth=1.5)
-    # Above the roof: below it are the points.
+    # The text is above the roof, because the points are below it.
     roofline.text(x[-1], peak * 1.02, f"{result['peak_of']}: {peak:.0f} GFLOP/s", ha="right", va="bottom", size=7)
     for place, graph in enumerate(("image encoder", "temporal head")):
         shown = [point for point in points if point["graph"] == graph]

@@ -1,4 +1,4 @@
-"""Videos whose faces stand at known places: cut out of real videos, or drawn, and moved over a cluttered ground."""
+"""Videos with faces at known places: cut out of real videos or drawn, and moved over a cluttered ground."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dfer_deploy.clips.timed import timed_frames
 
 WIDTH, HEIGHT = 640, 360
 CUTOUT_MARGIN = 0.35
-"""Around the box, so that hair and chin come along."""
+"""Margin around the box, so that hair and chin are included."""
 
 Place = tuple[float, float, float]
 """Centre x and y, and height of a face, in pixels."""
@@ -28,9 +28,9 @@ class Cutout:
     """A face that can be put anywhere.
 
     Attributes:
-        pixels: RGBA, the box's centre in its middle.
-        height: of the box, as a share of the cutout's side.
-        width: of the box, as a share of the cutout's side.
+        pixels: RGBA, with the box's centre in the middle.
+        height: height of the box, as a share of the cutout's side.
+        width: width of the box, as a share of the cutout's side.
     """
 
     pixels: PillowImage.Image
@@ -47,11 +47,11 @@ class Actor:
     """A person in a scene.
 
     Attributes:
-        person: which of the persons, counted round.
-        course: where the face is at a time in seconds.
-        start_s: when it appears.
-        end_s: when it is gone.
-        hidden: times from and to which something covers it.
+        person: index of the person, modulo the number of persons.
+        course: function from a time in seconds to the place of the face.
+        start_s: time at which it appears, in seconds.
+        end_s: time at which it disappears, in seconds.
+        hidden: start and end of the times during which it is covered, in seconds.
     """
 
     person: int
@@ -66,7 +66,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Some actors; the later one stands in front."""
+    """A scene with actors. Later actors stand in front of earlier ones."""
 
     seconds: float
     actors: tuple[Actor, ...]
@@ -77,7 +77,7 @@ def still(x: float, y: float, height: float) -> Callable[[float], Place]:
 
 
 def moving(x: float, y: float, height: float, speed: float) -> Callable[[float], Place]:
-    """To the right, in heights of the face a second."""
+    """Return a course to the right; the speed is in heights of the face a second."""
     return lambda time_s: (x + speed * height * time_s, y, height)
 
 
@@ -107,7 +107,7 @@ SCENES: Mapping[str, Scene] = {
 
 
 def persons_in(videos: Sequence[Path], detector: FaceDetector, *, count: int) -> list[Person]:
-    """The faces of real videos with one face each, cut out where the detector finds it, as they are and mirrored."""
+    """Cut out the faces of real videos with one face each, where the detector finds it; as they are and mirrored."""
     persons: list[Person] = []
     for video in videos:
         found = ((frame.image, detector.detect(frame.image)) for frame in timed_frames(video, 1 / 6))
@@ -121,7 +121,7 @@ def persons_in(videos: Sequence[Path], detector: FaceDetector, *, count: int) ->
 
 
 def persons_drawn(number: int, *, count: int) -> list[Person]:
-    """Drawn faces of the synthetic set; their box reaches from the line of the hair to the chin."""
+    """Draw faces of the synthetic data set; their box reaches from the hairline to the chin."""
     from dfer_deploy.train.drawn_faces import SUPERSAMPLING, draw_face, random_identity
     from dfer_deploy.train.expressions import CLASS_NAMES, movement
     from dfer_deploy.train.pen import Pose
@@ -145,7 +145,7 @@ def persons_drawn(number: int, *, count: int) -> list[Person]:
 
 
 def cut(image: Image, box: Box) -> Cutout:
-    """The surroundings of a box, fading out in an oval."""
+    """Cut out the surroundings of a box, fading out in an oval."""
     side = round(max(box.width, box.height) * (1 + 2 * CUTOUT_MARGIN))
     left, top = (round(centre - side / 2) for centre in box.centre)
     picture = PillowImage.fromarray(image).crop((left, top, left + side, top + side)).convert("RGBA")
@@ -154,7 +154,7 @@ def cut(image: Image, box: Box) -> Cutout:
 
 
 def oval(side: int) -> PillowImage.Image:
-    """Opaque inside, transparent at the edge."""
+    """Return a mask that is opaque inside an oval and transparent at its edge."""
     mask = PillowImage.new("L", (side, side), 0)
     edge = side * 0.06
     ImageDraw.Draw(mask).ellipse((edge * 1.5, edge, side - edge * 1.5, side - edge), fill=255)
@@ -166,10 +166,11 @@ class SceneFrame:
     """One frame of a scene.
 
     Attributes:
-        time_s: since the scene's start.
+        time_s: seconds since the scene's start.
         image: uint8 [360, 640, 3].
-        boxes: of the faces that can be seen, by the actor's place in the scene.
-        partial: of the faces that are half out of the image or half covered; to find them or not is both right.
+        boxes: boxes of the visible faces, by the actor's index in the scene.
+        partial: actors whose faces are half out of the image or half covered. Finding them and missing them both count
+            as right.
     """
 
     time_s: float
@@ -179,11 +180,11 @@ class SceneFrame:
 
 
 def frames_of(scene: Scene, persons: Sequence[Person], interval_s: float) -> Iterator[SceneFrame]:
-    """The frames of a scene, always the same ones."""
+    """Yield the frames of a scene, always the same ones."""
     ground = clutter(np.random.default_rng(0))
     for step in range(round(scene.seconds / interval_s)):
         time_s = step * interval_s
-        # The camera is never quite still.
+        # The camera is never completely still.
         shift = (round(4 + 4 * math.sin(time_s)), round(4 + 4 * math.cos(0.7 * time_s)))
         picture = ground.crop((*shift, shift[0] + WIDTH, shift[1] + HEIGHT))
         boxes: dict[int, Box] = {}
@@ -206,7 +207,7 @@ def frames_of(scene: Scene, persons: Sequence[Person], interval_s: float) -> Ite
 
 
 def put(picture: PillowImage.Image, cutout: Cutout, x: float, y: float, height: float) -> Box:
-    """Puts a face so that its box has this centre and this height, to the pixel, and says where it is."""
+    """Put a face so that its box has this centre and height, rounded to pixels; return the box."""
     side = max(1, round(height / cutout.height))
     left, top = round(x - side / 2), round(y - side / 2)
     pixels = cutout.pixels.resize((side, side), PillowImage.Resampling.BILINEAR, reducing_gap=2.0)
@@ -217,14 +218,14 @@ def put(picture: PillowImage.Image, cutout: Cutout, x: float, y: float, height: 
 
 
 def covered(box: Box, front: Box) -> float:
-    """The share of a box that another one covers."""
+    """Return the share of a box that another box covers, in [0, 1]."""
     width = min(box.right, front.right) - max(box.left, front.left)
     height = min(box.bottom, front.bottom) - max(box.top, front.top)
     return max(0.0, width) * max(0.0, height) / (box.width * box.height)
 
 
 def clutter(rng: np.random.Generator) -> PillowImage.Image:
-    """A ground with some shapes on it, eight pixels larger than the frames."""
+    """Draw a background with some shapes, eight pixels larger than the frames."""
     size = (WIDTH + 8, HEIGHT + 8)
     corners = rng.integers(40, 216, (4, 7, 3), dtype=np.uint8)
     picture = PillowImage.fromarray(corners).resize(size, PillowImage.Resampling.BICUBIC)

@@ -1,22 +1,22 @@
-"""Live streams through the server, which encodes every frame once, against windows that encode all 16 frames anew.
+"""Compare live streams, whose frames the server encodes once, with windows that encode all 16 frames again.
 
     python benchmarks/streaming.py [--quick] [--rounds N] [--against CHECKOUT] [--json FILE] [--plot PNG]
 
 Consecutive windows share 15 of their 16 frames. The contestants take turns in every round:
 
-- ``1 stream``, ``4 streams``, …: that many clients of the streaming ensemble at the same time, each of which sends its
-  next frame when the last one is answered. What counts is all that they are answered, and how long each waits.
+- ``1 stream``, ``4 streams``, …: that many clients of the streaming ensemble at the same time. Each sends its next
+  frame after the answer to the last one. The results are the answers of all clients and the latency of each answer.
 - ``windows, graphs``: a sliding window over one stream whose 16 frames go through the same graphs, in this process.
 - ``windows, PyTorch``: the same in eager PyTorch, the class texts encoded once.
-- ``windows, reference``: the same the way the reference implementation runs a clip (``against_reference.py``), which
-  encodes the class texts every time.
+- ``windows, reference``: the same in the reference implementation's way (``against_reference.py``), which encodes the
+  class texts every time.
 
-Windows are as fast however many streams share them, since one fills the machine. All must agree in the logits before
-anything is timed. A speed-up is that of the same round.
+Windows are equally fast however many streams share them, because one fills the machine. All logits must agree before
+anything is timed. A speed-up is the ratio within one round.
 
-``--against`` compares this version with another one instead: the streams of this checkout, and those of CHECKOUT with
-its own export, server and client (``git worktree add CHECKOUT 9e23f85`` gives the release whose server kept the state
-of streams). Both run in processes of their own and take turns.
+``--against`` instead compares this version with another: the streams of this checkout, and those of CHECKOUT with its
+own export, server and client (``git worktree add CHECKOUT 9e23f85`` gives the release whose server kept the state of
+streams). Both run in separate processes and take turns.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ GRAPHS, PYTORCH, REFERENCE = "windows, graphs", "windows, PyTorch", "windows, re
 AGAINST = {"against_graphs": GRAPHS, "against_pytorch": PYTORCH, "against_reference": REFERENCE}
 
 FRAMES_A_TURN = 32
-"""Of all streams together, at least; every stream sends two."""
+"""Smallest number of frames of all streams together in a turn; every stream sends at least two."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contestant did in one round: predictions a second, and the seconds that each was waited for."""
+    """The result of one contestant in one round: predictions a second, and the latency of each in seconds."""
 
     rate: float
     waits: list[float]
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
-    """Prepares the contestants, holds their answers against each other, and lets them take turns."""
+    """Prepare the contestants, compare their answers, and let them take turns."""
     from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
@@ -137,7 +137,7 @@ def measure(folder: Path, *, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def compare_versions(arguments: argparse.Namespace) -> None:
-    """Lets the streams of this checkout and of another one take turns."""
+    """Let the streams of this checkout and of another one take turns."""
     here = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         checkpoint = random_checkpoint(Path(folder), quick=arguments.quick)
@@ -183,7 +183,7 @@ class Version:
         )
 
     def streamed(self, count: int) -> Turn:
-        """What ``streamed`` measures there."""
+        """Measure ``streamed`` in that process."""
         assert self._process.stdin is not None  # noqa: S101 - opened above, for mypy
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(f"{count}\n")
@@ -231,7 +231,7 @@ def ratios(rates: list[float], others: list[float]) -> list[float]:
 
 
 def take_turns(contestants: dict[str, Any], rounds: int) -> dict[str, list[Turn]]:
-    """Runs every contestant once a round, each round beginning with another one, after one turn that does not count."""
+    """Run every contestant once a round, each round beginning with another one, after a turn that does not count."""
     names = list(contestants)
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     with progress_bar() as bar:
@@ -248,7 +248,7 @@ def take_turns(contestants: dict[str, Any], rounds: int) -> dict[str, list[Turn]
 
 
 def streamed(clients: list[Client], frames: Frames) -> Turn:
-    """Every client follows a stream of its own; the clock runs from the first frame to the last answer."""
+    """Let every client follow its own stream; the time is from the first frame to the last answer."""
     count = max(2, FRAMES_A_TURN // len(clients))
     with ExitStack() as stack:
         streams = [stack.enter_context(client.stream()) for client in clients]
@@ -269,7 +269,7 @@ def waits_of(stream: Stream, frames: Frames) -> list[float]:
 
 
 def encoded_anew(answer: Any, clip: Frames) -> Turn:
-    """Two windows of 16 frames, one after the other."""
+    """Time two windows of 16 frames, one after the other."""
     waits = []
     for _ in range(2):
         start = time.perf_counter()
@@ -279,10 +279,10 @@ def encoded_anew(answer: Any, clip: Frames) -> Turn:
 
 
 def largest_error(client: Client, graphs: OnnxRuntimePredictor, frames: Frames) -> float:
-    """Between the answers to a stream and those of the graphs to its windows, over as many frames as two windows have.
+    """Return the largest difference between the answers to a stream and those of the graphs to its windows.
 
     Raises:
-        RuntimeError: they do not do the same work, and no time means anything.
+        RuntimeError: the difference is too large. The contestants then do different work, so times have no meaning.
     """
     error, limit = 0.0, LIMITS["fp32"].same_graphs
     with client.stream() as stream:

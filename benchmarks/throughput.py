@@ -1,19 +1,19 @@
-"""How a served bundle behaves under load, measured by perf_analyzer.
+"""Measure with perf_analyzer how a served bundle behaves under load.
 
     python benchmarks/throughput.py [--quick] [--rounds N] [--concurrency 1,2,4,8] [--batch 1,2,4] [--json FILE] …
 
-Requests come over gRPC, over HTTP, and over gRPC with the tensors in the system's shared memory. Each way is loaded
-with one clip in a request and more and more requests in flight, then with one request in flight and more and more clips
-in it; in every round the graphs are measured in this process too. The result tells
+Requests use gRPC, HTTP, and gRPC with the tensors in the system's shared memory. Each way is loaded with one clip in a
+request and an increasing number of requests in flight, then with one request in flight and an increasing number of
+clips in it. In every round the graphs are measured in this process too. The result shows:
 
-- what the server adds: the share of the in-process throughput that is missing, round by round; at saturation
-  also against executions in process of the sizes that the server's batcher made;
+- the server's overhead: the lost share of the in-process throughput, round by round; at saturation also compared with
+  in-process executions of the batches that the server made;
 - the saturation point: the fewest requests in flight whose median lies within the range of the best;
-- what the batcher makes of it: inferences / executions of the image encoder, from Triton's statistics;
-- where a request waits: queue and execution in the server, and all else (client and network).
+- the batcher's effect: inferences / executions of the image encoder, from Triton's statistics;
+- the parts of a request's time: queue and execution in the server, and the rest (client and network).
 
-The server of this benchmark runs on the loopback and lets clients register shared memory, which the one of
-``dfer-deploy serve`` refuses. On two cores a full run takes more than a quarter of an hour.
+The server of this benchmark runs on the loopback and lets clients register shared memory, which
+``dfer-deploy serve`` does not allow. On two cores a full run takes more than a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from dfer_deploy.triton.statistics import executed_batches
 
 WAYS = ("gRPC", "HTTP", "shared memory")
 SECONDS = {True: 0.5, False: 4.0}
-"""About how long one measurement lasts, with --quick and without."""
+"""Approximate duration of one measurement, with --quick and without."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ def main() -> None:
 
 
 def levels(concurrencies: Sequence[int], batches: Sequence[int]) -> tuple[Level, ...]:
-    """Two axes for every way: requests in flight with one clip each, and clips in a single request."""
+    """Return two axes for every way: requests in flight with one clip each, and clips in a single request."""
     axes = [(concurrency, 1) for concurrency in concurrencies] + [(1, batch) for batch in batches]
     return tuple(Level(way, *place) for way in WAYS for place in dict.fromkeys(axes))
 
 
 def measure(bundle: Bundle, loads: Sequence[Level], *, rounds: int, quick: bool) -> dict[str, Any]:
-    """Loads one server with every level in turn, ``rounds`` times."""
+    """Load one server with every level in turn, ``rounds`` times."""
     clips = drawn_clips(4, bundle.spec.clip.vision.image_size)
     environment = triton_environment()
     closed = tuple(name for name in RESTRICTED if name != "shared-memory")
@@ -119,7 +119,7 @@ def measure(bundle: Bundle, loads: Sequence[Level], *, rounds: int, quick: bool)
         predictor.predict(clips[:1])
         one_s = seconds_of(lambda: predictor.predict(clips[:1]))
         for turn in range(rounds):
-            # There and back, so that none is always first or always follows the same one.
+            # The order is reversed every other round, so that none is always first or always follows the same one.
             for level in contestants if turn % 2 == 0 else reversed(contestants):
                 bar.update(task, description=str(level) if isinstance(level, Level) else f"in process, batch {level}")
                 if not isinstance(level, Level):
@@ -146,10 +146,10 @@ def summary(
     measured: Mapping[Level, Sequence[LoadResult]],
     batches: Mapping[Level, Sequence[Counter[int]]],
 ) -> dict[str, Any]:
-    """What ``measure`` gives, each value once a round.
+    """Return the result of ``measure``, each value once a round.
 
     Args:
-        seconds: of one execution in process, by its batch.
+        seconds: seconds of one execution in process, by its batch.
         measured: the results of every level.
         batches: the encoder's executions of every level, by their batch.
     """
@@ -200,17 +200,17 @@ def summary(
 
 
 def saturation_point(throughput: Mapping[int, Sequence[float]]) -> int:
-    """The fewest requests in flight whose median throughput reaches into the range of the best one's rounds."""
+    """Return the fewest requests in flight whose median throughput lies within the range of the best."""
     best = max(throughput.values(), key=statistics.median)
     return min(number for number, rounds in throughput.items() if statistics.median(rounds) >= min(best))
 
 
 def in_process_throughput(batches: Counter[int], seconds: Mapping[int, float]) -> float:
-    """Clips a second of the same executions in this process.
+    """Return the clips a second of the same executions in this process.
 
     Args:
-        batches: how many executions there were, by their batch; at least one.
-        seconds: of one execution by its batch; between those that were measured it is interpolated.
+        batches: number of executions, by their batch; at least one.
+        seconds: seconds of one execution, by its batch; values between the measured batches are interpolated.
     """
     sizes = sorted(seconds)
     spent = sum(
@@ -225,12 +225,12 @@ def _missing(throughput: Sequence[float], base: Sequence[float]) -> str:
 
 
 def clips_per_execution(batches: Counter[int]) -> float:
-    """Inferences / executions, Triton's own measure of what its batcher makes of the requests."""
+    """Return inferences / executions, Triton's own measure of its batcher's effect."""
     return sum(batch * count for batch, count in batches.items()) / max(1, batches.total())
 
 
 def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
-    """Throughput over requests in flight and over clips in a request, and where the time of a request goes."""
+    """Draw throughput over requests in flight and over clips in a request, and the parts of a request's time."""
     rows = result["levels"]
     picture, (flight, request, where) = figure("A served bundle under load", 3, quick=quick)
     for axes, swept, fixed, label in (
@@ -265,7 +265,7 @@ def draw(result: Mapping[str, Any], *, quick: bool) -> Any:
 
 
 def _legend_above(axes: Any) -> None:
-    """Where it crosses no line."""
+    """Put the legend where it does not cross a line."""
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 

@@ -1,15 +1,15 @@
-"""A training step of DFER-CLIP (ViT-B/32, random weights) against plain implementations of it.
+"""Compare a training step of DFER-CLIP (ViT-B/32, random weights) with plain implementations of it.
 
     python benchmarks/training.py [--quick] [--rounds N] [--batch-size N] [--json FILE] [--plot PNG]
 
-Three contestants take turns, each in a process of its own, so that each has its own peak memory:
+Three contestants take turns, each in a separate process, so that each has its own peak memory:
 
-- ``dfer-deploy``: text computed up to the end of the longest prompt, gradients only where they lead to what learns;
+- ``dfer-deploy``: text is computed up to the end of the longest prompt, gradients only for trained parts;
   bfloat16 autocast on CUDA, fp32 on a CPU.
-- ``reference``: as upstream's ``main.py`` has it: all 77 tokens, text weights frozen, fp32.
-- ``all gradients``: the same, with gradients for the text weights too, which are computed and thrown away.
+- ``reference``: as in upstream's ``main.py``: all 77 tokens, text weights frozen, fp32.
+- ``all gradients``: the same, with gradients for the text weights too, which are computed and discarded.
 
-A step is forward, backward and SGD on clips that are in memory already. All three must agree in the first loss.
+A step is forward, backward and SGD on clips that are already in memory. All three must agree in the first loss.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dfer_deploy.train.optimisation import build_optimizer
 CONTESTANTS = ("dfer-deploy", "reference", "all gradients")
 
 AGREEMENT = 0.02
-"""Largest relative difference of two first losses; in fp32 it is about 1e-6, bfloat16 needs the room."""
+"""Largest relative difference of two first losses. In fp32 it is about 1e-6; bfloat16 needs this tolerance."""
 
 
 class PlainDferClip(nn.Module):
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(rounds: int, batch_size: int, *, quick: bool) -> dict[str, Any]:
-    """Lets the contestants alternate; a speed-up is that of two steps of the same round."""
+    """Let the contestants alternate; a speed-up is the ratio of two steps of the same round."""
     options = ["--batch-size", str(batch_size), *(["--quick"] if quick else [])]
     children = {
         name: subprocess.Popen(
@@ -87,7 +87,7 @@ def measure(rounds: int, batch_size: int, *, quick: bool) -> dict[str, Any]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # As our command line has it; the reference implementation does not set it.
+            # As in our command line; the reference implementation does not set it.
             env=os.environ | ({} if name == "reference" else {"OMP_WAIT_POLICY": "PASSIVE"}),
         )
         for name in CONTESTANTS
@@ -121,7 +121,7 @@ def measure(rounds: int, batch_size: int, *, quick: bool) -> dict[str, Any]:
 
 
 def contestant(name: str, *, quick: bool, batch_size: int) -> None:
-    """Takes one step to warm up and one for every line on stdin; answers with JSON on stdout."""
+    """Make one step to warm up and one for every line on stdin; answer with JSON on stdout."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     spec = ModelSpec(PROMPTS, TINY if quick else ClipSpec())
@@ -150,7 +150,7 @@ def contestant(name: str, *, quick: bool, batch_size: int) -> None:
 
 
 def draw(result: dict[str, Any], *, quick: bool) -> Any:
-    """Two rows of bars: clips per second, every round a dot, and peak memory."""
+    """Draw two rows of bars: clips per second, with a dot for every round, and peak memory."""
     rows = result["contestants"]
     picture, (speed, memory) = figure(f"A training step, {result['batch_size']} clips", 2, height=3.0, quick=quick)
     speeds = {name: [result["batch_size"] / seconds for seconds in row["seconds"]] for name, row in rows.items()}

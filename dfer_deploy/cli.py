@@ -1,4 +1,4 @@
-"""The command line: a table of commands, each loaded when it is called, so that --help is instant."""
+"""The command line: a table of commands. Each command is imported when it is called, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 INTERRUPTED = 130
-"""128 + SIGINT, as shells count it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 BROKEN_PIPE = 141
-"""128 + SIGPIPE."""
+"""Exit code after the output pipe was closed: 128 + SIGPIPE, as in shells."""
 
 
 class LazyGroup(click.Group):
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _printable_refusal():
             for before, word in zip(["", *args], args, strict=False):
-                # For Python, an empty path is the current folder.
+                # Python treats an empty path as the current folder.
                 if not word or re.fullmatch(r"--[a-z0-9-]+=", word):
                     what = word.rstrip("=") or f"the argument after {before or 'dfer-deploy'}"
                     raise click.UsageError(f"{what} is empty, as an unset shell variable is; give a value or omit it")
@@ -87,14 +87,14 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             raise SystemExit(INTERRUPTED) from None
-        except BrokenPipeError:  # whoever read, such as head, has enough; click would exit with 1, "the gate failed"
+        except BrokenPipeError:  # its reader (such as head) closed it; click would exit with 1, "the gate failed"
             _discard_stdout()
             raise SystemExit(BROKEN_PIPE) from None
 
 
 @contextlib.contextmanager
 def _printable_refusal() -> Iterator[None]:
-    """A terminal would obey control characters of an argument."""
+    """Replace control characters of arguments in click's messages, because a terminal would obey them."""
     try:
         yield
     except click.ClickException as error:
@@ -105,7 +105,7 @@ def _printable_refusal() -> Iterator[None]:
 
 
 def _discard_stdout() -> None:
-    """Python flushes what is left of it at the end, and would fail again."""
+    """Discard standard output, which Python would otherwise flush at the end and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -122,11 +122,11 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point of the command ``dfer-deploy``. A user's mistake is one sentence, a bug is a traceback."""
-    # PyTorch's threads wait by spinning, which takes the core from whoever they wait for when another program runs.
-    # OpenMP reads this when torch is loaded.
+    """Run the command ``dfer-deploy``. A user's mistake ends it with one sentence, a bug with a traceback."""
+    # PyTorch's idle threads spin by default, which takes the core from other programs. OpenMP reads this setting when
+    # torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # ≤ and Δ in a terminal that knows neither
+            stream.reconfigure(errors="replace")  # for ≤ and Δ in a terminal that cannot show them
     group.main(prog_name="dfer-deploy")

@@ -1,9 +1,9 @@
-"""Which blocks must stay fp32 so that the rest can be fp16: few exports, the blocks with the largest effect first.
+"""Find the blocks that must stay fp32 so that the others can be fp16, with few exports.
 
-Each block's effect on the logits is known from one export in fp16 (``export/layers.py``). The search then finds the
-shortest beginning of that order with which the gate holds, doubling and halving, and gives back to fp16 what of it
-turns out not to be needed. What is left is minimal: with any one of its blocks in fp16 the gate
-fails, as long as keeping more blocks never makes an answer worse.
+One fp16 export measures the effect of each block on the logits (``export/layers.py``). The search orders the blocks by
+effect and finds the shortest beginning of that order with which the gate passes, by doubling and halving. It then
+returns those blocks to fp16 that turn out not to be needed. The result is minimal: with any one of its blocks in fp16
+the gate fails, provided that keeping more blocks in fp32 never makes an answer worse.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from dfer_deploy.specs import contract_for
 from dfer_deploy.verification.blocks import Bisection, Trial
 
 Gate = Callable[[Predictor], Sequence[str]]
-"""Holds a way of serving against its limits: one sentence for each that it leaves, none if it passes."""
+"""Compares a way of serving with its limits: returns one sentence for each exceeded limit, none if it passes."""
 
 
 def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
-    """Finds a smallest set of blocks that must stay fp32 in an fp16 export for a gate to hold.
+    """Find a minimal set of blocks that must stay fp32 in an fp16 export for a gate to pass.
 
-    The same arguments give the same answer. The exports go to a temporary folder.
+    The same arguments give the same answer. The exports are written to a temporary folder.
 
     Args:
         model: the checkpoint's model.
-        frames: a few clips for the effects, best those that fp16 changes most, uint8 [N, T, H, W, 3].
-        gate: decides about an export, for example with ``dfer_deploy.verification.verify.verify`` on all clips.
+        frames: a few clips on which effects are measured, preferably those that fp16 changes most, uint8
+            [N, T, H, W, 3].
+        gate: judges an export, for example with ``dfer_deploy.verification.verify.verify`` on all clips.
 
     Raises:
         DferDeployError: a block cannot be exported.
@@ -53,7 +54,7 @@ def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
         if passed:
             return Bisection(first, localisation, tuple(exports.trials))
         effects = {layer.block: layer.logits or 0.0 for layer in localisation.layers if layer.block != CLASSIFIER}
-        # Blocks with the same effect, two infinite ones for example, stay in the order of the computation.
+        # Blocks with the same effect, for example two infinite ones, stay in the order of the computation.
         order = [name for name in sorted(names, key=lambda name: -effects[name]) if name not in first]
         if not exports.holds(names):
             return Bisection(None, localisation, tuple(exports.trials))
@@ -66,7 +67,7 @@ def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
 
 
 def _shortest(order: Sequence[str], holds: Callable[[Sequence[str]], bool]) -> list[str]:
-    """The shortest beginning of ``order`` that holds, where all of it does and nothing of it does not."""
+    """Return the shortest beginning of ``order`` that passes. All of it must pass, and none of it must not."""
     fails, passes = 0, 1
     while passes < len(order) and not holds(order[:passes]):
         fails, passes = passes, 2 * passes
@@ -82,7 +83,7 @@ def _shortest(order: Sequence[str], holds: Callable[[Sequence[str]], bool]) -> l
 
 @dataclass
 class _Exports:
-    """Exports with some blocks in fp32, each judged once. On the disk is the last one; a graph in common stays."""
+    """Exports with some blocks in fp32, each judged once. Only the last one stays on the disk."""
 
     model: DferClip
     folder: Path
@@ -105,7 +106,7 @@ class _Exports:
         return not failures
 
     def files(self, keep_fp32: Sequence[str]) -> tuple[Path, Path]:
-        """The two graphs, exported where they are not there yet."""
+        """Return the paths of the two graphs; export them if they do not exist yet."""
         contract = contract_for(self.model.spec)
         paths = []
         for spec, graph, blocks in (

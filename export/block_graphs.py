@@ -1,7 +1,7 @@
-"""An exported file opened block by block: each block's output shown, and each block's input given.
+"""Open an exported file block by block, so that each block's output is visible and its input can be replaced.
 
-The values between blocks are found by structure: what enters a block's first LayerNorm is the residual stream. A graph
-that is built otherwise is opened as one single block. The file itself stays as it is.
+The values between blocks are found by structure: the input of a block's first LayerNorm is the residual stream. A graph
+with another structure is opened as a single block. The file itself is left unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dfer_deploy.runtimes.predictor import Float32
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes into a block of PyTorch's model and what comes out; ``input`` None where both are not alike."""
+    """The input and output of a block of PyTorch's model; ``input`` is None if the two have different shapes."""
 
     input: Float32 | None
     output: Float32
@@ -29,28 +29,28 @@ class Pass:
 
 @dataclass(frozen=True)
 class BlockGraph:
-    """A graph opened twice, with every block's output shown and with every block's input given."""
+    """A graph that is opened twice: with every block's output visible, and with every block's input replaceable."""
 
     ends: dict[str, str]
-    """The value at each block's end, in the order of the computation."""
+    """The name of the value at each block's end, in the order of the computation."""
 
     given: dict[str, str]
-    """The extra input through which each block gets the stream, for all blocks but the first."""
+    """The name of the extra input through which each block gets the stream, for all blocks but the first."""
 
     shown: Any
     forced: Any
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a single block."""
+        """Whether the graph is a single block."""
         return not self.given
 
     def whole(self, feeds: Mapping[str, Any], passed: Mapping[str, Pass]) -> dict[str, Float32]:
-        """Every block's output in a run of the whole graph."""
+        """Return every block's output in a run of the whole graph, by the block's name."""
         return self._outputs(self.shown, feeds, passed)
 
     def each(self, feeds: Mapping[str, Any], passed: Mapping[str, Pass]) -> dict[str, Float32]:
-        """Every block's output given PyTorch's value at the end of the block before."""
+        """Return every block's output for PyTorch's value at the end of the block before, by the block's name."""
         blocks = list(self.ends)
         before = dict(zip(blocks[1:], blocks, strict=False))
         outputs = {block: passed[before[block]].output for block in self.given}
@@ -58,7 +58,7 @@ class BlockGraph:
         return self._outputs(self.forced, {**feeds, **streams}, passed)
 
     def _outputs(self, session: Any, feeds: Mapping[str, Any], passed: Mapping[str, Pass]) -> dict[str, Float32]:
-        """In PyTorch's shapes: the graphs' streams are matrices, PyTorch's are [N, S, W]."""
+        """Return the outputs in PyTorch's shapes. The graphs' streams are matrices, PyTorch's are [N, S, W]."""
         outputs = dict(zip(self.ends, session.run(list(self.ends.values()), feeds), strict=True))
         return {block: value.reshape(passed[block].output.shape) for block, value in outputs.items()}
 
@@ -66,14 +66,14 @@ class BlockGraph:
 def open_blocks(
     path: Path, blocks: Sequence[str], whole: str, feeds: Mapping[str, Any], passed: Mapping[str, Pass]
 ) -> BlockGraph:
-    """Opens a file block by block, or as a whole, with a warning, where its blocks are not to be found.
+    """Open a file block by block, or as a whole, with a warning, if its blocks cannot be found.
 
-    Args:
+    path: path of an ONNX file.
         path: an ONNX file.
-        blocks: names in the order of the computation, as they should be there.
-        whole: what to call the whole.
-        feeds: a small input, on which what was found is tried.
-        passed: what PyTorch's blocks take and give for it.
+        blocks: names of the expected blocks in the order of the computation.
+        whole: name for the whole graph.
+        feeds: a small input, on which the found blocks are tried.
+        passed: inputs and outputs of PyTorch's blocks for it.
 
     Raises:
         DferDeployError: onnxruntime cannot load the file.
@@ -90,7 +90,7 @@ def open_blocks(
 
 
 def _opened(path: Path, ends: dict[str, str]) -> BlockGraph:
-    """Opens copies of a file whose extra inputs and outputs are the values between the blocks."""
+    """Open copies of a file whose extra inputs and outputs are the values between the blocks."""
     given = {block: f"{block}.given" for block in list(ends)[1:]}
     sessions = []
     with tempfile.TemporaryDirectory(prefix="dfer-blocks-") as folder:
@@ -113,10 +113,10 @@ def _float(name: str) -> onnx.ValueInfoProto:
 
 
 def _block_ends(graph: onnx.GraphProto, blocks: int) -> list[str]:
-    """The value at the end of each block.
+    """Return the name of the value at the end of each block.
 
-    The image encoder's first and last block end at the first LayerNorm of a transformer block and at the output, the
-    temporal head's last at the output; a transformer block ends where its MLP is added to the stream.
+    The image encoder's first block ends at the first LayerNorm of a transformer block, its last block at the output.
+    The temporal head's last block ends at the output. A transformer block ends where its MLP is added to the stream.
     """
     encoder = graph.input[0].name == "frames"
     layers = blocks - 2 if encoder else blocks - 1

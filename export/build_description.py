@@ -1,4 +1,4 @@
-"""What ``build_engines.json`` says of a bundle, made from its manifest."""
+"""Make the content of ``build_engines.json`` from a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from dfer_deploy.files import json_text
 from dfer_deploy.specs import MAX_FRAMES, TensorSpec
 
 _USUAL_CLIPS = 8
+"""Number of clips for which kernels are chosen by default."""
 
 _PRODUCTS_OF_A_LAYER = 8
-"""In a transformer layer: queries, keys, values, two of the attention, its output, two of the MLP."""
+"""Matrix products in a transformer layer: queries, keys, values, two of the attention, its output, two of the MLP."""
 
 
 def engine_builds_of(bundle: Bundle) -> EngineBuilds:
     """Return how the engines of a bundle's two graphs are built.
 
     Args:
-        bundle: of the target tensorrt; its manifest lists both graphs.
+        bundle: bundle of the target tensorrt; its manifest lists both graphs.
 
     Raises:
         DferDeployError: the manifest lacks one of the graphs.
     """
     contract, manifest = bundle.contract, bundle.manifest
     encoder_products = _product_types(encoder_blocks(bundle.spec), manifest.keep_fp32)
-    # The product that gives the logits is fp32 in any precision.
+    # The matrix product that gives the logits is fp32 in any precision.
     head_products = (*_product_types(head_blocks(bundle.spec), manifest.keep_fp32), "FLOAT")
     builds = {}
     for graph, sha256, products in zip(
@@ -49,7 +50,7 @@ def engine_builds_text(bundle: Bundle) -> str:
 
 
 def _profile(tensor: TensorSpec, largest: int) -> Profile:
-    """From 1 clip of 1 frame to the largest batch of 16 frames, for kernels that suit some clips of 16 frames."""
+    """Return the shapes: 1 clip of 1 frame to the largest batch of 16 frames, optimised for some clips of 16 frames."""
     rest = tuple(size for size in tensor.shape[2:] if isinstance(size, int))
     usual = min(_USUAL_CLIPS, largest)
     return Profile((1, 1, *rest), (usual, MAX_FRAMES, *rest), (largest, MAX_FRAMES, *rest))

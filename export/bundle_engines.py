@@ -1,8 +1,8 @@
-"""Builds the TensorRT engines of this bundle for this machine's GPU.
+"""Build the TensorRT engines of this bundle for this machine's GPU.
 
-Needs TensorRT's Python module and the standard library, nothing else: ``dfer-deploy export --target tensorrt`` joins
-this module and those that it imports to the file ``build_engines.py`` in the bundle, so that engines can be built
-inside the image that serves them, without PyTorch and without dfer-deploy.
+Needs only TensorRT's Python module and the standard library. ``dfer-deploy export --target tensorrt`` joins this module
+and those that it imports to the file ``build_engines.py`` in the bundle, so that engines can be built inside the image
+that serves them, without PyTorch and without dfer-deploy.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from dfer_deploy.plain_data import plain, spec_from_dict
 
 
 def builder_module(name: str) -> Any:
-    """Imports ``tensorrt`` or another module with its API.
+    """Import ``tensorrt`` or another module with its API.
 
     Raises:
-        EngineError: it is not installed, cannot be loaded, or is not TensorRT (type stubs alone import as an empty
-            ``tensorrt``).
+        EngineError: the module is not installed, cannot be loaded, or is not TensorRT (type stubs alone import as an
+            empty ``tensorrt``).
     """
     try:
         module = importlib.import_module(name)
-    except (ImportError, OSError, ValueError, TypeError) as error:  # the last two for what is no name of a module
+    except (ImportError, OSError, ValueError, TypeError) as error:  # the last two for a name that is not a module's
         raise EngineError(
             f"the module {name!r} cannot be imported ({error}); install it for this machine's CUDA"
         ) from error
@@ -60,24 +60,24 @@ def builder_module(name: str) -> Any:
 def build_bundle(
     trt: Any, bundle: Path, options: BuildOptions, *, opt_batch: int | None = None, report: Report
 ) -> tuple[Path, EngineSet, list[str]]:
-    """Builds the engines of a bundle, each beside its ``config.pbtxt``, and records how in ``engines/engines.json``.
+    """Build the engines of a bundle, each beside its ``config.pbtxt``, and record them in ``engines/engines.json``.
 
-    An engine whose graph, profile, builder, options and GPU are the recorded ones is not built again. Plans of
-    TensorRT-RTX, which Triton cannot load, go to ``engines/tensorrt_rtx``.
+    An engine whose graph, profile, builder, options and GPU equal the recorded ones is not built again. Plans of
+    TensorRT-RTX, which Triton cannot load, are written to ``engines/tensorrt_rtx``.
 
     Args:
-        trt: the module ``tensorrt``, or one with its API.
+        trt: the module ``tensorrt``, or a module with its API.
         bundle: the folder that ``dfer-deploy export --target tensorrt`` wrote.
-        options: for the builder.
-        opt_batch: clips in the usual execution; None for what ``build_engines.json`` says: 8, or the largest batch
-            where that is smaller.
-        report: as in ``engine_from_onnx``.
+        options: options for the builder.
+        opt_batch: number of clips in a usual execution; None for the number in ``build_engines.json``: 8, or the
+            largest batch if that is smaller.
+        report: see ``engine_from_onnx``.
 
     Returns:
         The sidecar's path, its content, and the names of the graphs that were built now.
 
     Raises:
-        EngineError: the bundle is no such bundle, its graphs are damaged, or an engine cannot be built.
+        EngineError: the folder is not such a bundle, its graphs are damaged, or an engine cannot be built.
     """
     builds = read_engine_builds(bundle)
     graphs = builds.graphs
@@ -123,7 +123,7 @@ def build_bundle(
 
 
 def _device() -> Device | None:
-    """The first visible GPU and its driver; None without one."""
+    """Return the first visible GPU and its driver; None without a GPU."""
     driver = ask_cuda_driver()
     return Device(**asdict(driver.gpus[0]), cuda_driver=driver.cuda or "unknown") if driver.gpus else None
 
@@ -151,7 +151,7 @@ def _record(bundle: Path, plan: Path, graph: str, build: EngineBuild, engine: En
 
 
 def _keep(bundle: Path, sidecar: Path, found: EngineSet, graph: str, engine: Engine) -> None:
-    """Writes record, then plan: one that is not recorded looks foreign, another than the recorded is built again."""
+    """Write the record, then the plan: a plan without a record looks foreign, one that differs is built again."""
     _write(bundle, sidecar, _json({"format": SIDECAR_FORMAT} | asdict(found)))
     _write(bundle, bundle / found.engines[graph].plan, engine.plan)
     if engine.layers is not None:
@@ -159,7 +159,7 @@ def _keep(bundle: Path, sidecar: Path, found: EngineSet, graph: str, engine: Eng
 
 
 def _recorded(sidecar: Path, now: EngineSet) -> dict[str, EngineRecord]:
-    """The engines that were built under the very same conditions; what is damaged is built again."""
+    """Return the engines that were built under the same conditions. Damaged ones are omitted and so built again."""
     conditions = plain({"format": SIDECAR_FORMAT} | asdict(now))
     records = {}
     try:
@@ -195,10 +195,10 @@ def _json(content: Any) -> bytes:
 
 
 def _write(bundle: Path, path: Path, content: bytes) -> None:
-    """Writes a file of the bundle whole or not at all; never through a link out of it."""
+    """Write a file of the bundle completely or not at all, and never through a link out of the bundle."""
     if path.parent.resolve() != bundle.resolve() / path.parent.relative_to(bundle):
         raise EngineError(f"{path.parent} is a link to another place; export the bundle again")
-    # Beside the manifest: Triton and dfer-deploy would take a forgotten file in the repository for a foreign one.
+    # The temporary file lies beside the manifest, because a leftover in the repository would look like a foreign file.
     temporary = bundle / f".{path.name}.{os.getpid()}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def _write(bundle: Path, path: Path, content: bytes) -> None:
 
 
 def main() -> int:
-    """Command line of the file in a bundle; see ``--help``."""
+    """Run the command line of ``build_engines.py`` in a bundle; see ``--help``."""
     parser = argparse.ArgumentParser(description="Build the TensorRT engines of this bundle for this machine's GPU.")
     parser.add_argument("bundle", type=Path, nargs="?", default=Path(__file__).resolve().parent)
     parser.add_argument("--builder", default="tensorrt", help="the module that builds (default: %(default)s)")

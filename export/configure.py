@@ -1,4 +1,4 @@
-"""Changes how a bundle is served after its export: configurations and manifest are written anew, the graphs stay."""
+"""Change how an exported bundle is served: write its configurations and manifest again, leave its graphs unchanged."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from dfer_deploy.files import atomic_file, json_text, link_or_copy
 
 
 def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:
-    """Writes every ``config.pbtxt`` of a bundle, ``build_engines.json`` and the manifest for other serving options.
+    """Write every ``config.pbtxt`` of a bundle, ``build_engines.json`` and the manifest for new serving options.
 
-    Everything is written beside the manifest first and renamed at the end, the manifest before the rest. Whoever is
-    killed between two renames leaves configurations that ``check_bundle_files`` refuses; the same call mends them, and
-    removes what was left beside the manifest.
+    All files are first written beside the manifest and renamed at the end, the manifest before the others. A process
+    that is killed between two renames leaves configurations that ``check_bundle_files`` refuses. The same call repairs
+    them, and removes leftover temporary files.
 
     Args:
-        path: the bundle; its configurations may be missing or damaged.
-        serving: the new options; the manifest's own mend the configurations.
+        path: the bundle's folder. Its configurations may be missing or damaged.
+        serving: the new options. The manifest's own options repair the configurations.
 
     Returns:
         The bundle, and whether anything was written.
 
     Raises:
-        DferDeployError: it is no bundle, its target has no such options, or it cannot be written.
+        DferDeployError: the folder is not a bundle, its target does not have these options, or it cannot be written.
     """
     bundle = open_bundle(path, check_files=False)
     manifest = bundle.manifest
@@ -60,8 +60,8 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
             with contextlib.suppress(OSError):
                 abandoned.unlink()
     with contextlib.ExitStack() as stack:
-        # Left in the opposite order, so that the manifest is the first to be renamed. A temporary file in the
-        # repository would be a foreign one, if it were left there.
+        # The contexts are left in the opposite order, so the manifest is renamed first. A leftover temporary file in
+        # the repository would count as a foreign file.
         for name, text in changed.items():
             stack.enter_context(atomic_file(path / name, folder=path)).write_text(text, encoding="utf-8")
         if new != manifest:
@@ -72,27 +72,28 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
 
 @contextlib.contextmanager
 def temporary_bundle(bundle: Bundle) -> Iterator[Path]:
-    """A copy of a bundle to try configurations on; it vanishes with the context, or with the next one beside it.
+    """Make a copy of a bundle to try configurations on. It is deleted with the context, or by the next copy beside it.
 
-    The files are hard links where the file system allows it: ``configure_bundle`` replaces files, it never changes one.
+    The files are hard links if the file system allows it, because ``configure_bundle`` replaces files and never changes
+    one.
 
     Raises:
-        DferDeployError: there is no room for it.
+        DferDeployError: there is not enough space for it.
     """
     original = bundle.path.resolve()
     _remove_abandoned_trials(original)
     try:
-        # Only there can the files be links.
+        # Only beside the bundle can the files be hard links.
         temporary = tempfile.mkdtemp(prefix=f".{original.name}.", suffix=".trial", dir=original.parent)
     except OSError:
         temporary = tempfile.mkdtemp(prefix="dfer-deploy-", suffix=".trial")
     copy = Path(temporary)
-    # Held as long as this process lives, however it ends.
+    # The lock is held as long as this process lives, however it ends.
     lock = os.open(copy, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody gets one later either
+        with contextlib.suppress(OSError):  # on a file system without locks, nobody can lock it later either
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # A server in a container is another user.
+        # A server in a container runs as another user.
         shutil.copymode(bundle.path, copy)
         for source in sorted(bundle.path.rglob("*")):
             if source.is_file() and not source.is_symlink():
@@ -106,7 +107,7 @@ def temporary_bundle(bundle: Bundle) -> Iterator[Path]:
 
 
 def _remove_abandoned_trials(bundle: Path) -> None:
-    """Removes the copies whose process was killed, beside the bundle."""
+    """Remove the copies beside the bundle whose process was killed."""
     for copy in bundle.parent.glob(f".{glob.escape(bundle.name)}.*.trial"):
         with contextlib.suppress(OSError):
             lock = os.open(copy, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

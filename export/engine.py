@@ -1,8 +1,8 @@
-"""Builds one TensorRT engine from an ONNX graph.
+"""Build one TensorRT engine from an ONNX graph.
 
-Needs TensorRT's Python module and the standard library, nothing else: it is a part of ``build_engines.py`` in a bundle
-(see ``export.standalone``). One code path for TensorRT 10.12 and later and 11, whose weak typing is gone: precision
-lies in the graphs, and the network is strongly typed. The module is a parameter, so that the tests run the same
+Needs only TensorRT's Python module and the standard library, because it is a part of ``build_engines.py`` in a bundle
+(see ``export.standalone``). One code path serves TensorRT 10.12 and later, and 11, which has no weak typing: the graphs
+define the precision, and the network is strongly typed. The module is a parameter, so that the tests run the same
 functions with TensorRT-RTX's builder, which has the API of 11 and needs no GPU.
 
 Source: NVIDIA TensorRT documentation, "Python API" and "Working with Dynamic Shapes", 10.16 and 11.4.
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
     import tensorrt
 
 _MATRIX_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
+"""Types of layers that are matrix products."""
 
 Report = Callable[[str, str, float], None]
-"""Is told which graph is being built, the builder's phase, and the share that is done, 0 to 1."""
+"""Is called with the name of the graph, the builder's phase, and the share that is done, 0 to 1."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A serialised engine and what is known about it.
+    """A serialised engine with its description.
 
     Attributes:
         plan: the bytes of the plan file.
-        precision: ``fp16`` if all matrix products but the one that gives the logits are HALF, ``fp32`` if all are
-            FLOAT, ``mixed`` if they have the types that the bundle says for each block, and not all the same.
-        matrix_products: how many of the network's matrix products have which type.
-        layers: what the engine inspector says about the built layers (JSON), None without a GPU to load the plan.
-        timing_cache: measured kernel times, for the next build on the same GPU, CUDA and TensorRT; None where the
-            builder keeps none.
+        precision: ``fp16`` if all matrix products except the one that gives the logits are HALF, ``fp32`` if all are
+            FLOAT, ``mixed`` if they have the types that the bundle states for each block, and not all the same.
+        matrix_products: number of the network's matrix products by type.
+        layers: description of the built layers by the engine inspector (JSON); None without a GPU to load the plan.
+        timing_cache: measured kernel times, for the next build on the same GPU, CUDA and TensorRT; None if the builder
+            does not keep them.
     """
 
     plan: bytes
@@ -65,30 +66,31 @@ def engine_from_onnx(
     timing_cache: bytes | None = None,
     report: Report = lambda graph, phase, share: None,
 ) -> Engine:
-    """Parses an ONNX graph into a strongly typed network and builds its engine.
+    """Parse an ONNX graph into a strongly typed network and build its engine.
 
     Args:
-        trt: the module ``tensorrt``, or one with its API.
-        onnx: a single-file ONNX graph; its types decide the precision.
-        profiles: for every dynamic input.
-        options: for the builder.
-        precision: what the graph is said to have, ``fp16`` or ``fp32``; held against the network before anything is
-            built.
-        products: for a graph with blocks that stay fp32, in place of the precision: the type of every matrix product,
-            ``HALF`` or ``FLOAT``, in the network's order, which is that of the computation.
-        timing_cache: of an earlier build on the same GPU, CUDA and TensorRT (empty bytes start one); None for no cache.
-        report: is told how far the builder is.
+        trt: the module ``tensorrt``, or a module with its API.
+        onnx: a single-file ONNX graph, whose types define the precision.
+        profiles: the range of shapes of every dynamic input.
+        options: options for the builder.
+        precision: the stated precision of the graph, ``fp16`` or ``fp32``. It is compared with the network before
+            anything is built.
+        products: for a graph with blocks that stay fp32, used instead of the precision: the type of every matrix
+            product, ``HALF`` or ``FLOAT``, in the network's order, which is that of the computation.
+        timing_cache: cache of an earlier build on the same GPU, CUDA and TensorRT; empty bytes start one, None uses
+            none.
+        report: is called with the progress of the builder.
 
     Raises:
-        EngineError: the file is missing or not understood, its matrix products have another precision, a profile is
-            impossible, or the builder fails; with everything that parser and builder said about it.
+        EngineError: the file is missing or cannot be parsed, its matrix products have another precision, a profile is
+            impossible, or the builder fails; with all messages of the parser and the builder.
         KeyboardInterrupt: the build was interrupted.
     """
     if not onnx.is_file():
         raise EngineError(f"{onnx} does not exist; export the bundle again")
     log = _log(trt)
     builder: tensorrt.Builder = _not_none(trt.Builder(log), "no builder could be made", log)
-    # Bit 0 was EXPLICIT_BATCH, which 11 refuses together with bit 1; 11 ignores STRONGLY_TYPED, it knows nothing else.
+    # Bit 0 was EXPLICIT_BATCH, which 11 refuses together with bit 1. 11 ignores STRONGLY_TYPED: every network is.
     flags = trt.NetworkDefinitionCreationFlag
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
     network = _not_none(builder.create_network(strongly_typed), "no network could be made", log)
@@ -96,7 +98,7 @@ def engine_from_onnx(
     if not parser.parse_from_file(str(onnx)):
         raise EngineError(f"{onnx} is refused by the parser: {_parser_errors(parser) or log.said()}")
     if network.num_outputs == 0:
-        # The parser takes bytes that are no model for an empty one.
+        # The parser accepts bytes that are not a model as an empty model.
         raise EngineError(f"{onnx} holds no graph; export the bundle again")
     found, matrix_products = _precision(network, onnx, precision, products)
     config = _not_none(builder.create_builder_config(), "no configuration could be made", log)
@@ -106,7 +108,7 @@ def engine_from_onnx(
     if timing_cache is not None:
         cache = config.create_timing_cache(timing_cache)
         if cache is None or not config.set_timing_cache(cache, False):
-            # Damaged, or of another GPU: start anew.
+            # Damaged, or from another GPU: start with an empty cache.
             cache = _not_none(config.create_timing_cache(b""), "no timing cache could be made", log)
             if not config.set_timing_cache(cache, False):
                 raise EngineError(f"the builder accepts no timing cache: {log.said()}")
@@ -124,7 +126,7 @@ def engine_from_onnx(
 
 def _log(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps what TensorRT complains about; its failures are return values, the reasons are only here."""
+        """Keep TensorRT's complaints. Its failures are return values, and the reasons appear only here."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -142,9 +144,9 @@ def _log(trt: Any) -> Any:
 
 def _monitor(trt: Any, graph: str, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Turns the builder's nested phases into one share.
+        """Turn the builder's nested phases into one share.
 
-        The builder calls from several threads, and takes no notice of exceptions: they are kept and stop it.
+        The builder calls from several threads and ignores exceptions, so they are kept and stop the build.
         """
 
         def __init__(self) -> None:
@@ -168,7 +170,7 @@ def _monitor(trt: Any, graph: str, report: Report) -> Any:
                 self.phases[phase_name] = (parent, step + 1, steps)
                 for name, (above, _, _) in self.phases.items():
                     if above is None:
-                        # Phases side by side end in any order.
+                        # Parallel phases end in any order.
                         self.done = max(self.done, min(1.0, self.share(name)))
                         report(graph, name, self.done)
             return self.stopped_by is None
@@ -208,7 +210,7 @@ def _parser_errors(parser: tensorrt.OnnxParser) -> str:
 def _precision(
     network: tensorrt.INetworkDefinition, onnx: Path, expected: str | None, products: Sequence[str] | None
 ) -> tuple[str, dict[str, int]]:
-    """Reads the types of the network's matrix products; a graph with none but that of the logits fits any claim."""
+    """Read the types of the network's matrix products. A graph with only that of the logits fits any precision."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     last = {network.get_output(index).name for index in range(network.num_outputs)}
     # A linear classifier adds its bias after the product.
@@ -224,7 +226,7 @@ def _precision(
             continue
         dtype = layer.get_input(0).dtype.name
         found.append(dtype)
-        # The product with the classifier gives the logits; it is fp32 in either precision.
+        # The product with the classifier gives the logits and is fp32 in either precision.
         if layer.get_output(0).name not in last:
             inner.add(dtype)
     all_types = Counter(found)
@@ -251,9 +253,9 @@ def _configure(trt: Any, config: tensorrt.IBuilderConfig, options: BuildOptions)
     config.hardware_compatibility_level = getattr(
         trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper()
     )
-    # On by default: products of FLOAT would be rounded to 10 bits, and fp32 is what the graph says.
+    # On by default, which would round products of FLOAT to 10 bits, but the graph says fp32.
     config.clear_flag(trt.BuilderFlag.TF32)
-    # The engine inspector can name layers and types only if the plan carries them.
+    # The engine inspector can only name layers and types that the plan carries.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
@@ -281,18 +283,21 @@ def _add_profile(
                 raise EngineError(f"the profile of {name!r} has the shape {list(shape)}, expected {list(expected)}")
         try:
             profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        except (RuntimeError, ValueError) as error:  # the documentation says ValueError, the bindings raise the other
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # documented as ValueError, raised as RuntimeError
             raise EngineError(f"the profile of {name!r} is refused: {error}; {log.said()}") from error
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"the builder refuses the profile {dict(profiles)}: {log.said()}")
 
 
 def _inspected(trt: Any, plan: bytes, options: BuildOptions, log: Any) -> str | None:
-    """What the engine inspector says; loading a plan needs a GPU."""
+    """Return the engine inspector's JSON; None without a GPU, which loading a plan needs."""
     if not ask_cuda_driver().gpus:
         return None
     runtime: tensorrt.Runtime = _not_none(trt.Runtime(log), "no runtime could be made", log)
-    # A version-compatible plan brings its own runtime as code; this one was built a moment ago, here.
+    # A version-compatible plan carries its own runtime as code, which is trusted because it was built here just now.
     if options.version_compatible:
         runtime.engine_host_code_allowed = True
     engine = _not_none(runtime.deserialize_cuda_engine(plan), "the engine that was built cannot be loaded", log)

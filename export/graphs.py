@@ -1,12 +1,12 @@
-"""The model as two graphs made for serving. The model itself is left untouched.
+"""The model as two graphs for serving. The model itself is left unchanged.
 
-Each graph is a module of its own that computes what ``DferClip`` computes, written with the fewest operators that the
-mathematics needs, and with its precision in the open: matrix products, their weights and CLIP's activation in fp32 or
-fp16, chosen for each block (``bundles.blocks``); the residual streams, LayerNorm, the temporal GELU, normalisation
-and logits always in fp32. TensorRT 11 takes precision from the graph alone.
+Each graph is a module that computes what ``DferClip`` computes, written with the fewest operators that the mathematics
+needs and with explicit precision. Matrix products, their weights and CLIP's activation are fp32 or fp16, chosen for
+each block (``bundles.blocks``). The residual streams, LayerNorm, the temporal GELU, normalisation and logits are always
+fp32. TensorRT 11 takes precision from the graph alone.
 
-Inside the blocks the tokens of all sequences are the rows of one matrix, [N · S, W]: onnxruntime makes one operator of
-a product and its bias for matrices only.
+Inside the blocks the tokens of all sequences are the rows of one matrix, [N · S, W], because onnxruntime fuses a
+product and its bias into one operator for matrices only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Place:
 
 
 class _Linear(nn.Module):
-    """x @ W + b in the graph's precision; the weight is stored as [in, out], so that no transpose is left."""
+    """x @ W + b in the graph's precision. The weight is stored as [in, out], so that no transpose is needed."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, place: _Place) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _Linear(nn.Module):
 
 
 class _LayerNorm(nn.Module):
-    """An fp32 island."""
+    """LayerNorm in fp32, whatever the precision of the graph."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -62,10 +62,10 @@ class _LayerNorm(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over N sequences of S tokens, [N · S, W], without an addition that the mathematics does not need.
+    """Self-attention over N sequences of S tokens, [N · S, W], without additions that the mathematics does not need.
 
     The scale is folded into the query projection. A key bias adds the same number to all scores of a query, which
-    softmax does not see, so it is left out; the weights of a softmax sum to 1, so the value bias passes through it and
+    softmax ignores, so it is omitted. The weights of a softmax sum to 1, so the value bias passes through unchanged and
     is folded into the bias of the output.
     """
 
@@ -118,10 +118,10 @@ class _VisionBlock(nn.Module):
 
 
 class ImageEncoderGraph(nn.Module):
-    """Frames, uint8 [B, T, H, W, 3] in [0, 255], to frame features, fp32 [B, T, L], not normalised.
+    """The graph from frames, uint8 [B, T, H, W, 3] in [0, 255], to frame features, fp32 [B, T, L], not normalised.
 
-    The patch embedding, a convolution whose stride is its kernel, is the matrix product that it amounts to: it reads
-    the frames in the layout in which they come.
+    The patch embedding is a convolution whose stride equals its kernel, so it is written as a matrix product, which
+    reads the frames in the layout in which they arrive.
     """
 
     def __init__(self, model: DferClip, precision: Precision, keep_fp32: Collection[str] = ()) -> None:
@@ -148,7 +148,7 @@ class ImageEncoderGraph(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         batch, time = frames.shape[:2]
-        # TensorRT lets uint8 meet nothing but a Cast, so the cast comes before the layout.
+        # TensorRT accepts uint8 only as the input of a Cast, so the cast comes before the change of layout.
         pixels = (frames.float() / 255).to(self.patch_embedding.weight.dtype)
         patches = pixels.reshape(batch * time, self.grid, self.patch_size, self.grid, self.patch_size, 3)
         patches = patches.transpose(2, 3).reshape(batch * time, self.grid**2, self.patch_size**2 * 3)
@@ -182,11 +182,11 @@ class _TemporalBlock(nn.Module):
 
 
 class TemporalHeadGraph(nn.Module):
-    """Frame features, fp32 [B, T, L], 1 ≤ T ≤ 16, to logits and probabilities, fp32 [B, C].
+    """The graph from frame features, fp32 [B, T, L], 1 ≤ T ≤ 16, to logits and probabilities, fp32 [B, C].
 
-    The text features, divided by τ, are the weight of the last matrix product, which stays in fp32: it multiplies an
-    error of the cosine by 100. A linear head's product, with its bias, stays in fp32 as well; it takes the video
-    feature as it is, not normalised.
+    The text features, divided by τ, are the weight of the last matrix product. It stays in fp32, because it multiplies
+    an error of the cosine by 100. The product of a linear head, with its bias, stays in fp32 as well. A linear head
+    takes the video feature as it is, not normalised.
     """
 
     def __init__(self, model: DferClip, precision: Precision, keep_fp32: Collection[str] = ()) -> None:
@@ -226,7 +226,7 @@ class TemporalHeadGraph(nn.Module):
 
 
 def blocks_beyond_fp16(model: DferClip) -> tuple[str, ...]:
-    """The blocks with a weight that fp16 cannot hold, so that they are fp32 or nothing."""
+    """Return the names of the blocks with a weight that fp16 cannot represent, so that they must be fp32."""
     encoder, head = ImageEncoderGraph(model, "fp32"), TemporalHeadGraph(model, "fp32")
     blocks: dict[str, nn.Module] = {"patch_embedding": encoder.patch_embedding}
     blocks |= {f"encoder.{index}": block for index, block in enumerate(encoder.blocks)}

@@ -1,9 +1,9 @@
-"""Where an exported graph leaves PyTorch: block by block, on clips.
+"""Find where an exported graph differs from PyTorch: block by block, on clips.
 
-Every block is held against PyTorch twice. Given PyTorch's own input, its error is its own; within the whole graph, the
-errors of the blocks before it are included. What is accepted is a multiple of what rounding the block's weights and its
-input to their precision changes in PyTorch (``dfer_deploy.verification.rounding``), on the same clips: so a model whose
-features are amplified, whose attention is sharp, or that is deep, is not held to the error of another.
+Every block is compared with PyTorch twice. For PyTorch's own input, its error is its own; within the whole graph, the
+errors of the blocks before it are included. The tolerance is a multiple of what rounding the block's weights and input
+to their precision changes in PyTorch on the same clips (``dfer_deploy.verification.rounding``). So a model with
+amplified features, sharp attention or many layers gets a tolerance of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dfer_deploy.verification.rounding import rounded, rounded_copy
 
 CLASSIFIER = "classifier"
 IMAGE_ENCODER, TEMPORAL_HEAD = "image encoder", "temporal head"
-"""Names of the graphs where their blocks cannot be told apart."""
+"""Names of the graphs if their blocks cannot be distinguished."""
 
 
 def localise(
@@ -44,18 +44,18 @@ def localise(
     *,
     effects: bool = True,
 ) -> BlockComparison:
-    """Compares every block of both graphs with PyTorch, one clip after the other.
+    """Compare every block of both graphs with PyTorch, one clip after the other.
 
-    A graph whose blocks cannot be told apart is compared as one block, with a warning.
+    A graph whose blocks cannot be distinguished is compared as one block, with a warning.
 
     Args:
         model: the checkpoint's model.
-        image_encoder: the exported ONNX file; it is not changed.
-        temporal_head: the exported ONNX file; it is not changed.
-        frames: a few clips, best the worst ones, uint8 [N, T, H, W, 3].
-        precision: of the graphs.
-        keep_fp32: blocks that are fp32 in a graph of fp16.
-        effects: also measure what each block alone does to the logits, which takes most of the time.
+        image_encoder: the exported ONNX file; it is left unchanged.
+        temporal_head: the exported ONNX file; it is left unchanged.
+        frames: a few clips, preferably those with the largest errors, uint8 [N, T, H, W, 3].
+        precision: precision of the graphs.
+        keep_fp32: blocks that are fp32 in an fp16 graph.
+        effects: also measure the effect of each block alone on the logits, which takes most of the time.
 
     Raises:
         DferDeployError: onnxruntime cannot load a file.
@@ -94,7 +94,7 @@ def localise(
 
 
 def _passed(truth: TorchPredictor, clip: Frames) -> dict[str, Pass]:
-    """Runs one clip through PyTorch and keeps every block's input and output."""
+    """Run one clip through PyTorch and keep every block's input and output."""
     seen: dict[str, Pass] = {}
     with contextlib.ExitStack() as stack:
         for name, block in _torch_blocks(truth.model).items():
@@ -119,7 +119,7 @@ def _passed(truth: TorchPredictor, clip: Frames) -> dict[str, Pass]:
 def _rounded(
     truth: TorchPredictor, clip: Frames, passed: Mapping[str, Pass], blocks: Collection[str]
 ) -> dict[str, Float32]:
-    """What each of these blocks of a rounded copy answers, given PyTorch's input rounded to fp32."""
+    """Return the outputs of these blocks of a rounded copy, for PyTorch's input rounded to fp32."""
     seen: dict[str, Float32] = {}
     generator = torch.Generator().manual_seed(0)
 
@@ -147,7 +147,7 @@ def _rounded(
 
 
 def _torch_blocks(model: DferClip) -> dict[str, nn.Module]:
-    """The modules with a residual stream; PyTorch's other blocks are told by what enters and leaves these."""
+    """Return the modules with a residual stream. The inputs and outputs of the other blocks follow from theirs."""
     blocks = {f"encoder.{i}": b for i, b in enumerate(model.image_encoder.transformer.resblocks)}
     if isinstance(model.temporal_net, TemporalTransformer):
         blocks |= {f"head.{i}": b for i, b in enumerate(model.temporal_net.blocks)}
@@ -156,7 +156,7 @@ def _torch_blocks(model: DferClip) -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def _replaced(model: DferClip, name: str, value: Float32) -> Iterator[None]:
-    """PyTorch's model with one block's output replaced; the classifier's output is the end, so nothing follows."""
+    """Replace one block's output in PyTorch's model. The classifier's output is the end, so nothing follows it."""
     blocks = _torch_blocks(model)
     tensor = torch.from_numpy(value)
     with contextlib.ExitStack() as stack:
@@ -176,7 +176,7 @@ def _replaced(model: DferClip, name: str, value: Float32) -> Iterator[None]:
 
 
 class _Sums:
-    """Adds up errors over clips."""
+    """Sums of errors over clips."""
 
     def __init__(self) -> None:
         self.own = self.rounding = self.added = self.whole = self.size = 0.0

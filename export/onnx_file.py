@@ -1,4 +1,4 @@
-"""From a graph module to an ONNX file whose bytes depend on the weights and the tools alone."""
+"""Write a graph module to an ONNX file whose bytes depend only on the weights and the tools."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ IR_VERSION = 10
 """Old enough for every onnxruntime since 1.18."""
 
 _MAX_BYTES = 2**31 - 1
-"""Protobuf's limit for one message."""
+"""Largest size of one Protobuf message."""
 
 
 def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Exports a graph with dynamic batch and time to a single ONNX file and checks it.
+    """Export a graph with dynamic batch and time to a single ONNX file, and check the file.
 
     Args:
         graph: a module that takes the tensors of ``spec.inputs`` in this order.
-        spec: names, types and shapes that the file must have.
-        path: the file to write.
+        spec: the required names, types and shapes.
+        path: path of the file to write.
 
     Raises:
-        DferDeployError: the file would be over 2 GB.
+        DferDeployError: the file would be larger than 2 GB.
     """
     model = _traced(graph, spec)
     _strip(model)
@@ -52,7 +52,7 @@ def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
 
 
 def _traced(graph: nn.Module, spec: GraphSpec) -> onnx.ModelProto:
-    # Sizes 2 and 3 rather than 1: torch.export would take a 1 for a constant.
+    # Sizes 2 and 3 instead of 1, because torch.export would treat a 1 as a constant.
     sizes = {"batch": 2, "time": 3}
     examples: list[Tensor] = []
     dynamic = []
@@ -78,7 +78,7 @@ def _traced(graph: nn.Module, spec: GraphSpec) -> onnx.ModelProto:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Removes what torch's exporter adds about its own run: source paths, stack traces, intermediate shapes."""
+    """Remove what torch's exporter adds about its own run: source paths, stack traces, intermediate shapes."""
     graph = model.graph
     del model.metadata_props[:]
     del graph.metadata_props[:]
@@ -91,7 +91,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _check_interface(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Names the dynamic dimensions as the contract does, and holds everything else against it."""
+    """Name the dynamic dimensions as in the contract, and compare everything else with it."""
     pairs = [*zip(model.graph.input, spec.inputs, strict=True), *zip(model.graph.output, spec.outputs, strict=True)]
     for value, tensor in pairs:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)

@@ -1,4 +1,4 @@
-"""The check that stands between the graphs and the bundle: onnxruntime must answer what PyTorch answers."""
+"""The check before a bundle is written: onnxruntime must give the same answers as PyTorch."""
 
 from __future__ import annotations
 
@@ -22,31 +22,35 @@ from dfer_deploy.specs import MAX_FRAMES, GraphSpec, Precision
 from dfer_deploy.verification.limits import LIMITS
 
 BATCHES = (1, 2, 5)
+"""Numbers of clips that are tried."""
+
 TIMES = (1, 9, MAX_FRAMES)
+"""Numbers of frames that are tried."""
 
 
 FEATURES: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.1}
-"""Largest error of a frame feature, relative to the largest feature. fp16 has 11 bits, and twelve layers add up; this
-finds overflow and wrong islands, and whether the loss matters is for ``verify`` to say on real clips."""
+"""Largest error of a frame feature, relative to the largest feature. fp16 has 11 bits, and the errors of twelve
+layers add up. This limit finds overflow and wrong precisions; ``verify`` decides on real clips whether the loss
+matters."""
 
 
 def measure_parity(
     model: DferClip, image_encoder: Path, temporal_head: Path, precision: Precision, keep_fp32: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Compares both graphs with PyTorch on drawn clips, at batches 1, 2, 5 and 1, 9, 16 frames.
+    """Compare both graphs with PyTorch on drawn clips, with batches of 1, 2 and 5 and 1, 9 and 16 frames.
 
     Args:
         model: the checkpoint's model.
-        image_encoder: the exported ONNX file.
-        temporal_head: the exported ONNX file.
-        precision: decides what is accepted: the limits of ``verify``.
-        keep_fp32: blocks that are fp32 in graphs of fp16; they change no limit.
+        image_encoder: path of the exported ONNX file.
+        temporal_head: path of the exported ONNX file.
+        precision: precision of the graphs, which selects the limits of ``verify``.
+        keep_fp32: blocks that are fp32 in fp16 graphs. They do not change the limits.
 
     Returns:
-        Upper bounds of what was seen, for the manifest: see ``rounded_up``.
+        Upper bounds of the measured errors, for the manifest; see ``rounded_up``.
 
     Raises:
-        DferDeployError: an answer is not finite, or an error leaves the tolerance; with the block that it comes from.
+        DferDeployError: an answer is not finite, or an error exceeds the tolerance; the message names the block.
     """
     limits = LIMITS[precision]
     frames = drawn_clips(max(BATCHES), model.spec.clip.vision.image_size)
@@ -55,7 +59,7 @@ def measure_parity(
         scale = float(np.abs(features).max())
         feature_error = head_error = probability_error = 0.0
         exported_features = features
-        # Frames are independent of each other in the encoder, so three of the nine shapes show every batch and time.
+        # The encoder treats frames independently, so three of the nine shapes cover every batch and time.
         for batch, time in zip(BATCHES, TIMES, strict=True):
             exported_features = exported.encode(frames[:batch, :time])
             _check(exported_features, (batch, time, features.shape[2]), image_encoder)
@@ -99,12 +103,12 @@ def measure_parity(
 
 
 def check_window(path: Path, spec: GraphSpec, encoder_id: int) -> None:
-    """Check that the graph of a stream's window copies every feature to the bit, whatever count a client sends.
+    """Check that the graph of a stream's window copies every feature bit by bit, whatever count a client sends.
 
     Args:
-        path: the exported ONNX file.
+        path: path of the exported ONNX file.
         spec: ``contract.window``.
-        encoder_id: the number that the graph must answer with.
+        encoder_id: the id that the graph must return.
 
     Raises:
         RuntimeError: the graph does something else, which is a bug.
@@ -118,7 +122,7 @@ def check_window(path: Path, spec: GraphSpec, encoder_id: int) -> None:
     used = np.clip(counts, 0, earlier).tolist()
     expected = [padded([*before[row, :count], newest[row, 0]], earlier + 1) for row, count in enumerate(used)]
     for row, count in enumerate(used):
-        before[row, count:] = np.nan  # a client need not fill what is not used
+        before[row, count:] = np.nan  # clients need not fill unused rows
     feeds = dict(zip((tensor.name for tensor in spec.inputs), (newest, before, counts[:, None]), strict=True))
     window, ids = open_session(path, 1).run([tensor.name for tensor in spec.outputs], feeds)
     if not (np.array_equal(window, expected) and np.array_equal(ids, np.full((len(counts), 1), encoder_id, np.int32))):
@@ -126,7 +130,7 @@ def check_window(path: Path, spec: GraphSpec, encoder_id: int) -> None:
 
 
 def rounded_up(error: float) -> float:
-    """The next 1, 2 or 5 × 10ⁿ, so that rounding in the last bits does not change a manifest."""
+    """Round up to 1, 2 or 5 × 10ⁿ, so that rounding in the last bits does not change a manifest."""
     if error == 0:
         return 0.0
     power = 10.0 ** math.floor(math.log10(error))
@@ -144,5 +148,5 @@ def _check(values: Float32, shape: tuple[int, ...], path: Path) -> None:
 
 
 def _max_error(values: Float32, expected: Float32) -> float:
-    """Infinity where an answer is not finite, so that it leaves every tolerance."""
+    """Return the largest absolute error, or infinity if an answer is not finite, so that it exceeds every tolerance."""
     return float(np.abs(values - expected).max()) if np.isfinite(values).all() else math.inf

@@ -1,4 +1,4 @@
-"""Checkpoint to bundle, one step after the other."""
+"""Export a checkpoint to a bundle, step by step."""
 
 from __future__ import annotations
 
@@ -51,23 +51,24 @@ from dfer_deploy.specs import (
 from dfer_deploy.triton_models import container_files
 
 _TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+"""Packages whose versions the manifest records."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the caller chooses.
+    """The options of an export.
 
     Attributes:
-        target: which server the model repository is for; None for tensorrt where there is a GPU, else embedded.
-        serving: how the server runs the models; None for the usual of the target.
-        precision: of the matrix products; None for fp16 on the target tensorrt and where blocks are kept in fp32, fp32
-            elsewhere.
+        target: the server for which the model repository is made; None for tensorrt if there is a GPU, else embedded.
+        serving: how the server runs the models; None for the defaults of the target.
+        precision: precision of the matrix products; None for fp16 if the target is tensorrt or ``keep_fp32`` is given,
+            else fp32.
         name: prefix of the Triton model names.
-        prompt_position: where the contexts stand, for reference checkpoints; None for the released default.
-        class_names: for reference checkpoints; None for the released names.
+        prompt_position: position of the contexts, for reference checkpoints; None for the default of the released code.
+        class_names: class names, for reference checkpoints; None for the released names.
         keep_fp32: blocks whose matrix products stay fp32 in an fp16 export; see ``dfer_deploy.bundles.blocks``.
-        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, 0.01 to 60, which
-            reference checkpoints do not say; None for the checkpoint's.
+        frame_interval_s: seconds between the 16 frames of a training clip, 0.01 to 60, which reference checkpoints do
+            not contain; None for the checkpoint's value.
     """
 
     target: Target | None = None
@@ -92,21 +93,20 @@ class ExportOptions:
 def export_bundle(
     checkpoint_path: Path, output: Path, options: ExportOptions, *, force: bool = False, add_version: bool = False
 ) -> tuple[Bundle, bool]:
-    """Writes a bundle, atomically; nothing is left behind on failure.
+    """Write a bundle atomically. A failure leaves no files.
 
     Args:
-        checkpoint_path: ours or the reference implementation's.
+        checkpoint_path: file of dfer-deploy or of the reference implementation.
         output: the bundle's folder.
         options: what to export.
-        force: replace an existing bundle (and nothing but a bundle).
-        add_version: put the models into the existing bundle as the next version; the older versions stay in its
-            repository.
+        force: replace an existing bundle. Anything else in its place is refused.
+        add_version: add the models to the existing bundle as the next version. Older versions stay in its repository.
 
     Returns:
-        The bundle, and whether it was written (an existing one that would become the same is left as it is).
+        The bundle, and whether it was written. An existing bundle that would become identical is left unchanged.
 
     Raises:
-        DferDeployError: the checkpoint is not usable, a check failed, or the bundle cannot be written.
+        DferDeployError: the checkpoint cannot be used, a check failed, or the bundle cannot be written.
     """
     with step(f"read {checkpoint_path}"):
         checkpoint = load_checkpoint(
@@ -137,7 +137,7 @@ def export_bundle(
 
 
 def _can_be_served(bundle: Bundle) -> bool:
-    """Whether no file is damaged, and the server's files are those that this version writes."""
+    """Return whether no file is damaged and the server's files are those that this version writes."""
     try:
         check_model_repository(bundle)
     except DferDeployError:
@@ -204,14 +204,14 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             files[BUILDS_NAME] = sha256_of_file(folder / BUILDS_NAME)
         write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
         if previous is not None:
-            # Not in the manifest: the next build changes them.
+            # Not listed in the manifest, because the next build changes them.
             for cache in previous.path.glob("engines/*.timing_cache"):
                 (folder / "engines").mkdir(exist_ok=True)
                 link_or_copy(cache, folder / "engines" / cache.name)
 
 
 def _deployment_files(target: Target) -> dict[str, str]:
-    """What a bundle carries so that another machine needs no dfer-deploy: the container, and the engines' builder."""
+    """Return the files with which another machine needs no dfer-deploy: for the container, and the engines' builder."""
     files = container_files(target)
     if target == "tensorrt":
         files["build_engines.py"] = build_engines_source()
@@ -219,7 +219,7 @@ def _deployment_files(target: Target) -> dict[str, str]:
 
 
 def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
-    """The manifest as far as it is known before the work begins."""
+    """Return the manifest, as far as it is known before the work begins."""
     target = options.target or "embedded"
     frame_interval_s = options.frame_interval_s or checkpoint.frame_interval_s
     if frame_interval_s is not None:
@@ -243,7 +243,7 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
 
 
 def _tool_versions() -> dict[str, str]:
-    """Of everything that decides about the graphs; which of the two onnxruntime packages there is varies."""
+    """Return the versions of all tools that affect the graphs, with whichever onnxruntime package is installed."""
     versions = {}
     for name in _TOOLS:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -266,10 +266,10 @@ def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _previous(output: Path) -> Bundle | None:
-    """The bundle in the way; None if its manifest is damaged or of another version of this program.
+    """Return the existing bundle; None if its manifest is damaged or of another version of dfer-deploy.
 
     Raises:
-        DferDeployError: what is in the way is no bundle, so that nothing may replace it.
+        DferDeployError: something else than a bundle exists there, which must not be replaced.
     """
     if not is_bundle(output):
         raise DferDeployError(f"{output} exists and is not a bundle, so it is not replaced; choose another -o")
@@ -280,7 +280,7 @@ def _previous(output: Path) -> Bundle | None:
 
 
 def _check_compatible(previous: Bundle, plan: Manifest) -> None:
-    """Raises unless ``plan`` can be the next version of ``previous``."""
+    """Raise an error unless ``plan`` can be the next version of ``previous``."""
     check_bundle_files(previous)
     for what in ("name", "target", "serving"):
         old, new = getattr(previous.manifest, what), getattr(plan, what)
@@ -300,7 +300,7 @@ def _same_content(old: Manifest, plan: Manifest) -> bool:
 
 
 def _keep_versions(old_repository: Path, repository: Path) -> None:
-    """Links the version folders of an older repository into a new one."""
+    """Link the version folders of an older repository into a new one."""
     for old_version in old_repository.glob("*/[0-9]*"):
         folder = repository / old_version.relative_to(old_repository)
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Writes the folder that Triton loads: models, and the ensembles that join them."""
+"""Write the folder that Triton loads: models, and the ensembles that join them."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ def write_model_repository(
     temporal_head_onnx: Path,
     window_onnx: Path,
 ) -> None:
-    """Writes ``<folder>/<model>/config.pbtxt`` and ``<folder>/<model>/<version>/…`` for every model.
+    """Write ``<folder>/<model>/config.pbtxt`` and ``<folder>/<model>/<version>/…`` for every model.
 
-    The graphs are hard links to the given files where the file system allows it, copies elsewhere. The same arguments
-    give the same bytes. A version can be added to an existing repository of the same classes; the configurations are
-    then written anew, and Triton serves the highest version.
+    The graphs are hard links to the given files if the file system allows it, else copies. The same arguments give the
+    same bytes. A version can be added to an existing repository of the same classes. The configurations are then
+    written again, and Triton serves the highest version.
 
     Args:
-        folder: the model repository, made where it does not exist.
+        folder: the model repository, which is created if it does not exist.
         contract: names and shapes of the served graphs.
-        spec: the model; its class names become ``labels.txt``.
+        spec: the model, whose class names become ``labels.txt``.
         target: the server that will read the repository.
         serving: batches, instances, queue and accelerators.
         frame_interval_s: seconds between the frames of a training clip, for clients that sample videos.
-        version: the version folder's number, at least 1.
+        version: number of the version folder, at least 1.
         image_encoder_onnx: the graph of ``contract.image_encoder``.
         temporal_head_onnx: the graph of ``contract.temporal_head``.
         window_onnx: the graph of ``contract.window``.
 
     Raises:
-        DferDeployError: a number is out of range, the version exists already, or it would serve other classes than the
-            versions beside it.
+        DferDeployError: a number is out of range, the version exists already, or its classes differ from those of the
+            other versions.
     """
     check_serving(target, serving)
     if version < 1:
@@ -89,19 +89,19 @@ def write_model_repository(
         for name, source in code.get(config.name, {}).items():
             _write_text(version_folder / name, source)
         if not any(version_folder.iterdir()):
-            # An ensemble's folder stays empty, an engine's until it is built; object stores and git lose empty ones.
+            # An ensemble's folder stays empty, an engine's until it is built. Object stores and git drop empty folders.
             (version_folder / ".keep").touch()
         _write_text(model_folder / "config.pbtxt", config_text(config))
 
 
 def check_model_repository(bundle: Bundle) -> None:
-    """Refuses a repository that holds anything but what ``export`` writes, before a server executes it.
+    """Refuse a repository with anything that ``export`` does not write, before a server executes it.
 
-    The manifest's hashes tell damage, not intent: whoever changes a model.py can change the manifest too.
+    The manifest's hashes detect damage, not intent: a person who changes a model.py can change the manifest too.
 
     Raises:
-        DferDeployError: a configuration or a Python file is not the one that this version writes, or there is a file
-            that it would not write.
+        DferDeployError: a configuration or a Python file differs from what this version writes, or there is an
+            additional file.
     """
     manifest = bundle.manifest
     configs = bundle_configs(bundle, manifest.serving)
@@ -127,7 +127,7 @@ def check_model_repository(bundle: Bundle) -> None:
 
 
 def _check_nothing_else(bundle: Bundle, expected: Collection[Path], models: Collection[str]) -> None:
-    """Python imports whatever lies beside a model.py; folders of older versions are not loaded."""
+    """Refuse additional files, because Python imports what lies beside a model.py. Older versions are not loaded."""
     repository, newest = bundle.model_repository, bundle.manifest.version
     for path in repository.rglob("*"):
         model, version, name = (*path.relative_to(repository).parts, "", "")[:3]
@@ -146,7 +146,7 @@ def _check_nothing_else(bundle: Bundle, expected: Collection[Path], models: Coll
 
 
 def bundle_configs(bundle: Bundle, serving: ServingOptions) -> tuple[ModelConfig, ...]:
-    """The configurations of all models of a bundle with these options: the graphs, the code around them, the ensembles.
+    """Return the configurations of all models of a bundle with these options: graphs, Python code and ensembles.
 
     Raises:
         DferDeployError: the manifest lacks one of the graphs.
@@ -157,7 +157,7 @@ def bundle_configs(bundle: Bundle, serving: ServingOptions) -> tuple[ModelConfig
 
 
 def _told(frame_interval_s: float | None, image_encoder_sha256: str, temporal_head_sha256: str) -> dict[str, str]:
-    """What the ensembles tell clients, as Triton's parameters: how to sample a video, and which graphs answer."""
+    """Return what the ensembles report to clients as Triton parameters: the frame interval and the graphs' hashes."""
     told = {"image_encoder_sha256": image_encoder_sha256, "temporal_head_sha256": temporal_head_sha256}
     return told if frame_interval_s is None else told | {"frame_interval_s": repr(frame_interval_s)}
 
@@ -189,7 +189,7 @@ def _model_configs(
 
 
 def _python_files(contract: Contract, target: Target) -> dict[str, dict[str, str]]:
-    """What the Python backend executes: for each of its models, the files in the version's folder and their content."""
+    """Return what the Python backend executes: the files in the version's folder with their content, by model."""
     code = {contract.preprocess.name: triton_models.preprocess_sources()}
     if target == "embedded":
         for graph in (contract.image_encoder, contract.temporal_head, contract.window):
@@ -218,7 +218,7 @@ def _model_config(template: ModelConfig, graph: GraphSpec, target: Target, servi
 
 
 def _window(graph: GraphSpec, target: Target, serving: ServingOptions) -> ModelConfig:
-    """A graph without arithmetic gains nothing from TensorRT, from more instances, or from waiting for company."""
+    """Configure the window graph. It has no arithmetic, so TensorRT, more instances or batching delays do not help."""
     template = _template("embedded" if target == "embedded" else "onnxruntime", "window.pbtxt")
     config = _filled(template, graph, serving.max_batch_size)
     _limit_queue(config, serving)
@@ -241,7 +241,7 @@ def _ensemble(template: ModelConfig, graph: GraphSpec, steps: Sequence[GraphSpec
 
 
 def _record_cuda_graphs(config: ModelConfig, name: str, clip: list[int], batches: Sequence[int]) -> None:
-    """Triton replays a graph only for exactly its batch and shape (tensorrt_backend, ``InitializeGraphSpecs``)."""
+    """Record CUDA graphs. Triton replays them only for the exact shape (tensorrt_backend, ``InitializeGraphSpecs``)."""
     del config.optimization.cuda.graph_spec[:]
     config.optimization.cuda.graphs = bool(batches)
     for batch in batches:
@@ -250,9 +250,9 @@ def _record_cuda_graphs(config: ModelConfig, name: str, clip: list[int], batches
 
 
 def _build_inside_onnxruntime(config: ModelConfig, name: str, shapes: Sequence[Sequence[int]]) -> None:
-    """onnxruntime's TensorRT provider, with one profile for all shapes instead of a new engine for each.
+    """Enable onnxruntime's TensorRT provider, with one profile for all shapes instead of a new engine for each.
 
-    ``shapes`` are the smallest, the usual and the largest of the input ``name``.
+    ``shapes`` are the smallest, the usual and the largest shape of the input ``name``.
 
     Without a precision mode onnxruntime makes a strongly typed network, so that the graph's own types hold. Source:
     onnxruntime's documentation, "TensorRT Execution Provider", explicit shape range.
@@ -263,9 +263,9 @@ def _build_inside_onnxruntime(config: ModelConfig, name: str, shapes: Sequence[S
 
 
 def _limit_queue(config: ModelConfig, serving: ServingOptions) -> None:
-    """Refuses requests beyond the limit, where there is one.
+    """Limit the queue, if the options say so; further requests are refused.
 
-    Any policy of the queue ends Triton's prefetching: its batcher then looks for a free instance when a request comes,
+    Any policy of the queue ends Triton's prefetching. Its batcher then looks for a free instance when a request comes,
     and otherwise every 500 ms, so that the last requests of a burst wait that long (Triton's core,
     ``PriorityQueue::SupportPrefetching`` and ``DynamicBatchScheduler::WaitForPayloadSlotAvailable``).
     """
@@ -275,7 +275,7 @@ def _limit_queue(config: ModelConfig, serving: ServingOptions) -> None:
 
 
 def config_text(config: ModelConfig) -> str:
-    """The text of ``config.pbtxt``: deterministic, and parsed back to prove that it says the same.
+    """Return the text of ``config.pbtxt``. It is deterministic, and it is parsed back to prove that nothing is lost.
 
     Raises:
         RuntimeError: the text does not parse back to the same message, which is a bug.
@@ -305,7 +305,7 @@ def _filled(config: ModelConfig, graph: GraphSpec, max_batch_size: int) -> Model
 
 
 def _dims(tensor: TensorSpec, *, time: int) -> list[int]:
-    """A tensor's dimensions as Triton writes them: without the batch, ``time`` for the dynamic one."""
+    """Return a tensor's dimensions as Triton writes them: without the batch, and ``time`` for the dynamic one."""
     return [time if isinstance(size, str) else size for size in tensor.shape[1:]]
 
 

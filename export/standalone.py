@@ -1,4 +1,4 @@
-"""Joins modules of this package to one file that runs without the package."""
+"""Join modules of this package to one file that runs without the package."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BUILD_ENGINES = (
     "export/engine.py",
     "export/bundle_engines.py",
 )
-"""The parts of ``build_engines.py`` in a bundle: a part imports only from those before it."""
+"""The parts of ``build_engines.py`` in a bundle. A part may import only from those before it."""
 
 _PACKAGE = "dfer_deploy"
 
 
 def build_engines_source() -> str:
-    """Return the text of ``build_engines.py``, which needs TensorRT's Python module and the standard library only."""
+    """Return the text of ``build_engines.py``, which needs only TensorRT's Python module and the standard library."""
     root = resources.files(_PACKAGE)
     return joined([(name, root.joinpath(name).read_text(encoding="utf-8")) for name in BUILD_ENGINES])
 
@@ -29,14 +29,14 @@ def build_engines_source() -> str:
 def joined(parts: Sequence[tuple[str, str]]) -> str:
     """Return one module with the content of several; the same parts give the same bytes.
 
-    Imports come first, each once; those of other parts are left out. The docstring is the last part's.
+    Imports come first, each once; those of other parts are omitted. The docstring is the last part's.
 
     Args:
-        parts: name, for example ``export/engine.py``, and source of each module of the package, the imported one first.
+        parts: name (for example ``export/engine.py``) and source of each module, in the order of their imports.
 
     Raises:
-        RuntimeError: a part imports from this package what is not a part before it, or two define the same name. Both
-            are bugs.
+        RuntimeError: a part imports a module of this package that is not a part before it, or two parts define the same
+            name. Both are bugs.
     """
     imports: dict[str, None] = {}
     bodies: list[str] = []
@@ -73,7 +73,7 @@ def _check_import(name: str, node: ast.ImportFrom, owners: dict[str, str]) -> No
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """The names that a statement of a module defines."""
+    """Return the names that a statement of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []

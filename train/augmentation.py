@@ -1,14 +1,14 @@
-"""Random changes of a training clip, the same for all of its frames.
+"""Random changes of a training clip, equal for all of its frames.
 
-What the reference implementation does with Pillow (upstream file ``dataloader/video_transform.py``), in its order:
-rotation and colours first, then crop, resize and flip. With the same numbers drawn the pixels are the same. The
-differences:
+The changes are those that the reference implementation makes with Pillow (upstream file
+``dataloader/video_transform.py``), in its order: rotation and colours first, then crop, resize and flip. For the same
+random numbers the pixels are the same. The differences:
 
 - The ratio of a crop is drawn log-uniformly, as torchvision does; upstream draws it uniformly and then swaps width and
   height half of the time. After ten crops that do not fit, upstream resizes the shorter side and crops at random.
 - Upstream computes every colour change from the original frame and keeps only the last one. With brightness alone, the
   only one that the paper uses, this is the same.
-- Frames come as squares of the recipe's ``decode_size``, which the distributed frames of DFEW (224 × 224) are already.
+- Frames are squares of the recipe's ``decode_size``, like the distributed frames of DFEW (224 × 224).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from dfer_deploy.clips.reading import Clip
 from dfer_deploy.train.recipe import AugmentRecipe
 
 _TRIES = 10
+"""Number of random crops that are tried."""
 
 
 def _hue_shifted(image: Image.Image, turns: float) -> Image.Image:
-    """As torchvision's ``adjust_hue``: Pillow's HSV has 256 hues, and the shift is rounded towards 0."""
+    """Shift the hue as torchvision's ``adjust_hue``: Pillow's HSV has 256 hues, and the shift is rounded towards 0."""
     hue, saturation, value = image.convert("HSV").split()
     shifted = (np.asarray(hue, dtype=np.int64) + int(turns * 255)) % 256
     return Image.merge("HSV", (Image.fromarray(shifted.astype(np.uint8)), saturation, value)).convert("RGB")
@@ -43,7 +44,7 @@ _COLOURS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of whole pixels and whether it is mirrored."""
+    """A rectangle of whole pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -54,12 +55,12 @@ class Crop:
 
 @dataclass(frozen=True)
 class Variation:
-    """Everything that is done to the frames of a clip.
+    """All changes of a clip's frames.
 
     Attributes:
         crop: the rectangle that is kept.
-        angle: degrees, counter-clockwise; the corners become black.
-        colours: names and factors (turns for the hue), in the order in which they are applied.
+        angle: rotation in degrees, counter-clockwise; the corners become black.
+        colours: names of the colour changes and their factors (turns for the hue), in the order of their application.
     """
 
     crop: Crop
@@ -68,7 +69,7 @@ class Variation:
 
 
 def random_variation(height: int, width: int, recipe: AugmentRecipe, rng: np.random.Generator) -> Variation:
-    """Draws what becomes of a clip of ``height`` × ``width`` pixels."""
+    """Draw the changes of a clip of ``height`` × ``width`` pixels."""
     crop = random_crop(height, width, recipe, rng)
     angle = rng.uniform(-recipe.rotation, recipe.rotation) if recipe.rotation else 0.0
     colours = []
@@ -81,15 +82,15 @@ def random_variation(height: int, width: int, recipe: AugmentRecipe, rng: np.ran
 
 
 def varied(frames: Clip, variation: Variation, image_size: int) -> Clip:
-    """Changes every frame alike.
+    """Apply the same changes to every frame.
 
     Args:
         frames: uint8 [T, H, W, 3].
-        variation: what to do.
-        image_size: S.
+        variation: the changes.
+        image_size: S, the side of the result in pixels.
 
     Returns:
-        uint8 [T, S, S, 3].
+        The changed frames, uint8 [T, S, S, 3].
     """
     if variation.angle or variation.colours:
         frames = np.stack([np.asarray(_coloured(_rotated(frame, variation.angle), variation)) for frame in frames])
@@ -97,7 +98,7 @@ def varied(frames: Clip, variation: Variation, image_size: int) -> Clip:
 
 
 def _rotated(frame: Clip, angle: float) -> Image.Image:
-    """Pillow's rotation takes the nearest pixel, as upstream."""
+    """Rotate a frame with the nearest pixel, as upstream."""
     image = Image.fromarray(frame)
     return image.rotate(angle) if angle else image
 
@@ -109,10 +110,10 @@ def _coloured(image: Image.Image, variation: Variation) -> Image.Image:
 
 
 def random_crop(height: int, width: int, recipe: AugmentRecipe, rng: np.random.Generator) -> Crop:
-    """A crop of random area and ratio, anywhere in a picture of ``height`` × ``width`` pixels.
+    """Draw a crop of random area and ratio, anywhere in a picture of ``height`` × ``width`` pixels.
 
-    As torchvision's RandomResizedCrop: the ratio is drawn log-uniformly; after ten crops that do not fit, the largest
-    one in the middle that has an allowed ratio is taken.
+    As in torchvision's RandomResizedCrop, the ratio is drawn log-uniformly. After ten crops that do not fit, the result
+    is the largest crop in the middle with an allowed ratio.
     """
     mirrored = bool(rng.random() < recipe.flip)
     smallest, largest = recipe.crop_ratio
@@ -129,19 +130,19 @@ def random_crop(height: int, width: int, recipe: AugmentRecipe, rng: np.random.G
 
 
 def cropped(frames: Clip, crop: Crop, image_size: int) -> Clip:
-    """Cuts, resizes and mirrors every frame alike.
+    """Cut, resize and mirror every frame in the same way.
 
     Args:
         frames: uint8 [T, H, W, 3].
-        crop: what to cut out.
-        image_size: S.
+        crop: the rectangle to cut out.
+        image_size: S, the side of the result in pixels.
 
     Returns:
-        uint8 [T, S, S, 3]; Pillow's bilinear filter, which averages where it makes the picture smaller.
+        uint8 [T, S, S, 3], resized with Pillow's bilinear filter, which averages when it reduces the size.
     """
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     size = (image_size, image_size)
-    # Cut first: the filter of a resize with a box would also look at pixels around the box.
+    # Cut first, because the filter of a resize with a box would also use pixels around the box.
     out = np.stack(
         [np.asarray(Image.fromarray(frame).crop(box).resize(size, Image.Resampling.BILINEAR)) for frame in frames]
     )

@@ -1,4 +1,4 @@
-"""What a run shows besides its table: scalars for TensorBoard while it goes on, and a picture of its curves."""
+"""The curves of a run: scalars for TensorBoard during the run, and a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dfer_deploy.console import warn
 from dfer_deploy.files import atomic_file
 
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""Of Okabe and Ito's palette ("Color Universal Design", 2008), which colour-blind people tell apart."""
+"""From Okabe and Ito's palette ("Color Universal Design", 2008), which colour-blind people can distinguish."""
 
 _PART_STYLES = {
     "temporal": ("temporal model", _BLUE, "-"),
@@ -21,14 +21,14 @@ _PART_STYLES = {
 
 
 class Scalars:
-    """Scalars for TensorBoard over the number of steps. Where they cannot be written, that is said once."""
+    """Scalars for TensorBoard over the number of steps. If they cannot be written, one warning is shown."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Opens the folder.
+        """Open the folder.
 
         Args:
-            folder: of the event files, created if need be.
-            first_step: scalars of an earlier part of the run from this step on are not shown.
+            folder: folder of the event files, created if necessary.
+            first_step: scalars of an earlier part of the run from this step on are hidden.
         """
         self._writer: Any = None
         try:
@@ -42,7 +42,7 @@ class Scalars:
             self._give_up(error)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars of one step."""
+        """Write the scalars of one step."""
         try:
             for name, value in values.items():
                 if self._writer is not None:
@@ -51,7 +51,7 @@ class Scalars:
             self._give_up(error)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write the remaining scalars and close the file."""
         try:
             if self._writer is not None:
                 self._writer.close()
@@ -64,12 +64,12 @@ class Scalars:
 
 
 def write_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Draws loss, accuracies and learning rates over the epochs as a PNG, atomically.
+    """Draw loss, accuracies and learning rates over the epochs as a PNG, atomically.
 
     Args:
-        path: the picture.
-        history: of every epoch, as in ``state.Progress``; at least one.
-        title: above the curves.
+        path: path of the picture.
+        history: one entry for every epoch, as in ``state.Progress``; at least one.
+        title: title above the curves.
 
     Raises:
         DferDeployError: the picture cannot be written.

@@ -1,4 +1,4 @@
-"""The clips of a training run: read once or again and again, sampled, varied and batched."""
+"""The clips of a training run: read, sampled, changed at random and batched."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ from dfer_deploy.train.augmentation import cropped, random_crop, random_variatio
 from dfer_deploy.train.recipe import AugmentRecipe
 
 _BATCHES_AHEAD = 2
+"""Number of batches that are prepared in advance."""
 
 T = TypeVar("T")
 
 
 class TrainingClips:
-    """Labelled clips that differ in every epoch: other frames, other crops, mirrored or not.
+    """Labelled clips that differ in every epoch by their frames, crops and mirroring.
 
-    What a clip looks like depends only on the seed, the epoch and its place in the list (and, in the balanced order, on
-    how often it has been shown in this epoch), whichever thread, process or step prepares it. An epoch is in the order
-    of all listed clips; one that cannot be read is missing from its batch and moves no other.
+    A clip's appearance depends only on the seed, the epoch and its index in the list; in the balanced order, also on
+    how often it has been shown in this epoch. It does not depend on the thread, process or step that prepares it. The
+    order of an epoch includes all listed clips. A clip that cannot be read is missing from its batch and does not move
+    any other.
 
     Attributes:
         annotations: all clips of the list.
-        unreadable: by name, the clips that cannot be read, with the reason. They are left out, each is warned about
-            once, and more than 5 % of them end the training.
-        found: those that batches had to leave out and that ``leave_out`` has not been told of: several processes find
-            different ones, and must end alike.
+        unreadable: for each clip that cannot be read, its name and the reason. Such a clip is omitted with one warning.
+            If more than 5 % of the clips are unreadable, training ends.
+        found: unreadable clips that batches had to omit and that were not yet passed to ``leave_out``. Several
+            processes find different ones, and must end together.
     """
 
     def __init__(
@@ -53,20 +55,20 @@ class TrainingClips:
         cache: bool = False,
         balanced: bool = False,
     ) -> None:
-        """Looks whether the clips are there; with ``cache`` all frames are decoded now, which changes nothing else.
+        """Check that the clips exist. With ``cache``, all frames are decoded now, which changes nothing else.
 
         Args:
             annotations: the clips.
             image_size: S, the side of the model's input in pixels.
             augment: the random changes.
-            seed: of everything random.
-            decode_size: side of the frames before the crop; None takes S.
+            seed: seed of everything random.
+            decode_size: side of the frames before the crop in pixels; None for S.
             cache: keep all decoded frames in memory.
-            balanced: show every class equally often in an epoch, which stays as long as it is: clips of small classes
-                come several times, each time varied anew, and of large ones another part in every epoch.
+            balanced: show every class equally often in an epoch of unchanged length. Clips of small classes are shown
+                several times with different changes; large classes show a different part in every epoch.
 
         Raises:
-            DferDeployError: more than 5 % of the clips are not there.
+            DferDeployError: more than 5 % of the clips do not exist.
         """
         self.annotations = annotations
         self.image_size = image_size
@@ -83,24 +85,24 @@ class TrainingClips:
             self.leave_out({a.name: str(p) for a, p in zip(annotations, problems, strict=True) if p is not None})
             if cache:
                 read = progress(pool.map(self._decoded, annotations), "reading clips", len(annotations))
-                # What cannot be decoded as a whole is read when its turn comes, as without the cache.
+                # A clip that cannot be decoded completely is read in its batch, as without the cache.
                 self._frames = [None if isinstance(clip, DferDeployError) else clip for clip in read]
 
     def __len__(self) -> int:
-        """Clips in an epoch, those that cannot be read included."""
+        """Return the number of clips in an epoch, including those that cannot be read."""
         return len(self.annotations)
 
     def clip(self, index: int, epoch: int, frames_per_clip: int = MAX_FRAMES, repetition: int = 0) -> Clip:
-        """uint8 [T, S, S, 3] of the clip at ``index`` of the list as it looks in ``epoch``, T = ``frames_per_clip``.
+        """Return the clip at an index of the list as it looks in an epoch, uint8 [T, S, S, 3], T = ``frames_per_clip``.
 
         Raises:
-            DferDeployError: it cannot be read.
+            DferDeployError: the clip cannot be read.
         """
         rng = np.random.default_rng([self.seed, epoch, index, repetition])
         start = rng.bit_generator.state
 
         def sampler(count: int) -> Indices:
-            rng.bit_generator.state = start  # a video that states a wrong number of frames asks again
+            rng.bit_generator.state = start  # a video that states a wrong number of frames calls this twice
             return training_indices(count, rng, frames_per_clip)
 
         frames = self._sampled(index, sampler)
@@ -115,20 +117,20 @@ class TrainingClips:
         start_step: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All clips in the random order of an epoch, prepared ahead in threads.
+        """Yield all clips in the random order of an epoch, prepared in advance by threads.
 
         Args:
-            epoch: which order, and which look of the clips.
-            batch_size: clips in a joint batch.
-            frames_per_clip: T.
-            start_step: so many first batches are passed over without reading them.
-            shard: (rank, world): every joint batch is cut into ``world`` parts that follow each other in its order and
-                differ by at most one clip, and this is the part of ``rank``.
+            epoch: number of the epoch, which decides the order and the appearance of the clips.
+            batch_size: number of clips in a joint batch.
+            frames_per_clip: T, the number of frames of a clip.
+            start_step: number of first batches that are skipped without reading them.
+            shard: (rank, world). Every joint batch is cut into ``world`` consecutive parts that differ by at most one
+                clip, and this process gets the part of ``rank``.
 
         Yields:
-            Frames, uint8 [B, T, S, S, 3], and labels, int64 [B]. The last batch may be smaller, and a clip that turns
-            out to be unreadable is missing from its batch; so a part may even be empty, B = 0, because every rank gets
-            the same number of batches. Such clips are added to ``found``.
+            Frames, uint8 [B, T, S, S, 3], and labels, int64 [B]. The last batch may be smaller. A clip that turns out
+            to be unreadable is missing from its batch and is added to ``found``. A part may be empty (B = 0), because
+            every rank gets the same number of batches.
         """
         rank, world = shard
         order = self._order(epoch)
@@ -149,11 +151,11 @@ class TrainingClips:
                 while pending:
                     yield self._batch(pending.popleft(), frames_per_clip)
             finally:
-                # Whoever stops early (Ctrl-C, an unreadable clip) does not wait for clips that nobody wants.
+                # After an early end (Ctrl-C, an unreadable clip), do not wait for clips that are no longer needed.
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def example_frames(self, count: int) -> Clip:
-        """About ``count`` unchanged frames of clips from all over the list, uint8 [N, S, S, 3]."""
+        """Return about ``count`` unchanged frames of clips from all over the list, uint8 [N, S, S, 3]."""
         per_clip, total = 4, len(self)
         chosen = np.linspace(0, total - 1, min(total, max(1, count // per_clip))).round().astype(int)
         examples = (
@@ -165,7 +167,7 @@ class TrainingClips:
         return np.concatenate([frames for frames in examples if frames is not None])
 
     def first_readable(self, indices: Iterable[int], read: Callable[[int], T]) -> T | None:
-        """What ``read`` gives for the first of some places in the list whose clip can be read; the others are left out.
+        """Return the result of ``read`` for the first of some indices whose clip can be read; omit the others.
 
         Raises:
             DferDeployError: more than 5 % of the clips cannot be read.
@@ -178,14 +180,14 @@ class TrainingClips:
         return None
 
     def unchanged(self, index: int, frames_per_clip: int = MAX_FRAMES) -> Clip:
-        """uint8 [T, S, S, 3] of the clip at ``index`` of the list as it is, T frames spread over all of it."""
+        """Return the clip at an index of the list unchanged, uint8 [T, S, S, 3], its T frames spread over all of it."""
         whole = AugmentRecipe(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
         crop = random_crop(self.decode_size, self.decode_size, whole, np.random.default_rng(0))
         frames = self._sampled(index, lambda count: sample_indices(count, frames_per_clip))
         return cropped(frames, crop, self.image_size)
 
     def _order(self, epoch: int) -> list[tuple[int, int]]:
-        """Places in the list, each with how often it has come before."""
+        """Return indices in the list, each with how often it has occurred before."""
         rng = np.random.default_rng([self.seed, epoch])
         if not self.balanced:
             return [(index, 0) for index in rng.permutation(len(self)).tolist()]
@@ -229,13 +231,13 @@ class TrainingClips:
         return frames[sampler(len(frames))]
 
     def leave_out(self, problems: Mapping[str, str]) -> None:
-        """Warns about the clips that were not known to be unreadable.
+        """Warn about the clips that were not known to be unreadable, and omit them.
 
         Args:
-            problems: by name, why a clip cannot be read; in every process the same.
+            problems: for each clip that cannot be read, its name and the reason; the same in every process.
 
         Raises:
-            DferDeployError: they are more than 5 % now.
+            DferDeployError: more than 5 % of the clips are unreadable now.
         """
         new = {name: reason for name, reason in problems.items() if name not in self.unreadable}
         self.unreadable |= new
@@ -250,14 +252,14 @@ class TrainingClips:
             warn(f"{len(new)} of {len(self.annotations)} training clips cannot be read and are left out:{lines}")
 
     def _problem(self, annotation: Annotation) -> DferDeployError | None:
-        """Why a clip cannot be read, as far as that can be told without decoding it."""
+        """Return why a clip cannot be read, as far as that is known without decoding it; None if it can."""
         if is_present(annotation.path):
             return None
         clip = self._decoded(annotation)
         return clip if isinstance(clip, DferDeployError) else None
 
     def _decoded(self, annotation: Annotation) -> Clip | DferDeployError:
-        """All frames, or why there are none."""
+        """Return all frames of a clip, or why there are none."""
         try:
             return clip_from_path(annotation.path, self.decode_size, np.arange)
         except DferDeployError as error:
@@ -265,16 +267,17 @@ class TrainingClips:
 
 
 def frame_interval_s(annotations: Sequence[Annotation], frames_per_s: float) -> float:
-    """Seconds between two of the 16 frames that the model sees of a clip of median length.
+    """Return the seconds between two of the 16 frames that the model sees of a clip of median length.
 
-    Longer clips are thinned to 16 frames; shorter ones are taken frame by frame.
+    Longer clips are thinned to 16 frames. Shorter clips are used frame by frame.
 
     Args:
-        annotations: the clips, at least one. Folders are counted; of a video or an absent folder the list is believed.
-        frames_per_s: of the clips.
+        annotations: the clips, at least one. Frames in folders are counted; for videos and absent folders the list's
+            number is used.
+        frames_per_s: frames per second of the clips.
 
     Raises:
-        DferDeployError: videos are not cut into such steps.
+        DferDeployError: videos cannot be cut at such an interval.
     """
     interval_s = max(1.0, statistics.median(map(_frames_of, annotations)) / MAX_FRAMES) / frames_per_s
     try:

@@ -1,4 +1,4 @@
-"""Descriptors of expressions: a language model's answers made into class texts, and the file that holds them.
+"""Descriptors of expressions: class texts made from a language model's answers, and the file that contains them.
 
 Zhao and Patras, BMVC 2023, section 3.3: a large language model is asked which visual features are useful for each
 expression, and its features become one text, such as "widened eyes, an open mouth, and raised eyebrows.". The file is
@@ -23,13 +23,16 @@ else:
     import tomli as tomllib
 
 QUESTION = "What are useful visual features for the facial expression of {name}?"
-"""The paper's question (section 3.3)."""
+"""The question of the paper (section 3.3)."""
 
-MOST_TOKENS = 77 - 2 - 16
-"""Of a descriptor: CLIP reads 77 tokens, with start, end and the paper's largest number of contexts among them."""
+MAX_TOKENS = 77 - 2 - 16
+"""Largest number of tokens of a descriptor. CLIP reads 77 tokens, which include start, end and up to 16 contexts."""
 
-_LARGEST_FILE = 1 << 20
-_LONGEST_ANSWER = 20_000
+_MAX_BYTES = 1 << 20
+"""Largest prompts file. It contains a sentence for each class, so a larger file is a mistake."""
+
+_MAX_ANSWER_LENGTH = 20_000
+"""Largest number of characters of an answer that are read. Useful answers have a few hundred."""
 
 _ITEM = re.compile(r"\s*(?:[-*•–·]|\(?\d{1,2}[.):])\s+(.+)")
 _INTRODUCTION = re.compile(
@@ -40,17 +43,17 @@ _BETWEEN = re.compile(r"\s*[,;]\s*(?:and\s+|or\s+)?")
 
 
 class UnusableAnswerError(DferDeployError):
-    """A language model's answer without a feature that CLIP could read."""
+    """The answer of a language model does not contain a feature that CLIP could read."""
 
 
 def features_from_answer(answer: str) -> list[str]:
-    """The features in an answer, in its order, in lower case and without repetitions.
+    """Return the features in an answer, in its order, in lower case and without repetitions.
 
-    An answer with a bulleted or numbered list gives one feature for each item: what stands before a colon or a dash, or
-    all of an item whose first word alone stands before it ("Eyes: wide open" becomes "eyes wide open"). Prose is split
-    at its commas, without "… features are", "… include" and the like in front.
+    In a bulleted or numbered list, each item gives one feature: the text before a colon or a dash, or the whole item if
+        only one word stands before it ("Eyes: wide open" becomes "eyes wide open"). Other text is split at its commas,
+        after removing beginnings such as "… features are" and "… include".
     """
-    lines = _printable(answer[:_LONGEST_ANSWER]).splitlines()
+    lines = _printable(answer[:_MAX_ANSWER_LENGTH]).splitlines()
     items = [match.group(1) for line in lines if (match := _ITEM.fullmatch(line))]
     if items:
         pieces = [_headline(item) for item in items]
@@ -62,10 +65,10 @@ def features_from_answer(answer: str) -> list[str]:
 
 
 def descriptor_from_features(features: Sequence[str]) -> tuple[str, list[str]]:
-    """One sentence of as many features as CLIP reads, and those at the end that did not fit.
+    """Join as many features as CLIP reads into one sentence; return it and the features that did not fit.
 
     Raises:
-        UnusableAnswerError: there are fewer than two features (a refusal is often one sentence), or the first alone
+        UnusableAnswerError: there are fewer than two features (a refusal is often one sentence), or the first one alone
             is too long.
     """
     from dfer_deploy.model.prompts import class_tokens
@@ -76,28 +79,28 @@ def descriptor_from_features(features: Sequence[str]) -> tuple[str, list[str]]:
         )
     for count in range(len(features), 0, -1):
         text = _sentence(features[:count])
-        if len(class_tokens(text)) <= MOST_TOKENS:
+        if len(class_tokens(text)) <= MAX_TOKENS:
             return text, list(features[count:])
     raise UnusableAnswerError(
-        f"the feature {features[0][:80]!r} is longer than {MOST_TOKENS} tokens, CLIP reads no more"
+        f"the feature {features[0][:80]!r} is longer than {MAX_TOKENS} tokens, CLIP reads no more"
     )
 
 
 def read_descriptors(path: Path) -> dict[str, str]:
-    """Descriptors by class name.
+    """Read the descriptors in a file, by class name.
 
     Raises:
-        DferDeployError: the file is missing, no prompts file, or holds something else than texts.
+        DferDeployError: the file is missing, is not a prompts file, or contains values other than texts.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
-        table = tomllib.loads(data.decode("utf-8")) if len(data) <= _LARGEST_FILE else {}
+            data = file.read(_MAX_BYTES + 1)
+        table = tomllib.loads(data.decode("utf-8")) if len(data) <= _MAX_BYTES else {}
     except OSError as error:
         raise TrainingError(
             f"the prompts file {path} cannot be read ({error.strerror}); dfer-deploy describe writes one"
         ) from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as is a number of too many digits
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number with too many digits
         raise TrainingError(f"the prompts file {path} is not valid TOML ({error}); correct it") from error
     descriptors = table.get("descriptors")
     if not isinstance(descriptors, dict) or len(table) != 1:
@@ -111,8 +114,8 @@ def read_descriptors(path: Path) -> dict[str, str]:
 
 
 def write_descriptors(path: Path, descriptors: Mapping[str, str], model: str) -> None:
-    """Writes the file that ``read_descriptors`` reads, atomically; ``model`` is named in a comment."""
-    # JSON's strings are TOML's basic strings, as long as every character is printable.
+    """Write the file that ``read_descriptors`` reads, atomically, with the name of the language model in a comment."""
+    # JSON's strings are TOML's basic strings if every character is printable.
     rows = [
         f"{json.dumps(n, ensure_ascii=False)} = {json.dumps(t, ensure_ascii=False)}" for n, t in descriptors.items()
     ]
@@ -127,10 +130,10 @@ def write_descriptors(path: Path, descriptors: Mapping[str, str], model: str) ->
 
 
 def descriptors_for(class_names: Sequence[str], descriptors: Mapping[str, str], path: Path) -> tuple[str, ...]:
-    """The descriptor of every class.
+    """Return the descriptor of every class, in the order of the classes.
 
     Raises:
-        DferDeployError: a class has none; the nearest name in the file is given.
+        DferDeployError: a class does not have a descriptor; the message names the most similar name in the file.
     """
     for name in class_names:
         if name not in descriptors:
@@ -143,7 +146,7 @@ def descriptors_for(class_names: Sequence[str], descriptors: Mapping[str, str], 
 
 
 def _printable(text: str) -> str:
-    """Without markup and without what a terminal would obey."""
+    """Remove markup, and characters that a terminal would obey."""
     text = _TERMINAL_ESCAPE.sub("", text)
     text = re.sub(r"[*_`#]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}", "", text.replace("\t", " ").replace("\r", "\n"))
     return "".join(character for character in text if character.isprintable() or character == "\n")

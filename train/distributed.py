@@ -1,7 +1,7 @@
-"""The processes of one training: one by default, several when ``torchrun`` started them.
+"""The processes of one training: one by default, several if ``torchrun`` started them.
 
-``torchrun --nproc-per-node N -m dfer_deploy train …`` says in the environment who is who (PyTorch's documentation,
-"torchrun (Elastic Launch)"): ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and where they meet.
+``torchrun --nproc-per-node N -m dfer_deploy train …`` describes the processes in environment variables (PyTorch's
+documentation, "torchrun (Elastic Launch)"): ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and the address where they meet.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from dfer_deploy.errors import DferDeployError, TrainingError
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=2)
-"""The first process evaluates while the others wait for it. One that has died is noticed at once."""
+"""Longest wait for another process: the first process evaluates while the others wait. A process that has died is
+noticed at once."""
 
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "Socket Timeout", "Timed out", "gloo", "NCCL")
-"""What the messages of a broken connection have in them; gloo raises plain RuntimeErrors."""
+"""Parts of the messages of a broken connection. gloo raises plain RuntimeErrors."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Who takes part in a training.
+    """The processes of a training, seen from one of them.
 
     Attributes:
-        rank: number of this process, 0 ≤ rank < world. The first one, 0, is the only one that writes and speaks.
+        rank: number of this process, 0 ≤ rank < world. Only the first one, 0, writes files and prints.
         world: number of processes.
-        device: where this process computes; for the sums of all processes too.
+        device: device on which this process computes; also used for sums over all processes.
     """
 
     rank: int
@@ -47,7 +48,7 @@ class Processes:
         return self.rank == 0
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over the processes, in float64."""
+        """Return each value summed over the processes, in float64."""
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -55,7 +56,7 @@ class Processes:
         return total.tolist()
 
     def merged(self, values: Mapping[str, str]) -> dict[str, str]:
-        """The entries of all processes together, in every one of them in the same order."""
+        """Return the entries of all processes, in the same order in every process."""
         if self.world == 1:
             return dict(values)
         parts: list[dict[str, str]] = [{}] * self.world
@@ -63,10 +64,10 @@ class Processes:
         return {name: value for part in parts for name, value in part.items()}
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives in the first process, in all of them; it is called in no other.
+        """Call ``make`` in the first process only, and return its result in all processes.
 
         Raises:
-            DferDeployError: what ``make`` raised, in every process.
+            DferDeployError: the error of ``make``, in every process.
         """
         if self.world == 1:
             return make()
@@ -84,16 +85,16 @@ class Processes:
 
 @contextlib.contextmanager
 def training_processes(device: str) -> Iterator[Processes]:
-    """Joins the processes that ``torchrun`` started (gloo on a CPU, NCCL on CUDA); without it there is just this one.
+    """Join the processes that ``torchrun`` started (gloo on a CPU, NCCL on CUDA); without it, return just this one.
 
-    Within another such context it gives the same processes again.
+    Inside another such context it returns the same processes again.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        DferDeployError: the environment is not torchrun's, the device is absent, the others do not come, or one of them
-            ended before its time.
+        DferDeployError: the environment is not torchrun's, the device is absent, or another process does not start or
+            ended too early.
     """
     world, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
     absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -114,7 +115,7 @@ def training_processes(device: str) -> Iterator[Processes]:
                 torch.cuda.set_device(own)
             dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=_TIMEOUT)
             yield Processes(rank, world, own)
-            # Not after an error: leaving a group can wait for a process that is gone.
+            # Not after an error, because leaving a group can wait for a process that has ended.
             dist.destroy_process_group()
     finally:
         stdout.quiet, stderr.quiet = quiet
@@ -124,7 +125,7 @@ def training_processes(device: str) -> Iterator[Processes]:
 def _lost_processes() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch's DistError is one
+    except RuntimeError as error:  # torch's DistError is a RuntimeError
         if not isinstance(error, dist.DistError) and not any(text in str(error) for text in _LOST):
             raise
         raise TrainingError(
@@ -134,7 +135,7 @@ def _lost_processes() -> Iterator[None]:
 
 
 def _number(name: str, least: int) -> int:
-    """Of the environment; ``least`` where it is not there."""
+    """Return a number from the environment; ``least`` if it is not set."""
     text = os.environ.get(name, str(least))
     if not text.isdecimal() or int(text) < least:
         raise TrainingError(

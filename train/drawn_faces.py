@@ -1,4 +1,4 @@
-"""Draws one cartoon face: who it is, how the head is turned, and which action units are at work."""
+"""Draw one cartoon face from an identity, a pose of the head, and action units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ACROSS = np.linspace(-1.0, 1.0, 17)
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same in every clip of one person. Lengths are in half face widths; y points down."""
+    """What is the same in every clip of one person. Lengths are in half face widths; y points down."""
 
     skin: Colour
     hair: Colour
@@ -51,7 +51,7 @@ class Identity:
 
 
 def random_identity(rng: np.random.Generator) -> Identity:
-    """A person drawn from the generator. The face at rest already differs in brows, eyes and mouth corners."""
+    """Draw a person at random. The face at rest already differs in brows, eyes and mouth corners."""
     skin = _between(_SKINS, rng)
     hair = _between(_HAIR, rng)
     return Identity(
@@ -82,13 +82,13 @@ def random_identity(rng: np.random.Generator) -> Identity:
 
 
 def draw_face(backdrop: Image.Image, identity: Identity, pose: Pose, units: ActionUnits) -> Image.Image:
-    """Draws a face on a copy of the backdrop.
+    """Draw a face on a copy of the backdrop.
 
     Args:
         backdrop: RGB and square, SUPERSAMPLING times larger than the result.
-        identity: who it is.
-        pose: how the head stands.
-        units: which movements the face makes.
+        identity: the person.
+        pose: the pose of the head.
+        units: the movements of the face.
 
     Returns:
         An RGB image of the backdrop's side length / SUPERSAMPLING.

@@ -1,6 +1,6 @@
-"""The files in which the drawn data set can be written: those of the real data sets, so that reading them can be tried.
+"""The layouts of the drawn data set: files like those of the real data sets, so that reading them can be tried.
 
-What the formats were read in is said in ``train.layouts``.
+``train.layouts`` names the sources of the formats.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 LAYOUTS: tuple[Layout, ...] = ("lists", "dfew", "ferv39k", "mafw")
 
 FOLDS = 5
-"""Of DFEW and MAFW, here made of persons: nobody is in the training and the test list of the same fold."""
+"""Number of folds of DFEW and MAFW. Here they separate persons: nobody is in both lists of a fold."""
 
 _DFEW_LABELS = {"happiness": 1, "sadness": 2, "neutral": 3, "anger": 4, "surprise": 5, "disgust": 6, "fear": 7}
 _FERV39K_LABELS = {
@@ -28,21 +28,21 @@ _FERV39K_LABELS = {
     "fear": "Fear",
 }
 _FERV39K_SCENES = ("Action", "DailyLife", "Interview", "School")
-"""Some of the 22: which scene a person is in means nothing here."""
+"""Some of the 22 scenes. Here the scene of a person has no meaning."""
 
 
 @dataclass(frozen=True)
 class DrawnClip:
-    """What a list says about a clip.
+    """The properties of a clip that lists contain.
 
     Attributes:
-        split: in which list it is where there are no folds.
-        index: counts the clips of the split from 0.
-        number: counts all clips of the data set from 1.
-        person: counts the persons of the split from 0.
-        identity: counts all persons of the data set from 0.
-        class_name: its expression.
-        label: its class index.
+        split: the list that contains it, if there are no folds.
+        index: number of the clip in its split, from 0.
+        number: number of the clip in the data set, from 1.
+        person: number of the person in the split, from 0.
+        identity: number of the person in the data set, from 0.
+        class_name: name of its expression.
+        label: index of its class.
     """
 
     split: Split
@@ -55,7 +55,7 @@ class DrawnClip:
 
 
 def clip_folder(layout: Layout, clip: DrawnClip) -> str:
-    """The folder of a clip's frames, relative to the data set."""
+    """Return the folder of a clip's frames, relative to the data set."""
     if layout == "dfew":
         return f"Clip/clip_224x224/{clip.number:05d}"
     if layout == "ferv39k":
@@ -66,14 +66,14 @@ def clip_folder(layout: Layout, clip: DrawnClip) -> str:
 
 
 def lists_of(layout: Layout, clips: Iterable[tuple[DrawnClip, int]]) -> dict[str, str]:
-    """The lists of a data set.
+    """Return the lists of a data set.
 
     Args:
-        layout: whose format.
-        clips: each with its number of frames, which only ``lists`` states.
+        layout: the data set whose format is used.
+        clips: the clips, each with its number of frames, which only the layout ``lists`` contains.
 
     Returns:
-        From the path relative to the data set to the text.
+        The text of each list, by its path relative to the data set.
     """
     parts = list(clips)
     files = {}

@@ -1,4 +1,4 @@
-"""Answers of a model on labelled clips, for scores during and after training."""
+"""Run a model on labelled clips, for scores during and after training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered.
+    """The answers of a model to labelled clips.
 
     Attributes:
         annotations: the clips, in the order of the rows.
@@ -32,17 +32,17 @@ class Evaluation:
     labels: npt.NDArray[np.int64]
 
     def score(self, class_names: Sequence[str]) -> Score:
-        """UAR, WAR and recalls of the most probable classes."""
+        """Return UAR, WAR and recalls of the most probable classes."""
         return score(self.labels, self.logits.argmax(axis=1), class_names)
 
 
 def evaluate(model: DferClip, clips: Iterable[tuple[Annotation, Clip]], batch_size: int = 32) -> Evaluation:
-    """Runs a model over clips; it is left in the mode (training or evaluation) that it was in.
+    """Run a model on clips. Its mode (training or evaluation) is restored afterwards.
 
     Args:
-        model: on any device, where the clips are sent.
-        clips: uint8 [16, S, S, 3] each.
-        batch_size: clips in one pass.
+        model: the model; the clips are sent to its device.
+        clips: clips with their annotations, uint8 [16, S, S, 3] each.
+        batch_size: number of clips in one pass.
 
     Raises:
         DferDeployError: there are no clips.

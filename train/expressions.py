@@ -1,4 +1,4 @@
-"""How an expression moves a drawn face: action units, the seven classes made of them, and their course over a clip.
+"""The movements of a drawn face: action units, the seven classes made of them, and their course over a clip.
 
 The action units and their combinations follow the Facial Action Coding System (Ekman, Friesen & Hager 2002) and
 EMFACS, as far as a cartoon can show them.
@@ -90,16 +90,16 @@ _VARIANTS: dict[str, tuple[dict[str, float], ...]] = {
 
 
 def movement(class_name: str, frames: int, rng: np.random.Generator) -> list[ActionUnits]:
-    """The action units of every frame of one clip.
+    """Return the action units of every frame of one clip.
 
-    An expression rises from a near-neutral face, stays for a while and falls again, at times and with intensities
-    that the generator draws, so that many single frames fit several classes. Every clip has blinks and small
-    movements, and many have speech; a neutral clip has nothing else.
+    An expression rises from a near-neutral face, stays for a while and falls again. Times and intensities are random,
+    so that many single frames fit several classes. Every clip has blinks and small movements, and many have speech; a
+    neutral clip has nothing else.
 
     Args:
         class_name: one of CLASS_NAMES.
-        frames: length of the clip, at least 2.
-        rng: the clip's own generator.
+        frames: number of frames, at least 2.
+        rng: random generator of the clip.
     """
     time = np.linspace(0.0, 1.0, frames)
     units = np.zeros((frames, len(_NAMES)))
@@ -110,7 +110,7 @@ def movement(class_name: str, frames: int, rng: np.random.Generator) -> list[Act
     apex_end = rng.uniform(0.6, 0.85)
     offset = rng.uniform(apex_end + 0.07, 0.97)
     for name, intensity in variants[int(rng.integers(len(variants)))].items():
-        # Muscles do not move in step: each has its own lag and its own share.
+        # Muscles do not move in step: each has its own lag and intensity.
         lag = rng.normal(0.0, 0.02)
         course = _smooth_step(time, onset + lag, apex_start + lag) - _smooth_step(time, apex_end + lag, offset + lag)
         units[:, _INDEX[name]] += intensity * strength * rng.uniform(0.75, 1.15) * course
@@ -134,7 +134,7 @@ def _add_small_movements(units: Array, time: Array, rng: np.random.Generator) ->
     amplitude = np.abs(rng.normal(0.0, 0.07, count))
     amplitude[_INDEX["blink"]] = 0.0
     units += amplitude * np.sin(2 * np.pi * (time[:, None] * rng.uniform(0.3, 1.5, count) + rng.random(count)))
-    # A brief flash of one movement that belongs to another class, too weak and too short to decide.
+    # A brief flash of one movement from another class, too weak and too short to decide.
     if rng.random() < 0.5:
         flash = rng.uniform(0.1, 0.9)
         width = rng.uniform(0.03, 0.08)

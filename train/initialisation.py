@@ -1,10 +1,10 @@
-"""The model before its first step: sizes and texts of the recipe, starting weights, and what is frozen.
+"""The model before its first step: sizes and texts of the recipe, starting weights, and frozen parts.
 
-Without pretrained weights, ``fast_start`` chooses some so that a few minutes of training are enough. A vision
-transformer with random weights spends most of its first epochs on finding out that pixels are correlated and that
-places matter. Both can be told to it: the patch embedding starts as a whitening of the data's own patches (as the first
-layer in Coates and Ng, "Learning Feature Representations with K-means", 2012, and in Jordan, "94 % on CIFAR-10 in
-3.29 Seconds on a Single GPU", 2024), and positions start as different as patches are.
+Without pretrained weights, ``fast_start`` chooses starting weights with which a few minutes of training are enough. A
+vision transformer with random weights needs most of its first epochs to learn that pixels are correlated and that
+positions matter. ``fast_start`` provides both. The patch embedding starts as a whitening of the data's own patches (as
+the first layer in Coates and Ng, "Learning Feature Representations with K-means", 2012, and in Jordan, "94 % on
+CIFAR-10 in 3.29 Seconds on a Single GPU", 2024), and positions start as different as patches are.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ _POSITION_SCALE = 0.7
 """Standard deviation of the positions; that of the whitened patches is about as large."""
 
 _TEMPORAL_SCALE = 0.05
-"""Factor on class token and positions of the temporal model, which are drawn for features of pretrained CLIP's size."""
+"""Factor for the temporal model's class token and positions, whose usual size suits the features of pretrained CLIP."""
 
 
 _EXAMPLE_FRAMES = 1024
+"""Number of training frames from which the whitening is computed."""
 
 
 def model_spec(recipe: ModelRecipe) -> ModelSpec:
-    """The sizes and texts of a recipe's model, as its strategy uses them.
+    """Return the sizes and texts of a recipe's model, as its strategy uses them.
 
     Raises:
-        DferDeployError: open_clip does not know the name, it is not a plain CLIP, or the prompts file cannot be used.
+        DferDeployError: open_clip does not know the model, it is not a plain CLIP, or the prompts file cannot be used.
     """
     clip = recipe.clip or (ClipSpec() if recipe.open_clip is None else clip_spec_from_open_clip(recipe.open_clip))
     parts = STRATEGIES[recipe.strategy]
@@ -59,10 +60,10 @@ def model_spec(recipe: ModelRecipe) -> ModelSpec:
 
 
 def trainable_parts(model: DferClip, strategy: Strategy) -> dict[str, list[nn.Parameter]]:
-    """The parameters that learn, by the part that they belong to; all others are frozen.
+    """Return the parameters that are trained, by part; freeze all others.
 
     The keys are among ``temporal``, ``image_encoder``, ``prompts`` (contexts, and the network that shifts them) and
-    ``head``; a part without parameters is left out, and for ``zero_shot`` there is none.
+    ``head``. A part without parameters is omitted, so the result for ``zero_shot`` is empty.
     """
     model.requires_grad_(False)
     modules: dict[Part, nn.Module | None] = {
@@ -83,17 +84,17 @@ def trainable_parts(model: DferClip, strategy: Strategy) -> dict[str, list[nn.Pa
 
 
 def starting_model(recipe: ModelRecipe, spec: ModelSpec, clips: TrainingClips | None) -> DferClip:
-    """The model before its first step.
+    """Return the model before its first step.
 
     Uses torch's global random generator.
 
     Args:
-        recipe: where the weights come from.
-        spec: of the model.
-        clips: what ``fast_start`` looks at; without it None will do.
+        recipe: the recipe, which names the source of the weights.
+        spec: the model's specification.
+        clips: the clips that ``fast_start`` uses; may be None without it.
 
     Raises:
-        DferDeployError: the pretrained weights cannot be had or do not fit.
+        DferDeployError: the pretrained weights are not available or do not fit.
     """
     if recipe.pretrained_is_file:
         model = _model_from_file(spec, Path(recipe.pretrained))
@@ -128,13 +129,13 @@ def _model_from_file(spec: ModelSpec, path: Path) -> DferClip:
 
 @torch.no_grad()
 def fast_start(model: DferClip, images: Tensor) -> None:
-    """Overwrites patch embedding, positions and temporal tokens.
+    """Overwrite patch embedding, positions and temporal tokens with better random ones.
 
     Uses torch's global random generator.
 
     Args:
-        model: with random weights, on the CPU.
-        images: unchanged training frames, float32 [N, 3, H, W] in [0, 1]; N of a few hundred is enough.
+        model: model with random weights, on the CPU.
+        images: unchanged training frames, float32 [N, 3, H, W] in [0, 1]; a few hundred are enough.
     """
     encoder = model.image_encoder
     weight = encoder.conv1.weight
@@ -143,7 +144,7 @@ def fast_start(model: DferClip, images: Tensor) -> None:
     mean = patches.mean(dim=0)
     centred = (patches - mean).transpose(0, 1).flatten(1)
     variances, directions = torch.linalg.eigh(centred @ centred.T / centred.shape[1])
-    # The largest come last. A patch of fewer pixels than the width leaves the other filters as they are.
+    # The largest components come last. If a patch has fewer pixels than the width, the other filters are unchanged.
     count = min(width, len(variances))
     variances, directions = variances.flip(0)[:count], directions.flip(1)[:, :count]
     filters = (directions / (variances + _VARIANCE_FLOOR * variances.mean()).sqrt()).T

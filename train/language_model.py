@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible endpoint. The key comes from the environment and is never printed."""
+"""Ask an OpenAI-compatible endpoint one question. The key comes from the environment and is never printed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable that holds the key."""
+"""Name of the environment variable that contains the key."""
 
 
 class LanguageModel:
-    """Asks for chat completions; each question stands alone."""
+    """A client for chat completions. Questions are independent of each other."""
 
     def __init__(self, model: str, url: str | None = None, *, timeout_s: float = 60.0, retries: int = 2) -> None:
-        """Connects to nothing yet.
+        """Prepare a client, without connecting yet.
 
         Args:
-            model: what the endpoint calls the model.
-            url: the endpoint, such as ``http://127.0.0.1:8000/v1``; None for OpenAI's own.
-            timeout_s: seconds until an answer must have come.
+            model: the endpoint's name of the model.
+            url: address of the endpoint, such as ``http://127.0.0.1:8000/v1``; None for OpenAI's own.
+            timeout_s: seconds to wait for an answer.
             retries: how often a question is repeated after a timeout, a broken connection, 429 or 5xx.
 
         Raises:
-            DferDeployError: there is no key and OpenAI's endpoint needs one, or the key would travel unencrypted.
+            DferDeployError: a key is missing and OpenAI's endpoint needs one, or the key would be sent unencrypted.
         """
         from openai import OpenAI
 
@@ -39,13 +39,13 @@ class LanguageModel:
         if url is not None:
             _check_url(url, key)
         self.model, self.where = model, url or "OpenAI's endpoint"
-        # The client refuses to have no key; a server that needs none does not look at it.
+        # The client requires a key; a server that does not need one ignores it.
         self._client: OpenAI = OpenAI(
             base_url=url or "https://api.openai.com/v1", api_key=key or "none", timeout=timeout_s, max_retries=retries
         )
 
     def ask(self, question: str) -> str:
-        """The answer's text, which may be empty.
+        """Return the text of the answer, which may be empty.
 
         Raises:
             DferDeployError: the endpoint refuses, is overloaded, does not answer in time or answers something else.
@@ -61,7 +61,7 @@ class LanguageModel:
         except openai.APIConnectionError as error:
             raise TrainingError(f"{self.where} cannot be reached; check --url and the network") from error
         except openai.APIStatusError as error:
-            # The body is not shown: some servers repeat the key in it.
+            # The body is not shown, because some servers repeat the key in it.
             raise TrainingError(f"{self.where} answered with HTTP {error.status_code}; {_advice(error)}") from None
         except (openai.OpenAIError, ValueError) as error:
             raise TrainingError(f"{self.where} gave no chat completion; check --url, it often ends in /v1") from error

@@ -1,10 +1,10 @@
-"""The clips of a recipe as annotations, whatever files the data set comes in.
+"""Read the clips of a recipe as annotations, from the files of different data sets.
 
 ``lists`` are the reference implementation's annotation lists. The other layouts are data sets as distributed. **None of
-them was here**: what is written below was read in the README that is distributed with DFEW, in MAFW's (repository
-MAFW-database/MAFW), in the reference implementation's lists, which name the clips' folders, and in public code that
-reads the data sets (folder ``preprocess`` of sunlicai/MAE-DFER, README of Former-DFER). It was tried on drawn clips
-only.
+them was available to us.** The formats below come from the README that is distributed with DFEW, from MAFW's
+(repository MAFW-database/MAFW), from the reference implementation's lists, which name the clips' folders, and from
+public code that reads the data sets (folder ``preprocess`` of sunlicai/MAE-DFER, README of Former-DFER). They were
+tried on drawn clips only.
 
 - **DFEW**: ``EmoLabel_DataSplit/train(single-labeled)/set_1.csv`` has the header ``video_name,label`` and lines such as
   ``2522,6``, labels 1 to 7; frames in ``Clip/clip_224x224/02522/``, five digits.
@@ -34,13 +34,13 @@ _VIDEO_SUFFIXES = (".mp4", ".avi")
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a data set keeps its lists and clips. First as distributed, then the variants that others describe.
+    """The places of a data set's lists and clips: first as distributed, then variants that others describe.
 
     Attributes:
         train_lists, test_lists: relative to the root.
-        clips: folders of the clips, relative to the root; the first is the one that the paper's lists name.
-        place: from a listed name to the clip's path in that folder.
-        example: a line of a list, for messages.
+        clips: folders of the clips, relative to the root; the paper's lists name the first one.
+        place: function from a listed name to the clip's path in that folder.
+        example: an example line of a list, for messages.
     """
 
     train_lists: tuple[str, ...]
@@ -51,12 +51,12 @@ class _Layout:
 
 
 def _five_digits(name: str) -> PurePosixPath:
-    """DFEW's csv counts 1, 2, …; its folders are called 00001, 00002, …"""
+    """Return the folder of a number: DFEW's CSV counts 1, 2, …; its folders are called 00001, 00002, …"""
     return PurePosixPath(PurePosixPath(name).stem.zfill(5))
 
 
 def _without_suffix(name: str) -> PurePosixPath:
-    """MAFW's lists name videos; frames are in a folder of the same name."""
+    """Return the folder of a video: MAFW's lists name videos, whose frames are in a folder of the same name."""
     path = PurePosixPath(name)
     return path.parent / path.stem
 
@@ -75,7 +75,7 @@ _LAYOUTS = {
             "EmoLabel_DataSplit/test/set_{fold}.csv",
             "label/single_testset_{fold}.csv",
         ),
-        # "_16f" are the same clips brought to 16 frames by the data set's authors, "data" is Former-DFER's name.
+        # "_16f" are the same clips, brought to 16 frames by the data set's authors. "data" is Former-DFER's name.
         (
             "Clip/clip_224x224",
             "clip_224x224",
@@ -105,7 +105,7 @@ _LAYOUTS = {
             "Train_Test_Set/single/no_caption/set_{fold}/test.txt",
             "split/single/no_caption/set_{fold}/test.txt",
         ),
-        # "data/faces" is what the reference implementation's lists name; "frames" and "clips" show whole pictures.
+        # The reference implementation's lists name "data/faces". "frames" and "clips" contain whole pictures.
         ("data/faces", "data/frames", "data/clips", "clips"),
         _without_suffix,
         "03747.mp4 anger",
@@ -114,24 +114,24 @@ _LAYOUTS = {
 
 
 def training_annotations(recipe: Recipe) -> list[Annotation]:
-    """The training clips of the recipe's fold, in the order of the list, labelled with the model's class indices.
+    """Return the training clips of the recipe's fold, in the order of the list, with the model's class indices.
 
-    Clips that are not there are in it: who reads them finds out. Classes without a clip are warned about.
+    Missing clips are included; reading them reports them. Classes without clips cause a warning.
 
     Raises:
-        DferDeployError: the list cannot be read, a line or label of it is not understood, a clip is in it twice, or
-            none of its clips is where the layout expects them.
+        DferDeployError: the list cannot be read, a line or label is not understood, a clip occurs twice, or none of the
+            clips is where the layout expects them.
     """
     return _annotations(recipe, recipe.data.train_list, "training")
 
 
 def test_annotations(recipe: Recipe) -> list[Annotation]:
-    """The test clips of the recipe's fold; see ``training_annotations``."""
+    """Return the test clips of the recipe's fold; see ``training_annotations``."""
     return _annotations(recipe, recipe.data.test_list, "test")
 
 
 def warn_about_shared_clips(training: Sequence[Annotation], tests: Sequence[Annotation]) -> None:
-    """Says how many clips are trained on and tested with: a model that knows its test clips proves nothing."""
+    """Warn if clips are in both lists, because a model that was trained on its test clips proves nothing."""
     trained = {_place(annotation) for annotation in training}
     shared = [annotation for annotation in tests if _place(annotation) in trained]
     if shared:
@@ -158,7 +158,7 @@ def _annotations(recipe: Recipe, wanted: str, part: str) -> list[Annotation]:
         else:
             list_file = _list_file(root, data, wanted)
             annotations = _distributed(list_file, root, data, class_names)
-    except OSError as error:  # no permission, a name that is too long, a disk that fails
+    except OSError as error:  # no permission, a name that is too long, or a failing disk
         raise TrainingError(f"the clips of {root} cannot be read ({error}); check the list and the disk") from error
     _require_once(annotations, list_file)
     present = {annotation.label for annotation in annotations}
@@ -178,12 +178,12 @@ def _require_once(annotations: list[Annotation], list_file: Path) -> None:
 
 
 def _place(annotation: Annotation) -> str:
-    """What is equal for two spellings of one path."""
+    """Return a key that is equal for two spellings of one path."""
     return os.path.normpath(annotation.path.absolute())
 
 
 def _listed(list_file: Path, data: DataRecipe, class_names: tuple[str, ...]) -> list[Annotation]:
-    """Clips of a reference list, whose labels are indices."""
+    """Read the clips of a reference list, whose labels are indices."""
     if not data.label_names:
         return read_annotations(list_file, len(class_names), data.data_root)
     for label in data.label_names:
@@ -200,7 +200,7 @@ def _listed(list_file: Path, data: DataRecipe, class_names: tuple[str, ...]) -> 
 
 
 def _list_file(root: Path, data: DataRecipe, wanted: str) -> Path:
-    """The wanted list, or where it is a documented one that is not there, the same list under another such name."""
+    """Return the wanted list; if a documented one is missing, the same list under another documented name."""
     layout = _LAYOUTS[data.layout]
     names: tuple[str, ...] = (wanted,)
     for documented in (layout.train_lists, layout.test_lists):
@@ -211,12 +211,12 @@ def _list_file(root: Path, data: DataRecipe, wanted: str) -> Path:
 
 
 def _distributed(list_file: Path, root: Path, data: DataRecipe, class_names: tuple[str, ...]) -> list[Annotation]:
-    """Clips of a data set's own list."""
+    """Read the clips of a data set's own list."""
     layout = _LAYOUTS[data.layout]
     rows: list[tuple[str, PurePosixPath, int]] = []
     for number, line in _lines(list_file):
         where = f"{list_file} line {number}"
-        # A caption may follow in MAFW's lists.
+        # In MAFW's lists a caption may follow.
         name, label, *_ = [*re.split(r"[,\s]+", line, maxsplit=2), ""]
         if not label:
             raise TrainingError(f"{where} is {line[:120]!r}, expected such as: {layout.example}")
@@ -244,7 +244,7 @@ def _distributed(list_file: Path, root: Path, data: DataRecipe, class_names: tup
 
 
 def _lines(list_file: Path) -> list[tuple[int, str]]:
-    """The lines that are not empty, with their numbers from 1."""
+    """Return the lines that are not empty, with their numbers from 1."""
     try:
         text = list_file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -267,13 +267,13 @@ def _class_index(label: str, where: str, data: DataRecipe, class_names: tuple[st
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
-    # A number is not nearer to 6 than to 1.
+    # Similar names are suggested only for words: a number is not more similar to 6 than to 1.
     near = [] if word.isdigit() else difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
 
 
 def _clips_folder(root: Path, layout: _Layout, data: DataRecipe, places: Iterable[PurePosixPath]) -> Path:
-    """The first folder that holds at least one of the listed clips."""
+    """Return the first folder that contains at least one of the listed clips."""
     folders = [Path(data.data_root)] if data.data_root else [root / name for name in layout.clips]
     listed = list(places)
     for folder in folders:
@@ -288,7 +288,7 @@ def _clips_folder(root: Path, layout: _Layout, data: DataRecipe, places: Iterabl
 
 
 def _existing(path: Path) -> Path:
-    """A clip's frame folder, or the video of its name where only that is there."""
+    """Return a clip's frame folder, or the video of the same name if only that exists."""
     if not path.exists():
         for suffix in _VIDEO_SUFFIXES:
             if (video := path.with_name(path.name + suffix)).is_file():

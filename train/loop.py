@@ -1,4 +1,4 @@
-"""A training run: clips in, checkpoints out, and a seed that decides everything in between."""
+"""A training run, from clips to checkpoints. The seed determines everything random."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ CURVES, CONFUSION, TENSORBOARD = "curves.png", "confusion.png", "tensorboard"
 
 
 def train(recipe: Recipe, output: Path, *, fresh: bool = False) -> TrainingResult:
-    """Trains a model, or goes on with a training that was interrupted, and scores it on the test list.
+    """Train a model, or continue an interrupted training, and score it on the test list.
 
     On a CPU, two runs of one recipe with the same numbers of threads and processes give the same weights, bit for bit,
-    however often they were interrupted. Under ``torchrun`` the processes share every step, the first one writes.
+    however often they were interrupted. Under ``torchrun`` the processes share every step, and the first one writes.
 
     Args:
-        recipe: everything about the run.
-        output: folder, created if need be, of ``last.pt`` (after every epoch), ``best.pt`` (unless the recipe takes the
-            last epoch), ``curves.png``, ``confusion.png``, ``result.json`` and TensorBoard's scalars. While the run
-            goes on, it also has ``state.pt``.
-        fresh: remove what an earlier run left in the folder. Without it, an interrupted run of the same recipe on the
-            same clips is continued, and of a finished one the result is given again.
+        recipe: all settings of the run.
+        output: folder, created if necessary, of ``last.pt`` (after every epoch), ``best.pt`` (unless the recipe selects
+            the last epoch), ``curves.png``, ``confusion.png``, ``result.json`` and TensorBoard's scalars. During the
+            run it also contains ``state.pt``.
+        fresh: remove the files of an earlier run in the folder. Otherwise an interrupted run of the same recipe on the
+            same clips is continued, and the result of a finished run is returned again.
 
     Raises:
-        DferDeployError: a list or too many clips cannot be read, the pretrained weights cannot be had, the device is
-            absent or its memory too small, the loss is not finite any more, a file cannot be written, another process
-            has ended, or the folder holds another run.
+        DferDeployError: a list or too many clips cannot be read, the pretrained weights are not available, the device
+            is absent or its memory too small, the loss is not finite, a file cannot be written, another process has
+            ended, or the folder contains another run.
     """
     with training_processes(recipe.run.device) as processes, _device_memory(recipe):
         training, tests, spec = training_annotations(recipe), test_annotations(recipe), model_spec(recipe.model)
@@ -85,7 +85,7 @@ def train(recipe: Recipe, output: Path, *, fresh: bool = False) -> TrainingResul
 def _earlier_run(
     output: Path, identity: dict[str, Any], fresh: bool
 ) -> tuple[TrainingResult | None, tuple[Progress, dict[str, Any]] | None]:
-    """The result of a finished run in the folder, or the state of an interrupted one."""
+    """Return the result of a finished run in the folder, or the state of an interrupted one."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in output.iterdir() if not path.name.endswith(".part")}
@@ -94,7 +94,7 @@ def _earlier_run(
         for name in (STATE, RESULT, LAST, BEST, CURVES, CONFUSION):
             if fresh:
                 (output / name).unlink(missing_ok=True)
-            for half_written in output.glob(f".{name}.*.part"):  # by a process that was killed
+            for half_written in output.glob(f".{name}.*.part"):  # left by a process that was killed
                 half_written.unlink(missing_ok=True)
         if fresh:
             shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
@@ -140,7 +140,7 @@ class _Run:
         learns = bool(STRATEGIES[recipe.model.strategy].trained)
         self.select: str = recipe.run.select if learns else "none"
         self.tests = LabelledClips(tests, image_size)
-        self.tests.require_present()  # before the hours of training, not after
+        self.tests.require_present()  # checked before hours of training, not after them
         self.compared: LabelledClips | None = self.tests if self.select == "test" else None
         if self.select == "validation":
             training, validation = split_validation(training, data.validation_share, seed)
@@ -172,7 +172,7 @@ class _Run:
         self.saved = time.perf_counter()
 
     def all_epochs(self) -> None:
-        """What is left of the training."""
+        """Run the remaining epochs."""
         trainer, progress, epochs = self.trainer, self.progress, self.recipe.optim.epochs
         if trainer is None:
             return
@@ -199,14 +199,14 @@ class _Run:
                     )
 
     def finish(self) -> TrainingResult:
-        """Scores the chosen checkpoint on the test list and writes what people look at. In the first process only."""
+        """Score the chosen checkpoint on the test list, and write result and pictures. Only in the first process."""
         select, progress, names = self.select, self.progress, self.spec.prompts.class_names
         if self.trainer is None:
             save_checkpoint(self.output / LAST, self.model, self._provenance({"epoch": 0}))
         file = self.output / (BEST if self.compared is not None else LAST)
         checkpoint = load_checkpoint(file)
         best = progress.best
-        # A run that is killed between two epochs' ends can leave a best.pt that its state does not know.
+        # A run that is killed at the end of an epoch can leave a best.pt that its state does not contain.
         if select == "test" and best is not None and best["epoch"] == checkpoint.provenance.get("epoch"):
             with damage_named(self.output / STATE):
                 score, self.tests.unreadable = stored_score(best["confusion"], names), dict(best["unreadable"])
@@ -240,7 +240,7 @@ class _Run:
         return result
 
     def _end_epoch(self, trainer: Trainer, compared: Iterable[tuple[Annotation, Clip]] | None) -> dict[str, Any]:
-        """Scores, writes and moves on to the next epoch; the first process does it for all."""
+        """Score, write, and move on to the next epoch; the first process does it for all."""
         progress = self.progress
         entry: dict[str, Any] = {
             "epoch": progress.epoch,
@@ -259,7 +259,7 @@ class _Run:
     def _scored(
         self, entry: dict[str, Any], trainer: Trainer, compared: Iterable[tuple[Annotation, Clip]] | None
     ) -> dict[str, Any]:
-        """Adds the scores to an epoch's entry, where epochs are compared, and writes the checkpoints."""
+        """Add the scores to an epoch's entry, if epochs are compared, and write the checkpoints."""
         best, chosen = self.progress.best, False
         if self.compared is not None and compared is not None:
             score = evaluate(trainer.outcome, compared).score(self.spec.prompts.class_names)
@@ -273,7 +273,7 @@ class _Run:
                     "confusion": score.confusion.tolist(),
                     "unreadable": dict(self.compared.unreadable),
                 }
-        # A run that is killed here does the epoch's end again, and writes the same.
+        # A run that is killed here repeats the end of the epoch and writes the same files.
         for name in (BEST, LAST) if chosen else (LAST,):
             save_checkpoint(self.output / name, trainer.outcome, self._provenance(entry))
         return entry
@@ -285,7 +285,7 @@ class _Run:
             self.saved = time.perf_counter()
 
     def _steps(self) -> int:
-        """Steps done since the start of the run."""
+        """Return the number of steps since the start of the run."""
         assert self.trainer is not None  # noqa: S101 - only what trains counts steps
         return (self.progress.epoch - 1) * self.trainer.steps_per_epoch + self.progress.step
 
@@ -306,7 +306,7 @@ class _Run:
             scalars.close()
 
     def _provenance(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Where a checkpoint comes from; ``entry`` is of its epoch."""
+        """Return the provenance of a checkpoint; ``entry`` is that of its epoch."""
         recipe = self.recipe
         return {
             "epoch": entry["epoch"],
@@ -326,7 +326,7 @@ def _measured(split: str, score: Score) -> dict[str, float]:
 
 
 def _dataset_description(root: Path) -> dict[str, Any]:
-    """What the data set says about itself (the drawn one does), and where it was."""
+    """Return what the data set says about itself (the drawn one does), and its path."""
     try:
         described = json.loads((root / DATASET).read_text(encoding="utf-8"))
     except (OSError, ValueError):

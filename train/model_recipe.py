@@ -1,6 +1,6 @@
-"""The part of a recipe that says which model is trained, and which of its parts learn.
+"""The part of a recipe that defines the model and its trained parts.
 
-Every row of the paper's comparisons (section 4) is a few values of ``[model]``; all but these stay as they are.
+Every row of the paper's comparisons (section 4) sets a few values of ``[model]``; the others keep their defaults.
 
 =============================================  ======================================================================
 Row                                            Values
@@ -28,8 +28,8 @@ Temporal model
   without, or 1 to 3 layers                    ``temporal.depth = 0``, ``1``, ``2`` or ``3``
 =============================================  ======================================================================
 
-The reference implementation ships DFER-CLIP alone, with its prompts and depths (upstream files ``main.py``,
-``models/Text.py``); the other strategies follow their own papers, see ``STRATEGIES``.
+The reference implementation contains only DFER-CLIP, with its prompts and depths (upstream files ``main.py``,
+``models/Text.py``). The other strategies follow their own papers; see ``STRATEGIES``.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ Part = Literal["temporal", "image_encoder", "prompts", "head"]
 
 @dataclass(frozen=True)
 class StrategyParts:
-    """What a strategy uses of the model, and what of it learns.
+    """The parts of the model that a strategy uses and trains.
 
     Attributes:
         classifier: see ``ModelSpec``.
-        temporal: whether there is a temporal model; otherwise the video feature is the mean over the frames, whatever
-            the recipe's ``temporal`` says.
-        contexts: whether there are contexts; otherwise there are none, whatever the recipe's ``prompts.contexts`` says.
-        trained: the parts that learn; the others, and always the text encoder, are frozen.
+        temporal: whether there is a temporal model. Without one, the video feature is the mean over the frames,
+            whatever the recipe's ``temporal`` says.
+        contexts: whether there are contexts; without them the recipe's ``prompts.contexts`` is ignored.
+        trained: the trained parts. The others, and always the text encoder, are frozen.
     """
 
     classifier: Classifier
@@ -79,20 +79,20 @@ STRATEGIES: dict[Strategy, StrategyParts] = {
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Which model. Exactly one of ``open_clip`` and ``clip`` describes the backbone.
+    """The settings of the model. Exactly one of ``open_clip`` and ``clip`` describes the backbone.
 
     Attributes:
         prompts: class names, class texts and contexts.
-        strategy: what learns, see ``STRATEGIES``; with ``zero_shot`` nothing does.
-        template: replaces the class texts by this text, with the class name for ``{name}``.
-        prompts_file: replaces the class texts by the descriptors of this file, which ``dfer-deploy describe`` writes.
-        open_clip: a model name of open_clip's, such as ``ViT-B-32-quickgelu``.
-        pretrained: open_clip's tag of trained weights (``openai``); or a file (its name ends in .pt, .pth, .bin or
-            .safetensors) with CLIP's weights or a DFER-CLIP checkpoint, ours or the reference implementation's; empty:
-            random weights.
-        clip: sizes of a CLIP with random weights, or with those of a file.
-        fast_start: with random weights, choose them as ``initialisation.fast_start`` does.
-        temporal: the temporal model.
+        strategy: what is trained, see ``STRATEGIES``; with ``zero_shot`` nothing is.
+        template: text that replaces the class texts, with the class name for ``{name}``.
+        prompts_file: file whose descriptors replace the class texts; ``dfer-deploy describe`` writes it.
+        open_clip: name of a model in open_clip, such as ``ViT-B-32-quickgelu``.
+        pretrained: open_clip's tag of trained weights (``openai``). Or a file (its name ends in .pt, .pth, .bin or
+            .safetensors) with CLIP's weights or a DFER-CLIP checkpoint, of dfer-deploy or of the reference
+            implementation. Empty for random weights.
+        clip: sizes of a CLIP with random weights, or with the weights of a file.
+        fast_start: choose random weights as ``initialisation.fast_start`` does.
+        temporal: sizes of the temporal model.
     """
 
     prompts: PromptSpec
@@ -140,5 +140,5 @@ class ModelRecipe:
 
     @property
     def pretrained_is_file(self) -> bool:
-        """Whether ``pretrained`` names a file rather than a tag."""
+        """Whether ``pretrained`` names a file, not a tag."""
         return self.pretrained.endswith((".pt", ".pth", ".bin", ".safetensors")) or "/" in self.pretrained

@@ -1,4 +1,4 @@
-"""The part of a recipe that says how the weights move."""
+"""The part of a recipe that defines the optimisation."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from dfer_deploy.specs import MAX_FRAMES, require
 
 @dataclass(frozen=True)
 class OptimRecipe:
-    """How the weights move. The defaults are the paper's (section 4.1); the text encoder never moves.
+    """The settings of the optimisation. The defaults are the paper's (section 4.1). The text encoder is never trained.
 
     Attributes:
         name: ``sgd`` with momentum, or ``adamw``.
-        lr_image_encoder, lr_temporal, lr_prompts, lr_head: peak learning rates of the parts; a part that the strategy
-            does not train ignores its own.
-        momentum: of SGD, less than 1.
-        weight_decay: of either.
-        epochs: passes over the training list.
-        batch_size: clips in a step, over all processes and accumulated parts together.
-        accumulate: so many parts, one after the other, make up a step: the same step to rounding in less memory. Where
-            contexts are trained, the text transformer runs once for every part.
-        balanced: clips are drawn so that every class comes equally often.
+        lr_image_encoder, lr_temporal, lr_prompts, lr_head: peak learning rates of the parts. The rate of a part that
+            the strategy does not train is ignored.
+        momentum: momentum of SGD, less than 1.
+        weight_decay: weight decay of either optimiser.
+        epochs: number of passes over the training list.
+        batch_size: number of clips in a step, over all processes and accumulated parts together.
+        accumulate: number of parts into which a step is divided, one after the other. The step is the same to rounding
+            and needs less memory. If contexts are trained, the text transformer runs once for every part.
+        balanced: draw clips so that every class is shown equally often.
         label_smoothing: share of the target that is spread over all classes (Szegedy et al., CVPR 2016).
         schedule: ``multistep`` multiplies the rates by ``gamma`` at the ``milestones``; ``cosine`` lets them fall to 0.
-        milestones: epochs, for ``multistep``; positive, none before the previous one.
-        gamma: for ``multistep``.
+        milestones: epochs for ``multistep``; positive and ascending.
+        gamma: factor for ``multistep``.
         warmup_epochs: epochs (fractions allowed) over which the rates rise linearly from 0.
-        clip_norm: largest norm of the gradient, None for no limit.
-        short_epochs: so many first epochs see clips of fewer frames. From scratch, seeing more clips teaches the image
-            encoder faster than seeing more frames of each; the temporal model then needs the last epochs.
-        short_frames: number of frames in these.
-        ema_decay: keeps an exponential moving average of the weights, which is then what is scored and written; a step
-            moves it by 1 − ``ema_decay`` of the way. None: no average.
-        precision: of the matrix products. ``bf16`` and ``fp16`` are autocast: weights, sums and the loss stay in fp32,
-            and fp16 scales the loss. A CPU knows only the first two.
-        checkpoint_activations: compute the activations of the image encoder's blocks again in the backward pass instead
-            of keeping them (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+        clip_norm: largest norm of the gradient; None for no limit.
+        short_epochs: number of first epochs with fewer frames per clip. From scratch, seeing more clips trains the
+            image encoder faster than seeing more frames of each. The temporal model then needs the last epochs.
+        short_frames: number of frames per clip in these epochs.
+        ema_decay: decay of an exponential moving average of the weights, which is then scored and written: a step moves
+            it by 1 − ``ema_decay`` of the way. None for no average.
+        precision: precision of the matrix products. ``bf16`` and ``fp16`` are autocast: weights, sums and the loss stay
+            in fp32, and fp16 scales the loss. A CPU supports only ``fp32`` and ``bf16``.
+        checkpoint_activations: recompute the activations of the image encoder's blocks in the backward pass instead of
+            keeping them (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -100,7 +100,7 @@ class OptimRecipe:
         )
 
     def with_epochs(self, epochs: int) -> OptimRecipe:
-        """The same course in another number of epochs: warm-up, milestones and short epochs keep their shares."""
+        """Return the same course with other epochs: warm-up, milestones and short epochs keep their shares."""
         share = epochs / self.epochs
         return dataclasses.replace(
             self,

@@ -13,10 +13,10 @@ from dfer_deploy.train.optim_recipe import OptimRecipe
 
 
 def build_optimizer(parts: Mapping[str, Sequence[nn.Parameter]], recipe: OptimRecipe) -> torch.optim.Optimizer:
-    """One parameter group for each trainable part, with its name and its own rate.
+    """Build an optimiser with one parameter group for each trained part, with its name and its own rate.
 
     Args:
-        parts: trainable parameters by ``temporal``, ``image_encoder``, ``prompts`` and ``head``; at least one is.
+        parts: trained parameters by ``temporal``, ``image_encoder``, ``prompts`` and ``head``; at least one part.
         recipe: optimiser and rates.
     """
     rates = {
@@ -34,18 +34,18 @@ def build_optimizer(parts: Mapping[str, Sequence[nn.Parameter]], recipe: OptimRe
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: OptimRecipe, steps_per_epoch: int) -> LambdaLR:
-    """A schedule that is stepped after every batch and scales all rates alike."""
+    """Build a schedule that is stepped after every batch and scales all rates alike."""
     return LambdaLR(optimizer, lambda step: rate_factor(step / steps_per_epoch, recipe))
 
 
 def rate_factor(epoch: float, recipe: OptimRecipe) -> float:
-    """What the peak rates are multiplied with.
+    """Return the factor of the peak rates at a time.
 
     Args:
-        epoch: time since the start, in epochs; fractions are between two.
-        recipe: schedule, milestones, warm-up.
+        epoch: time since the start in epochs, with fractions.
+        recipe: schedule, milestones and warm-up.
     """
-    # During the warm-up a step must not be wasted with a rate of 0: hence the shift by a small step.
+    # The shift by a small step avoids wasting the first step of the warm-up with a rate of 0.
     warmup = min(1.0, (epoch + 0.01) / recipe.warmup_epochs) if recipe.warmup_epochs else 1.0
     if recipe.schedule == "multistep":
         passed = sum(epoch >= milestone for milestone in recipe.milestones)

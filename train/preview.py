@@ -1,4 +1,4 @@
-"""A contact sheet of what the augmentation of a recipe does to its clips, to be looked at before hours of training."""
+"""A contact sheet of a recipe's augmentation, for a check before hours of training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from dfer_deploy.train.layouts import training_annotations
 from dfer_deploy.train.recipe import AugmentRecipe, Recipe
 
 _TILE = 112
-"""Side of a shown frame in pixels."""
+"""Side of a frame in pixels."""
 
 _VARIED = 8
-"""Shown frames of a varied clip, of its 16."""
+"""Number of frames of a changed clip that are shown, out of 16."""
 
 _MARGIN, _GAP, _HEADER, _NAMES = 16, 4, 74, 150
 _INK, _GREY = (20, 20, 20), (105, 105, 105)
 
 
 def write_preview(recipe: Recipe, path: Path) -> None:
-    """Writes a PNG: for each class a training clip, first as it is, then varied as in an epoch.
+    """Write a PNG that shows a training clip of each class, first unchanged, then changed as in an epoch.
 
-    A row shows 8 of the varied clip's 16 frames, from left to right in time; the first column is the unchanged frame
-    from the clip's middle. A clip that cannot be read is left out for the next one; classes without a clip have no row.
+    A row shows 8 of the changed clip's 16 frames, from left to right in time. The first column is the unchanged frame
+    from the clip's middle. A clip that cannot be read is replaced by the next one. Classes without clips do not have a
+    row.
 
     Raises:
         DferDeployError: more than 5 % of the clips cannot be read, or the file cannot be written.
@@ -40,7 +41,7 @@ def write_preview(recipe: Recipe, path: Path) -> None:
     classes = [[index for index in readable if annotations[index].label == label] for label in range(len(names))]
     rows = []
     for label, members in enumerate(classes):
-        # From another part of each class: lists are often sorted, and one film or person would be in every row.
+        # Different parts of the classes, because lists are often sorted and one film or person would be in every row.
         start = label * len(members) // len(names)
         row = clips.first_readable(
             members[start:] + members[:start],
@@ -68,7 +69,7 @@ def _size(rows: int) -> tuple[int, int]:
 
 
 def _left(column: int) -> int:
-    """Where a column starts; the unchanged frame stands apart."""
+    """Return the left edge of a column; the unchanged frame stands apart."""
     return _MARGIN + _NAMES + column * (_TILE + _GAP) + (3 * _GAP if column else 0)
 
 
@@ -87,7 +88,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _shortened(name: str) -> str:
-    """The end of a clip's name, which tells clips apart."""
+    """Return the end of a clip's name, in which clips differ."""
     return name if len(name) <= 24 else "…" + name[-23:]
 
 

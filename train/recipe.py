@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a training run does, as frozen dataclasses read from TOML."""
+"""A recipe: all settings of a training run, as frozen dataclasses read from TOML."""
 
 from __future__ import annotations
 
@@ -24,35 +24,38 @@ else:
     import tomli as tomllib
 
 RECIPES = "recipes"
-"""The folder of the built-in recipes, beside this module."""
+"""Folder of the built-in recipes, beside this module."""
 
-_LARGEST_FILE = 1 << 20
-_LARGEST_DECODE_SIZE = 2048
+_MAX_BYTES = 1 << 20
+"""Largest recipe file. A recipe has some kilobytes, so a larger file is a mistake."""
+
+_MAX_DECODE_SIZE = 2048
+"""Largest side of decoded frames in pixels, because all frames of a clip are in memory together."""
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which clips, and how their labels become the model's classes.
+    """The clips, and the mapping of their labels to the model's classes.
 
     Attributes:
-        layout: in which files the clips and labels come: ``lists`` are the reference implementation's annotation lists;
-            ``dfew``, ``ferv39k`` and ``mafw`` are those data sets as distributed (see ``train.layouts``).
-        train_list: list of the training clips, relative to the root; ``{fold}`` stands for the fold's number.
-        test_list: list of the test clips, likewise.
+        layout: format of the clips and labels. ``lists`` are the reference implementation's annotation lists; ``dfew``,
+            ``ferv39k`` and ``mafw`` are those data sets as distributed (see ``train.layouts``).
+        train_list: list of the training clips, relative to the root; ``{fold}`` is replaced by the fold's number.
+        test_list: list of the test clips, in the same form.
         folds: number of folds; 1 for a data set with one fixed split.
-        fold: which fold is the test, 1 to ``folds``.
-        label_names: from the lists' own labels ("1", "Happy", "anger") to the model's class names. Empty only for
-            ``lists``, whose class indices then count the model's classes in their order.
-        root: folder of the lists; ``--data`` replaces it.
-        data_root: where the listed clips are. For ``lists`` as in ``clips.annotations.read_annotations``, None meaning
-            beside the list; for the other layouts a folder, None meaning the data set's own below the root.
-        validation_share: share of every class's training clips that is kept for choosing the epoch where
+        fold: number of the fold that is the test, 1 to ``folds``.
+        label_names: the model's class name for each label of the lists ("1", "Happy", "anger"). May be empty only for
+            ``lists``, whose labels are then indices of the model's classes.
+        root: folder of the lists; replaced by ``--data``.
+        data_root: location of the listed clips. For ``lists`` as in ``clips.annotations.read_annotations``; None for
+            beside the list. For the other layouts a folder; None for the data set's own below the root.
+        validation_share: share of every class's training clips that is set aside for choosing the epoch if
             ``run.select`` is ``validation``.
-        decode_size: side in pixels at which decoded frames are kept, so that a random crop is not enlarged; None takes
-            the model's image size.
+        decode_size: side in pixels of decoded frames, so that a random crop need not be enlarged; None for the model's
+            image size.
         cache: keep decoded frames in memory (3 bytes a pixel of every frame of every training clip).
-        frames_per_s: frames of a clip's folder in a second of time, where known; with the clips' lengths it gives the
-            frame interval that the checkpoint states.
+        frames_per_s: frames per second in a clip's folder, if known. With the clips' lengths it gives the frame
+            interval in the checkpoint.
     """
 
     layout: Literal["lists", "dfew", "ferv39k", "mafw"] = "lists"
@@ -70,8 +73,8 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         require(
-            self.decode_size is None or 0 < self.decode_size <= _LARGEST_DECODE_SIZE,
-            f"data.decode_size is {self.decode_size}, expected 1 to {_LARGEST_DECODE_SIZE} pixels",
+            self.decode_size is None or 0 < self.decode_size <= _MAX_DECODE_SIZE,
+            f"data.decode_size is {self.decode_size}, expected 1 to {_MAX_DECODE_SIZE} pixels",
         )
         require(self.folds >= 1, f"data.folds is {self.folds}, expected 1 or more")
         require(
@@ -102,15 +105,15 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class AugmentRecipe:
-    """How training clips are varied, all frames of a clip alike. The defaults are what the paper does everywhere.
+    """The random changes of training clips, equal for all frames of a clip. The defaults are the paper's.
 
     Attributes:
         crop_scale: smallest and largest share of the picture's area that a random crop keeps.
         crop_ratio: smallest and largest width / height of the crop.
         flip: probability of a horizontal flip.
         rotation: largest angle in degrees, to either side; 0 for none.
-        brightness, contrast, saturation: largest change of the factor, which is drawn from [max(0, 1 − x), 1 + x];
-            0 for none.
+        brightness, contrast, saturation: largest change x of the factor, which is drawn from [max(0, 1 − x), 1 + x]; 0
+            for none.
         hue: largest shift of the hue in turns of the colour circle, at most 0.5; 0 for none.
     """
 
@@ -137,16 +140,17 @@ class AugmentRecipe:
 
 @dataclass(frozen=True)
 class RunRecipe:
-    """Everything else about a run.
+    """The remaining settings of a run.
 
     Attributes:
-        seed: of weights, order, sampling and augmentation.
-        device: ``auto`` takes a CUDA device where there is one.
-        select: ``validation`` keeps the epoch with the best WAR on clips set aside from the training list; ``last``
-            keeps the last epoch and trains on the whole list; ``test`` keeps the epoch with the best WAR on the test
+        seed: seed of weights, order, sampling and augmentation.
+        device: ``auto`` selects a CUDA device if there is one.
+        select: ``validation`` keeps the epoch with the best WAR on clips set aside from the training list. ``last``
+            keeps the last epoch and trains on the whole list. ``test`` keeps the epoch with the best WAR on the test
             list, as the paper does, which makes that number optimistic.
-        save_every_s: seconds between two states that an interrupted run continues from; every epoch ends with one.
-        tensorboard: write scalars for TensorBoard into the output's folder ``tensorboard``.
+        save_every_s: seconds between two saved states, from which an interrupted run continues. Every epoch ends with
+            one.
+        tensorboard: write scalars for TensorBoard into the folder ``tensorboard`` of the output.
     """
 
     seed: int = 0
@@ -162,7 +166,7 @@ class RunRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run."""
+    """All settings of a training run."""
 
     model: ModelRecipe
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -174,12 +178,12 @@ class Recipe:
         _require_finite(self.to_dict(), "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers, as they go into a checkpoint."""
+        """Return plain dictionaries, lists, strings and numbers, in the form stored in a checkpoint."""
         return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
 def _require_finite(value: Any, where: str) -> None:
-    """Of every number in tables and lists, however deep: the results that are written name them all."""
+    """Check that every number is finite, at any depth, because the written results contain all of them."""
     if isinstance(value, dict):
         for name, item in value.items():
             _require_finite(item, f"{where}.{name}" if where else name)
@@ -191,34 +195,34 @@ def _require_finite(value: Any, where: str) -> None:
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     folder = resources.files(__package__) / RECIPES
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
 def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe.
+    """Read a recipe.
 
     Args:
-        path_or_name: a TOML file, or the name of a built-in recipe. What ends in ``.toml`` or has a folder in it is a
-            file.
+        path_or_name: a TOML file, or the name of a built-in recipe. A text that ends in ``.toml`` or contains a folder
+            is a file.
         overrides: settings that replace the recipe's, one after the other, such as ``optim.lr_temporal=1e-3``. The
-            value is TOML; what is no TOML is taken as a string (``run.select=test``), and ``none`` takes the setting
-            out of the recipe, so that its default holds.
+            value is TOML; any other text is taken as a string (``run.select=test``). ``none`` removes the setting from
+            the recipe, so that its default is used.
 
     Raises:
-        DferDeployError: there is no such file or recipe, it is larger than 1 MiB, or a setting is unknown or has a
+        DferDeployError: the file or recipe does not exist or is larger than 1 MiB, or a setting is unknown or has a
             wrong value.
     """
     path = Path(path_or_name)
     if path.suffix == ".toml" or len(path.parts) > 1:
         try:
             with path.open("rb") as file:
-                data = file.read(_LARGEST_FILE + 1)
+                data = file.read(_MAX_BYTES + 1)
             text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TrainingError(f"the recipe {path} cannot be read ({error}); expected a TOML file") from error
-        require(len(data) <= _LARGEST_FILE, f"the recipe {path} is larger than 1 MiB; expected some kilobytes of TOML")
+        require(len(data) <= _MAX_BYTES, f"the recipe {path} is larger than 1 MiB; expected some kilobytes of TOML")
     else:
         text = _builtin_text(path_or_name)
     try:
@@ -226,7 +230,7 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
         for override in overrides:
             _override(values, override)
         return spec_from_dict(Recipe, values)
-    except ValueError as error:  # TOMLDecodeError is one, and a number of thousands of digits gives another
+    except ValueError as error:  # TOMLDecodeError is a ValueError, as is the error of a number with thousands of digits
         raise TrainingError(f"the recipe {path_or_name} is not valid TOML ({error}); correct it") from error
     except RecursionError as error:
         raise TrainingError(
@@ -235,7 +239,7 @@ def recipe_from_toml(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Puts one ``key=value`` into the tables of a recipe."""
+    """Put one ``key=value`` into the tables of a recipe."""
     path, separator, text = override.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not separator or not all(keys):
@@ -255,7 +259,7 @@ def _override_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        # A bare word is what people type. Where it was meant to be a list or a number, its type is refused later on.
+        # A bare word is a string. If a list or a number was meant, the check of types refuses it later.
         return text
 
 

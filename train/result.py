@@ -1,4 +1,4 @@
-"""What a finished run gave."""
+"""The result of a finished run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ SELECTIONS = {
     "test": "the epoch with the best WAR on this very test list, as in the paper: the numbers are optimistic",
     "none": "no epoch: nothing was trained",
 }
-"""How the epoch was chosen, for people, by ``run.select``; ``none`` where nothing is trained (zero-shot)."""
+"""How the epoch was chosen, in words, by ``run.select``; ``none`` if nothing is trained (zero-shot)."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
-        checkpoint: the file to use: ``last.pt`` where the recipe selects the last epoch, else ``best.pt``.
-        score: of that checkpoint on the test list.
+        checkpoint: the file to use: ``last.pt`` if the recipe selects the last epoch, else ``best.pt``.
+        score: score of that checkpoint on the test list.
         class_names: in the order of the score's recalls.
-        epoch: the epoch that it is from, counted from 1; 0 where nothing is trained (zero-shot).
-        selected_on: what the epoch was chosen by: ``validation``, ``last``, or ``test``, which makes the score
-            optimistic; ``none`` where nothing is trained.
-        seconds: wall time of the whole run, all its parts together.
-        history: of every epoch: number (``epoch``), mean training loss (``loss``), WAR on the training clips as they
-            were shown (``train_war``), learning rates of its last step (``rates``), and where the epoch was scored
+        epoch: epoch of the checkpoint, counted from 1; 0 if nothing is trained (zero-shot).
+        selected_on: how the epoch was chosen: ``validation``, ``last``, or ``test``, which makes the score optimistic;
+            ``none`` if nothing is trained.
+        seconds: wall time of the whole run, over all its parts.
+        history: for every epoch: its number (``epoch``), mean training loss (``loss``), WAR on the training clips as
+            they were shown (``train_war``), learning rates of its last step (``rates``) and, if the epoch was scored,
             ``validation_uar`` and ``validation_war``, or ``test_uar`` and ``test_war``.
         listed_clips: number of clips in the test list.
-        unreadable: those of them that could not be read and are not in the score, by name, with the reason.
+        unreadable: for each test clip that could not be read and is not in the score, its name and the reason.
     """
 
     checkpoint: Path
@@ -50,7 +50,7 @@ class TrainingResult:
 
     @property
     def test_clips(self) -> int:
-        """Number of clips behind the score."""
+        """Number of clips in the score."""
         return int(self.score.confusion.sum())
 
     @property
@@ -64,7 +64,7 @@ class TrainingResult:
         return self.selected_on == "test"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers, as JSON holds them."""
+        """Return plain dictionaries, lists, strings and numbers, in the form stored as JSON."""
         return {
             "checkpoint": str(self.checkpoint),
             "uar": self.score.uar,
@@ -86,10 +86,10 @@ class TrainingResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], folder: Path) -> TrainingResult:
-        """The result that ``to_dict`` described, with the checkpoint in ``folder``, wherever it was then.
+        """Read the data of ``to_dict``. The checkpoint is in ``folder``, even if it was elsewhere before.
 
         Raises:
-            KeyError, TypeError, ValueError, OverflowError: it is not what ``to_dict`` gives.
+            KeyError, TypeError, ValueError, OverflowError: the data is not that of ``to_dict``.
         """
         names = tuple(values["class_names"])
         if values["selected_on"] not in SELECTIONS:
@@ -108,10 +108,10 @@ class TrainingResult:
 
 
 def stored_score(confusion: Any, class_names: tuple[str, ...]) -> Score:
-    """The score behind a confusion matrix as a file gives it, lists of counts [C, C].
+    """Return the score of a stored confusion matrix, which is lists of counts [C, C].
 
     Raises:
-        TypeError, ValueError, OverflowError: it is not such a matrix.
+        TypeError, ValueError, OverflowError: the value is not such a matrix.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     if counts.shape != (len(class_names),) * 2 or counts.min() < 0 or counts.sum() <= 0:

@@ -1,4 +1,4 @@
-"""Several runs of one recipe, over folds and seeds, and their mean ± deviation."""
+"""Train one recipe several times, over folds and seeds, and compute mean ± deviation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunSummary:
     """The results of all runs of a recipe.
 
     Attributes:
-        results: by fold and seed, every seed for every fold; at least one.
+        results: results by fold and seed, every seed for every fold; at least one.
     """
 
     results: dict[tuple[int, int], TrainingResult]
@@ -40,27 +40,27 @@ class RunSummary:
         return sorted({seed for _, seed in self.results})
 
     def of_fold(self, measure: str, fold: int) -> float:
-        """Mean of ``uar`` or ``war`` over the seeds of one fold."""
+        """Return the mean of ``uar`` or ``war`` over the seeds of one fold."""
         return fmean(getattr(self.results[fold, seed].score, measure) for seed in self.seeds)
 
     def of_seed(self, measure: str, seed: int) -> float:
-        """Mean of ``uar`` or ``war`` over the folds of one seed."""
+        """Return the mean of ``uar`` or ``war`` over the folds of one seed."""
         return fmean(getattr(self.results[fold, seed].score, measure) for fold in self.folds)
 
     def mean(self, measure: str) -> float:
-        """Of ``uar`` or ``war`` over all runs."""
+        """Return the mean of ``uar`` or ``war`` over all runs."""
         return fmean(self.of_fold(measure, fold) for fold in self.folds)
 
     def over_folds(self, measure: str) -> float | None:
-        """Deviation between the folds; None for one fold."""
+        """Return the deviation between the folds; None for one fold."""
         return _deviation([self.of_fold(measure, fold) for fold in self.folds])
 
     def over_seeds(self, measure: str) -> float | None:
-        """Deviation between the seeds; None for one seed."""
+        """Return the deviation between the seeds; None for one seed."""
         return _deviation([self.of_seed(measure, seed) for seed in self.seeds])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers, as JSON holds them."""
+        """Return plain dictionaries, lists, strings and numbers, in the form stored as JSON."""
         selected_on = next(iter(self.results.values())).selected_on
         measures = ("uar", "war")
         return {
@@ -81,17 +81,17 @@ class RunSummary:
 def train_all(
     recipe: Recipe, output: Path, folds: Sequence[int], seeds: Sequence[int], *, fresh: bool = False
 ) -> RunSummary:
-    """Trains every fold with every seed into ``OUTPUT/fold_K/seed_S``. Finished runs are taken as they are.
+    """Train every fold with every seed into ``OUTPUT/fold_K/seed_S``. Finished runs are not repeated.
 
     Args:
-        recipe: of all runs.
+        recipe: recipe of all runs.
         output: folder of all runs.
-        folds: numbers from 1 to the recipe's ``data.folds``.
-        seeds: of the runs.
-        fresh: train again what is there.
+        folds: numbers of folds, from 1 to the recipe's ``data.folds``.
+        seeds: seeds of the runs.
+        fresh: repeat finished runs too.
 
     Raises:
-        DferDeployError: a run cannot be done; those before it are kept.
+        DferDeployError: a run failed; the runs before it are kept.
     """
     results: dict[tuple[int, int], TrainingResult] = {}
     for fold in folds:
@@ -103,14 +103,14 @@ def train_all(
 
 
 def folds_from_text(text: str, count: int) -> list[int]:
-    """Fold numbers from ``all`` or a list such as ``1,3``.
+    """Parse fold numbers from ``all`` or a list such as ``1,3``.
 
     Args:
         text: what the user wrote.
         count: number of folds of the recipe.
 
     Raises:
-        DferDeployError: a number is not understood or there is no such fold.
+        DferDeployError: a number is not understood, or the fold does not exist.
     """
     if text == "all":
         return list(range(1, count + 1))

@@ -1,4 +1,4 @@
-"""Starting weights from another DFER-CLIP, which may have other classes, contexts or temporal layers."""
+"""Take starting weights from another DFER-CLIP, which may have other classes, contexts or temporal layers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _CLIP = {"image_encoder.": "image encoder", "text_encoder.": "text encoder"}
 
 @torch.no_grad()
 def take_weights(model: DferClip, checkpoint: Checkpoint) -> list[str]:
-    """Copies what a checkpoint and a model have in common.
+    """Copy the parameters that a checkpoint and a model have in common.
 
-    Both encoders must fit. The temporal model, the contexts (with what shifts them) and the linear head are taken where
-    their shapes are the same; what belongs to single classes only where the class names or the class texts are the
-    same, in the same order.
+    Both encoders must fit. The temporal model, the contexts (with the network that shifts them) and the linear head are
+    copied if their shapes are equal. Parameters of single classes are copied only if the class names or the class texts
+    are equal too, in the same order.
 
     Args:
-        model: overwritten.
-        checkpoint: ours or the reference implementation's.
+        model: the model; its parameters are overwritten.
+        checkpoint: checkpoint of dfer-deploy or of the reference implementation.
 
     Returns:
-        For every part that was left as it was, one line saying which and why.
+        One line for every part that was not copied, with the reason.
 
     Raises:
-        DferDeployError: the encoders are of other sizes, or the checkpoint is damaged.
+        DferDeployError: the encoders have other sizes, or the checkpoint is damaged.
     """
     theirs, ours = checkpoint.spec, model.spec
     source, target = checkpoint.build_model().state_dict(), model.state_dict()
@@ -72,7 +72,7 @@ def _fits(source: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: st
 
 
 def _difference(prefix: str, theirs: ModelSpec, ours: ModelSpec) -> str:
-    """Why a part is not the same thing in both models, beyond its shapes."""
+    """Return why a part has another meaning in both models although its shapes are equal; empty if it has not."""
     if prefix == "temporal_net." and theirs.temporal != ours.temporal:
         return f"{theirs.temporal.depth} layers there, {ours.temporal.depth} here"
     by_class = prefix == "head." or (prefix == "prompt_learner.ctx" and theirs.prompts.class_specific)

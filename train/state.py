@@ -1,7 +1,7 @@
-"""What an interrupted run continues from, and what a finished one is recognised by.
+"""The state from which an interrupted run continues, and the identity by which a finished run is recognised.
 
 ``state.pt`` is replaced as a whole, so a process that is killed while it writes, or a full disk, leaves the previous
-one. It holds tensors, numbers and strings only and is read with ``weights_only=True``.
+file. It contains only tensors, numbers and strings, and is read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ from dfer_deploy.train.recipe import Recipe
 STATE, RESULT = "state.pt", "result.json"
 
 DATASET = "dataset.json"
-"""What a data set says about itself, in its root; the drawn one does."""
+"""The file in which a data set describes itself, in its root; the drawn data set has one."""
 
 _FORMAT = "dfer-deploy-training-state/2"
+"""Format of a state. It must change when an older version could not read it or would misread it."""
 
 _IRRELEVANT = {"run": ("device", "save_every_s", "tensorboard"), "data": ("root", "data_root", "cache")}
-"""Settings that may differ between a run and its continuation: none of them changes what is computed."""
+"""Settings that may differ between a run and its continuation, because they do not change what is computed."""
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        epoch: the epoch of the next step, from 1; one more than the recipe has when all are done.
-        step: steps that were done in it.
-        loss_sum, hits, seen: of the epoch's steps: summed loss, right answers, and clips.
-        history: of every finished epoch: number, loss, training WAR, learning rates, and scores where measured.
-        best: of the best epoch so far, where epochs are compared: number (``epoch``), ``war``, ``confusion`` matrix and
+        epoch: epoch of the next step, counted from 1; the recipe's number of epochs + 1 when all are done.
+        step: number of finished steps in this epoch.
+        loss_sum, hits, seen: sum of the losses, correct answers and clips of this epoch's steps.
+        history: for every finished epoch: number, loss, training WAR, learning rates and, if measured, scores.
+        best: the best epoch so far, if epochs are compared: its number (``epoch``), ``war``, ``confusion`` matrix and
             ``unreadable`` clips.
-        seconds: wall time so far, of all parts of the run together.
+        seconds: wall time so far, over all parts of the run.
     """
 
     epoch: int = 1
@@ -65,23 +66,23 @@ class Progress:
 
     @property
     def war(self) -> float:
-        """Share of right answers among them, in percent."""
+        """Share of correct answers among them, in percent."""
         return 100.0 * self.hits / max(1, self.seen)
 
 
 def run_identity(recipe: Recipe, spec: ModelSpec, annotations: Sequence[Annotation]) -> dict[str, Any]:
-    """What two parts of one run must have in common.
+    """Return what two parts of one run must have in common.
 
-    These are the settings that matter, the lines of the lists, the data set's own description where it has one, and the
-    file of the pretrained weights where the recipe names one. The clips themselves are not read for it.
+    These are the settings that affect the result, the lines of the lists, the data set's own description and the file
+    of the pretrained weights, if there are any. The clips themselves are not read.
 
     Args:
-        recipe: of the run.
-        spec: of its model; the recipe can name files for it.
+        recipe: recipe of the run.
+        spec: specification of its model, which may depend on files that the recipe names.
         annotations: training clips and test clips, in their order.
 
     Raises:
-        DferDeployError: a file is there and cannot be read.
+        DferDeployError: a file exists but cannot be read.
     """
     settings = recipe.to_dict()
     for table, names in _IRRELEVANT.items():
@@ -98,22 +99,22 @@ def run_identity(recipe: Recipe, spec: ModelSpec, annotations: Sequence[Annotati
 
 
 def save_state(path: Path, identity: dict[str, Any], progress: Progress, tensors: dict[str, Any]) -> None:
-    """Writes a state, atomically.
+    """Write a state atomically.
 
     Args:
-        path: the file; an existing one is replaced.
-        identity: of the run.
-        progress: how far it is.
-        tensors: state dictionaries of what changes from step to step.
+        path: path of the file; an existing file is replaced.
+        identity: identity of the run; see ``run_identity``.
+        progress: its progress.
+        tensors: state dictionaries of everything that changes from step to step.
 
     Raises:
-        DferDeployError: it cannot be written; the previous state stays.
+        DferDeployError: the file cannot be written; the previous state is kept.
     """
     content = {"format": _FORMAT, "identity": identity, "progress": dataclasses.asdict(progress), **tensors}
     with atomic_file(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's writer reports a full disk as one about its position in the file
+        except RuntimeError as error:  # torch's writer reports a full disk as an error about its position in the file
             raise TrainingError(
                 f"cannot write {path} ({error}); the previous state stays: free some space and give the same command "
                 "again"
@@ -121,10 +122,10 @@ def save_state(path: Path, identity: dict[str, Any], progress: Progress, tensors
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str, Any]] | None:
-    """The state of a run and its tensors on the CPU; None where there is none.
+    """Read the state of a run and its tensors, on the CPU; return None if the file does not exist.
 
     Raises:
-        DferDeployError: the file is damaged, or it is of a run that differs in recipe or clips.
+        DferDeployError: the file is damaged, or belongs to a run with another recipe or other clips.
     """
     if not path.exists():
         return None
@@ -133,16 +134,16 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[Progress, dict[str
         raise TrainingError(f"{path} is not a training state of this version; begin anew with --fresh")
     with damage_named(path):
         _check_identity(path, content["identity"], identity)
-        # Out of the mapped file: an optimiser keeps what it is given.
+        # Copied out of the mapped file, because an optimiser keeps the tensors that it is given.
         tensors = {name: _own_memory(content[name]) for name in content.keys() - {"format", "identity", "progress"}}
         return _progress(content["progress"]), tensors
 
 
 def load_result(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What a finished run wrote about itself; None where none has finished.
+    """Read the result that a finished run wrote; return None if no run has finished.
 
     Raises:
-        DferDeployError: the file is damaged, or it is of a run that differs in recipe or clips.
+        DferDeployError: the file is damaged, or belongs to a run with another recipe or other clips.
     """
     if not path.exists():
         return None
@@ -154,7 +155,7 @@ def load_result(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """What it takes to find out that a file of an earlier run is not what was written becomes one sentence."""
+    """Turn the exceptions of reading a damaged file of an earlier run into one sentence."""
     try:
         yield
     except torch.OutOfMemoryError:

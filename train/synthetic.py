@@ -1,7 +1,7 @@
-"""The drawn data set: folders of frames and lists, in the reference implementation's format or a real data set's.
+"""The drawn data set: folders of frames and lists, in the format of the reference implementation or a real data set.
 
-It exists so that training, export, serving and verification can be shown and tested where no real data set may be
-had. Drawn faces are no evidence about real ones.
+It exists so that training, export, serving and verification can be shown and tested without a real data set. Drawn
+faces are not evidence about real ones.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ NOTE = (
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """What the data set is made of; with the seed it determines every pixel.
+    """The settings of a drawn data set; with the seed they determine every pixel.
 
     Attributes:
-        clips_per_class_train: training clips of each of the seven classes.
-        clips_per_class_test: test clips of each class.
-        identities_train: persons in the training clips; every one of them shows every class.
-        identities_test: persons in the test clips, none of whom is in the training clips.
-        image_size: side length of the frames in pixels.
-        min_frames: length of the shortest clip that may occur; below 16 some clips must repeat their last frame.
-        max_frames: length of the longest clip that may occur.
-        seed: 0 or more.
-        layout: whose files: ``lists`` are the reference implementation's. DFEW's and MAFW's have five folds, made of
-            the persons of both splits together; of MAFW's eleven classes seven are drawn. The pixels are the same.
+        clips_per_class_train: number of training clips of each of the seven classes.
+        clips_per_class_test: number of test clips of each class.
+        identities_train: number of persons in the training clips; each of them shows every class.
+        identities_test: number of persons in the test clips; none of them is in the training clips.
+        image_size: side of the frames in pixels.
+        min_frames: smallest number of frames of a clip. Below 16, some clips repeat their last frame for the model.
+        max_frames: largest number of frames of a clip.
+        seed: seed, 0 or more.
+        layout: format of the files: ``lists`` is the reference implementation's. DFEW's and MAFW's have five folds,
+            made of the persons of both splits together. Of MAFW's eleven classes seven are drawn. The pixels are the
+            same in all.
     """
 
     clips_per_class_train: int = 240
@@ -90,13 +91,13 @@ class SyntheticSpec:
         return self.identities_train if split == "train" else self.identities_test
 
     def persons(self, split: Split) -> int:
-        """How many of the identities have a clip."""
+        """Return the number of identities with at least one clip in a split."""
         return min(self.identities(split), self.clips_per_class(split))
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """One clip to draw: its place in the data set decides its class, its person and its random numbers."""
+    """One clip to draw. Its place in the data set decides its class, its person and its random numbers."""
 
     spec: SyntheticSpec
     split: Split
@@ -112,7 +113,7 @@ class _Clip:
 
     @property
     def listed(self) -> DrawnClip:
-        """As the lists describe it."""
+        """Return the properties of the clip for the lists."""
         clips_before, persons_before = (
             (0, 0) if self.split == "train" else (_size(self.spec, "train"), self.spec.persons("train"))
         )
@@ -131,28 +132,28 @@ class _Clip:
         return clip_folder(self.spec.layout, self.listed)
 
     def generator(self) -> np.random.Generator:
-        # A generator of its own for every clip: the bytes do not depend on which process draws it, and when.
+        # Each clip has its own generator, so the bytes do not depend on the process that draws it, or when.
         return np.random.default_rng([self.spec.seed, SPLITS.index(self.split), self.index])
 
     def identity(self) -> Identity:
-        # The fourth number keeps the stream apart from the clips' (which is as if they had a 0 there).
+        # The fourth number separates this random stream from the clips', which have the equivalent of a 0 there.
         return random_identity(np.random.default_rng([self.spec.seed, SPLITS.index(self.split), self.person, 1]))
 
 
 def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None = None) -> None:
-    """Writes frame folders, lists and ``<root>/dataset.json``.
+    """Write frame folders, lists and ``<root>/dataset.json``.
 
-    In the layout ``lists``: ``<root>/frames/<clip>/00001.jpg…``, ``<root>/train.txt`` and ``<root>/test.txt``, whose
-    lines are ``<folder relative to the list's folder> <number of frames> <class index>``. The folder appears complete
-    or not at all; one that holds the same data set already is left alone, and this is said.
+    In the layout ``lists``: ``<root>/frames/<clip>/00001.jpg…``, ``<root>/train.txt`` and ``<root>/test.txt``, with
+    lines ``<folder relative to the list's folder> <number of frames> <class index>``. The folder appears completely or
+    not at all. A folder that contains the same data set already is left unchanged, with a message.
 
     Args:
         root: the folder to create.
         spec: what to draw.
-        workers: number of processes; None takes one for each core, 1 draws in this process. The bytes are the same.
+        workers: number of processes; None for one for each core; 1 draws in this process. The bytes are the same.
 
     Raises:
-        DferDeployError: ``root`` holds something else, or cannot be written.
+        DferDeployError: ``root`` contains something else, or cannot be written.
     """
     description = _description(spec)
     if root.exists():
@@ -173,12 +174,12 @@ def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None
 
 
 def contact_sheet(root: Path, columns: int = 9, tile: int = 96) -> Image.Image:
-    """One test clip of every class as a row, its frames from left to right in time.
+    """Draw a contact sheet: one test clip of every class as a row, its frames from left to right in time.
 
     Args:
         root: a data set that ``write_synthetic_dataset`` wrote.
-        columns: frames shown of each clip.
-        tile: side length of a frame in the picture, in pixels.
+        columns: number of frames of each clip.
+        tile: side of a frame in the picture, in pixels.
 
     Returns:
         An RGB image, 96 pixels of names and ``columns`` tiles wide.
@@ -188,7 +189,7 @@ def contact_sheet(root: Path, columns: int = 9, tile: int = 96) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     spec = SyntheticSpec(**_description_of(root)["spec"])
     for row, name in enumerate(CLASS_NAMES):
-        # One person shows every class in consecutive clips; further rows should show further persons.
+        # Consecutive clips show every class with one person. Further rows should show further persons.
         person = row % spec.clips_per_class_test
         frames = sorted((root / _Clip(spec, "test", person * len(CLASS_NAMES) + row).folder).iterdir())
         pen.text((6, row * tile + tile // 2 - 6), name, fill="black")
@@ -223,14 +224,14 @@ def _draw_all(folder: Path, clips: list[_Clip], workers: int | None) -> Iterator
     if processes == 1:
         yield from (_draw_clip(folder, clip) for clip in clips)
         return
-    # Not "fork": a process that has run torch holds threads whose locks a forked child would inherit.
+    # Not "fork": a process that has run torch has threads whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         yield from pool.map(_draw_clip, [folder] * len(clips), clips, chunksize=8)
 
 
 def _draw_clip(folder: Path, clip: _Clip) -> int:
-    """Draws one clip into its folder and returns its number of frames."""
+    """Draw one clip into its folder; return its number of frames."""
     rng, spec, identity = clip.generator(), clip.spec, clip.identity()
     count = int(rng.integers(spec.min_frames, spec.max_frames + 1))
     backdrop = _backdrop(spec.image_size, rng)
@@ -241,7 +242,7 @@ def _draw_clip(folder: Path, clip: _Clip) -> int:
     target.mkdir(parents=True)
     for number, (pose, units) in enumerate(zip(poses, movement(CLASS_NAMES[clip.label], count, rng), strict=True), 1):
         face = np.asarray(draw_face(backdrop, identity, pose, units), dtype=np.float64)
-        # Drawing fresh noise for every frame would take as long as the face: the same grain is moved about.
+        # New noise for every frame would take as long as the face, so the same grain is moved about.
         noise = np.roll(grain, int(rng.integers(spec.image_size**2)))
         pixels = np.clip(face * light + noise, 0.0, 255.0).astype(np.uint8)
         Image.fromarray(pixels).save(target / f"{number:05d}.jpg", quality=88)
@@ -249,7 +250,7 @@ def _draw_clip(folder: Path, clip: _Clip) -> int:
 
 
 def _poses(count: int, rng: np.random.Generator) -> list[Pose]:
-    """A head that stands slightly turned and moves slowly."""
+    """Return the poses of a head that is slightly turned and moves slowly."""
     time = np.linspace(0.0, 1.0, count)
 
     def sway(middle: float, spread: float, motion: float) -> npt.NDArray[np.float64]:
@@ -271,7 +272,7 @@ def _poses(count: int, rng: np.random.Generator) -> list[Pose]:
 
 
 def _backdrop(size: int, rng: np.random.Generator) -> Image.Image:
-    """A blurred room in shades of one colour, SUPERSAMPLING times the frame's size."""
+    """Draw a blurred room in shades of one colour, SUPERSAMPLING times the frame's size."""
     colour = rng.uniform(40, 215) + rng.normal(0.0, 18.0, 3)
     corners = colour + rng.normal(0.0, 22.0, (4, 4, 1)) + rng.normal(0.0, 6.0, (4, 4, 3))
     small = Image.fromarray(np.clip(corners, 0, 255).astype(np.uint8))
@@ -279,7 +280,7 @@ def _backdrop(size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _light(size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Brightness factors [size, size, 3]: a light from one side, and its colour."""
+    """Return brightness factors [size, size, 3]: a light from one side, and its colour."""
     down, across = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     angle = rng.uniform(0, 2 * np.pi)
     slope = rng.uniform(0.0, 0.3) * (np.cos(angle) * across + np.sin(angle) * down)

@@ -1,4 +1,4 @@
-"""The list of a run's test clips, as ``evaluate`` and ``verify`` read it, whatever files the data set came in."""
+"""The list of a run's test clips, in the format that ``evaluate`` and ``verify`` read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dfer_deploy.train.layouts import test_annotations
 from dfer_deploy.train.recipe import Recipe
 
 TEST_LIST = "test.txt"
+"""Name of the list in the run's folder."""
 
 
 def write_test_list(recipe: Recipe, folder: Path) -> Path:
-    """Writes the test clips of the recipe's fold into the folder's ``test.txt``, and gives its path.
+    """Write the test clips of the recipe's fold into the folder's ``test.txt``; return its path.
 
     Raises:
         DferDeployError: see ``test_annotations`` and ``write_reference_list``; or the data set's own list is there.
@@ -26,7 +27,7 @@ def write_test_list(recipe: Recipe, folder: Path) -> Path:
 
 
 def require_another_list(recipe: Recipe, folder: Path) -> None:
-    """Makes sure that ``write_test_list`` would replace none of the data set's own lists.
+    """Check that ``write_test_list`` would not replace one of the data set's own lists.
 
     Raises:
         DferDeployError: the folder's ``test.txt`` is one of the recipe's lists.
@@ -42,15 +43,15 @@ def require_another_list(recipe: Recipe, folder: Path) -> None:
 
 
 def write_reference_list(path: Path, annotations: Sequence[Annotation]) -> None:
-    """Writes clips as a list of the reference implementation (see ``clips.annotations``), atomically.
+    """Write clips as a list of the reference implementation (see ``clips.annotations``), atomically.
 
     Args:
-        path: the list; an existing one is replaced.
-        annotations: the clips. Their places are written as absolute paths, with the frame counts that they state and
-            the model's class indices, so that ``read_annotations`` needs nothing else to find them.
+        path: path of the list; an existing file is replaced.
+        annotations: the clips. The list contains their absolute paths, their stated numbers of frames and the model's
+            class indices, so ``read_annotations`` needs nothing else to find them.
 
     Raises:
-        DferDeployError: a path cannot stand in a text file of lines, or the list cannot be written.
+        DferDeployError: a path cannot be written in a line of text, or the list cannot be written.
     """
     lines = []
     for annotation in annotations:
@@ -63,7 +64,7 @@ def write_reference_list(path: Path, annotations: Sequence[Annotation]) -> None:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no byte of a file's name was left that is no text."""
+    """Return whether a file name is valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Model, optimiser and schedule, and how a step is done: in parts, on several processes, in lower precision."""
+"""Model, optimiser and schedule, and the training step: in parts, on several processes, in lower precision."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """What moves the weights. On a CPU all of it is determined by the recipe, bit for bit: no step draws anything.
+    """Changes the weights of a model, step by step. On a CPU the recipe determines every bit of the result.
 
     Attributes:
-        outcome: the model to score and to write: the average of the weights where the recipe asks for one.
+        outcome: the model to score and to write: the average of the weights if the recipe asks for one.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class Trainer:
         recipe: OptimRecipe,
         processes: Processes,
     ) -> None:
-        """Prepares a training that has not begun.
+        """Prepare a training that has not begun.
 
         Args:
-            model: with its starting weights, on the processes' device.
-            parts: its parameters that learn, by part, as ``trainable_parts`` gives them; all others are frozen.
-            clips: what it learns from.
-            recipe: how.
-            processes: with whom; each computes its share of every step.
+            model: model with its starting weights, on the processes' device.
+            parts: its trained parameters by part, as returned by ``trainable_parts``; all others are frozen.
+            clips: the training clips.
+            recipe: the settings.
+            processes: the processes; each computes its share of every step.
 
         Raises:
-            DferDeployError: the device does not know the precision.
+            DferDeployError: the device does not support the precision.
         """
         require(
             recipe.precision != "fp16" or processes.device.type == "cuda",
@@ -69,7 +69,7 @@ class Trainer:
         if recipe.ema_decay is not None:
             average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.trainable, multi_avg_fn=average)
-            # A copy of the model that shares what is frozen.
+            # A copy of the model that shares the frozen parameters.
             shared = {id(parameter): parameter for parameter in model.parameters()}
             averaged = zip(self.trainable, self.average.module.parameters(), strict=True)
             self.outcome = copy.deepcopy(model, shared | {id(ours): mean for ours, mean in averaged})
@@ -77,26 +77,26 @@ class Trainer:
             model.image_encoder.set_grad_checkpointing()
         self.parallel: nn.Module = model
         if processes.world > 1:
-            # Of gradients with dimensions of size 1, whose strides mean nothing.
+            # About gradients with dimensions of size 1, whose strides have no meaning.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.parallel = DistributedDataParallel(
                 model, [processes.device] if processes.device.type == "cuda" else None, broadcast_buffers=False
             )
 
     def rates(self, epoch: int) -> dict[str, float]:
-        """Learning rate of every part in the last step of an epoch."""
+        """Return the learning rate of every part in the last step of an epoch."""
         factor = rate_factor(epoch - 1 / self.steps_per_epoch, self.recipe)
         return {group["name"]: group["initial_lr"] * factor for group in self.optimizer.param_groups}
 
     def run_epoch(self, progress: Progress, after_step: Callable[[float], None]) -> None:
-        """The rest of the present epoch.
+        """Run the rest of the present epoch.
 
         Args:
-            progress: where the epoch stands; kept up to date.
-            after_step: called after every step, when model and progress agree, with the step's mean loss.
+            progress: the progress; updated after every step.
+            after_step: is called with the step's mean loss after every step, when model and progress agree.
 
         Raises:
-            DferDeployError: the loss is not finite any more, or too many clips cannot be read; in every process.
+            DferDeployError: the loss is not finite, or too many clips cannot be read; in every process.
         """
         self.model.train()
         batches = self.clips.batches(
@@ -123,7 +123,7 @@ class Trainer:
             after_step(loss_sum / max(1.0, seen))
 
     def tensors(self) -> dict[str, Any]:
-        """Everything that a step depends on, besides the clips; see ``restore``."""
+        """Return everything on which a step depends, besides the clips; see ``restore``."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -133,10 +133,10 @@ class Trainer:
         }
 
     def restore(self, tensors: Mapping[str, Any]) -> None:
-        """Goes back to where ``tensors`` were taken.
+        """Restore the state of ``tensors``.
 
         Raises:
-            KeyError, TypeError, ValueError, RuntimeError, AttributeError: they are not those of such a trainer.
+            KeyError, TypeError, ValueError, RuntimeError, AttributeError: the tensors do not fit this trainer.
         """
         self.model.load_state_dict(tensors["model"])
         if self.average is not None:
@@ -148,11 +148,11 @@ class Trainer:
         self.scaler.load_state_dict(tensors["scaler"])
 
     def _step(self, frames: Tensor, labels: Tensor) -> tuple[float, float, float]:
-        """One step of all processes on this one's share; gives its summed loss, right answers and clips."""
+        """Make one step of all processes on this one's share; return its summed loss, correct answers and clips."""
         (clips,) = self.processes.sums([len(labels)])
         own = len(labels)
         if not own:
-            # The last batch may have fewer clips than there are processes; all of them must take part in the sums.
+            # The last batch may have fewer clips than there are processes, and all must take part in the sums.
             frames, labels = frames.new_zeros(1, *frames.shape[1:]), labels.new_zeros(1)
         # The processes' gradients are averaged, but the loss is the mean over all clips of the joint batch.
         scale = self.processes.world / clips if own else 0.0
@@ -179,7 +179,7 @@ class Trainer:
         return (float(loss_sum), float(hits), float(own)) if own else (0.0, 0.0, 0.0)
 
     def _loss(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss summed over the clips, and how many answers are right."""
+        """Return the loss summed over the clips, and the number of correct answers."""
         dtype = _AUTOCAST.get(self.recipe.precision)
         with torch.autocast(frames.device.type, dtype, enabled=dtype is not None):
             logits = self.parallel(images_from_frames(frames)).float()
@@ -187,7 +187,7 @@ class Trainer:
         return loss, (logits.detach().argmax(dim=1) == labels).sum()
 
     def _without_sums(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients stay in this process for now."""
+        """Keep gradients in this process, without adding up over the processes."""
         if isinstance(self.parallel, DistributedDataParallel):
             return self.parallel.no_sync()  # type: ignore[no-any-return,unused-ignore]
         return contextlib.nullcontext()

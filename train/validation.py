@@ -1,4 +1,4 @@
-"""Clips that are set aside from the training list, so that an epoch can be chosen without looking at the test list."""
+"""Set clips aside from the training list, so that an epoch can be chosen without the test list."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dfer_deploy.specs import require
 def split_validation(
     annotations: list[Annotation], share: float, seed: int
 ) -> tuple[list[Annotation], list[Annotation]]:
-    """Sets aside a share of every class.
+    """Set aside a share of every class.
 
-    Which clips they are depends on their names and the seed, not on the order of the list. Clips of one film or person
-    can be on both sides, because the data sets' lists do not say who is in which clip.
+    The choice depends on the clips' names and the seed, not on the order of the list. Clips of one film or person can
+    be on both sides, because the data sets' lists do not name persons.
 
     Args:
         annotations: the training clips.
-        share: of the clips of each class, more than 0 and less than 1; rounded, but at least one clip stays on either
-            side. A class of one clip is trained on.
-        seed: 0 or more.
+        share: share of the clips of each class, more than 0 and less than 1. It is rounded, but at least one clip stays
+            on either side. A class with one clip is used for training.
+        seed: seed, 0 or more.
 
     Returns:
         Training clips and validation clips, both in the order of ``annotations``.

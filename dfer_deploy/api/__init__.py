@@ -1,1 +1,1 @@
-"""One call for everything that the command line does; the commands are thin over these modules."""
+"""One function for each thing that the command line does; the commands are thin wrappers around these modules."""

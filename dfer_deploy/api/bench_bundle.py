@@ -33,22 +33,23 @@ MAX_CONCURRENCY = 256
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure; the options of ``dfer-deploy bench`` of the same names.
+    """Options of a measurement, named like the options of ``dfer-deploy bench``.
 
     Attributes:
-        url: load this server instead of starting one.
+        url: measure this running server instead of starting one.
         checkpoint: also measure this checkpoint in PyTorch.
-        runtimes: measure these only (``RUNTIMES`` and ``triton``); empty for all that bundle and machine allow.
+        runtimes: measure only these (names from ``RUNTIMES``, and ``triton``); empty for all that the bundle and the
+            machine allow.
         allow_host_code: let TensorRT execute the code that version-compatible engines carry.
-        concurrencies: requests in flight, each at least 1.
-        rounds: alternations of all contestants, at least 1.
-        requests: in each of perf_analyzer's measurements; None for about three seconds' worth.
-        clip: a video or folder of frames to ask about; None for drawn frames.
-        compare: an older result, as JSON, that must not be faster.
-        policy: TOML file with limits in its table ``[bench]``.
+        concurrencies: numbers of requests in flight, each at least 1.
+        rounds: how often all contestants take turns, at least 1.
+        requests: number of requests in each measurement of perf_analyzer; None for about three seconds' worth.
+        clip: a video or a folder of frames to send; None for drawn frames.
+        compare: JSON file of an older result. The comparison fails if the older result was faster.
+        policy: TOML file with limits in its table ``[bench]``; None for no limits.
 
     Raises:
-        DferDeployError: one is out of range.
+        DferDeployError: an option is out of range.
     """
 
     url: str | None = None
@@ -73,13 +74,13 @@ class BenchOptions:
 
     @property
     def files(self) -> list[Path]:
-        """All files that are read."""
+        """All files that the measurement reads."""
         named = (self.checkpoint, self.clip, self.compare, self.policy)
         return [Path(path) for path in named if path is not None]
 
 
 def clips_to_ask(bundle: Bundle, clip: Path | str | None) -> Frames:
-    """Return what a measurement asks about, uint8 [N, 16, S, S, 3]: a clip, or two drawn ones.
+    """Return the clips that a measurement sends, uint8 [N, 16, S, S, 3]: the given clip (N = 1), or two drawn clips.
 
     Raises:
         DferDeployError: the clip cannot be read.
@@ -89,17 +90,17 @@ def clips_to_ask(bundle: Bundle, clip: Path | str | None) -> Frames:
 
 
 def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = None) -> BenchResult:
-    """Measure throughput and latency of a served bundle with perf_analyzer, and of what runs in this process.
+    """Measure the throughput and latency of a served bundle with perf_analyzer, and of the in-process runtimes.
 
     Args:
-        bundle: opened, or its folder.
-        options: what is measured, and how often.
+        bundle: an opened bundle, or its folder.
+        options: what to measure, and how often; None for the defaults.
 
     Returns:
-        The result, whether it keeps its limits or not; see ``BenchResult.exit_code``.
+        The result, whether or not it keeps its limits; see ``BenchResult.exit_code``.
 
     Raises:
-        DferDeployError: the bundle is damaged, something that was asked for cannot run here, or a server fails.
+        DferDeployError: the bundle is damaged, a requested runtime cannot run here, or a server fails.
     """
     options = options or BenchOptions()
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
@@ -152,7 +153,7 @@ def _measured(
     limits: BenchPolicy,
     is_served: bool,
 ) -> tuple[Measurements, Footprint]:
-    """Start a server where none is named, and measure everything; its memory is read after the load."""
+    """Start a server if no address is given, and measure everything. The server's memory is read after the load."""
     server, own_port, address = None, None, options.url
     if is_served:
         if address is None:

@@ -17,12 +17,12 @@ from dfer_deploy.specs import require
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build made.
+    """The outcome of a build.
 
     Attributes:
         sidecar: the file that records the engines.
         engines: all engines of the bundle for this machine.
-        built: names of the graphs whose engines were built now; the others were there already.
+        built: names of the graphs whose engines were built now; the other engines existed already.
     """
 
     sidecar: Path
@@ -30,7 +30,7 @@ class BuildResult:
     built: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``build --json`` writes it."""
+        """Return plain data, in the form that ``build --json`` writes."""
         return {"format": SIDECAR_FORMAT, **dataclasses.asdict(self.engines), "built_now": list(self.built)}
 
 
@@ -41,16 +41,16 @@ def build_engines(
     builder: Literal["tensorrt", "tensorrt_rtx"] = "tensorrt",
     opt_batch: int | None = None,
 ) -> BuildResult:
-    """Build the engines of a bundle; those that are there already are left as they are.
+    """Build the engines of a bundle. Engines that exist already are left unchanged.
 
     Args:
-        bundle: for the target ``tensorrt``: opened, or its folder.
-        options: how long to search, and which other GPUs and versions may load the engines.
-        builder: TensorRT, or TensorRT-RTX, which needs no GPU and whose engines Triton cannot load.
-        opt_batch: clips in the usual execution, for which kernels are chosen; None for 8.
+        bundle: an opened bundle of the target ``tensorrt``, or its folder.
+        options: how long to search, and which other GPUs and versions may load the engines; None for the defaults.
+        builder: TensorRT, or TensorRT-RTX. TensorRT-RTX needs no GPU, but Triton cannot load its engines.
+        opt_batch: number of clips in a usual execution, for which the kernels are chosen; None for 8.
 
     Raises:
-        DferDeployError: the bundle is for another target, TensorRT is not installed, or it cannot build an engine.
+        DferDeployError: the bundle has another target, TensorRT is not installed, or an engine cannot be built.
     """
     from dfer_deploy.export.bundle_engines import build_bundle, builder_module
 

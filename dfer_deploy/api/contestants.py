@@ -1,4 +1,4 @@
-"""Which runtimes ``verify`` and ``bench`` compare: what the user chose, else all that bundle and machine allow."""
+"""The choice of the runtimes that ``verify`` and ``bench`` compare."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import require
 
 TRITON = "triton"
+"""The name of a Triton server among the runtimes that a user can choose."""
 
 
 @dataclass(frozen=True)
 class Contestants:
-    """What is compared.
+    """The runtimes to compare.
 
     Attributes:
-        runtimes: of this process.
-        served: whether a server is asked too.
-        left_out: what of the bundle's target is not compared, with the reason.
+        runtimes: runtimes of this process.
+        served: whether a server is compared too.
+        left_out: what the bundle's target offers but is not compared, with the reason.
     """
 
     runtimes: tuple[Runtime, ...]
@@ -50,14 +51,14 @@ def choose_contestants(
     in_process: bool = False,
     host_code_allowed: bool = False,
 ) -> Contestants:
-    """Takes the user's choice, or everything that can be compared here.
+    """Return the user's choice, or everything that can be compared on this machine.
 
     Args:
         bundle: an opened bundle.
-        chosen: from ``RUNTIMES`` and ``triton``; empty for everything.
-        url: of a server that runs already.
-        in_process: no server.
-        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
+        chosen: names from ``RUNTIMES``, and ``triton``; empty for everything.
+        url: address of a running server; None to start one.
+        in_process: compare without a server.
+        host_code_allowed: let TensorRT execute the code that version-compatible engines carry.
 
     Raises:
         DferDeployError: the options contradict each other, or the bundle has no engines that could be served.
@@ -84,7 +85,7 @@ def choose_contestants(
 def open_predictors(
     stack: ExitStack, bundle: Bundle, contestants: Contestants, *, host_code_allowed: bool
 ) -> list[Predictor]:
-    """Opens the predictors of this process, in the order of ``contestants.runtimes``."""
+    """Open the predictors of this process, in the order of ``contestants.runtimes``."""
     predictors: list[Predictor] = []
     for runtime in contestants.runtimes:
         with step(f"load the graphs in {runtime}"):

@@ -21,17 +21,17 @@ from dfer_deploy.verification.verification_result import ScoredAnswers, scored_a
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """How well a checkpoint answers labelled clips.
+    """The scores of a checkpoint on labelled clips.
 
     Attributes:
-        checkpoint: its file.
-        checkpoint_sha256: of the file.
-        data: the annotation list.
-        listed: how many clips it lists.
-        clips: how many could be read.
+        checkpoint: path of the file.
+        checkpoint_sha256: SHA-256 of the file.
+        data: path of the annotation list.
+        listed: number of clips in the list.
+        clips: number of clips that could be read.
         score: UAR, WAR, recalls, confusion matrix and calibration.
-        selected_on: which clips chose the epoch of the checkpoint; None where it does not say.
-        unreadable: reasons by the name of a clip that could not be read.
+        selected_on: the clips on which the checkpoint's epoch was chosen; None if the checkpoint does not say.
+        unreadable: for each clip that could not be read, its name and the reason.
     """
 
     checkpoint: Path
@@ -45,11 +45,11 @@ class EvaluationResult:
 
     @property
     def optimistic(self) -> bool | None:
-        """Whether a test list chose the epoch; None where that is unknown."""
+        """Whether the epoch was chosen on a test list; None if that is unknown."""
         return None if self.selected_on is None else self.selected_on == "test"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``evaluate --json`` writes it."""
+        """Return plain data, in the form that ``evaluate --json`` writes."""
         return {
             "checkpoint": str(self.checkpoint),
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -75,18 +75,18 @@ def evaluate_checkpoint(
     prompt_position: PromptPosition | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> EvaluationResult:
-    """Score a checkpoint on the clips of a list, on a GPU where there is one.
+    """Score a checkpoint on the clips of a list. A GPU is used if there is one.
 
     Args:
-        checkpoint: ours or the reference implementation's.
-        data: annotation list with labelled clips.
+        checkpoint: file of dfer-deploy or of the reference implementation.
+        data: annotation list of labelled clips.
         data_root: where the listed clips are on this machine; see ``--data-root``.
-        batch_size: clips in one pass.
-        prompt_position: where the learned contexts stand, which a reference checkpoint does not say.
-        class_names: in the order of the logits, likewise.
+        batch_size: number of clips in one pass.
+        prompt_position: position of the learned contexts, which a reference checkpoint does not contain.
+        class_names: in the order of the logits; a reference checkpoint does not contain them either.
 
     Raises:
-        DferDeployError: checkpoint or list cannot be used, or more than 5 % of the clips cannot be read.
+        DferDeployError: the checkpoint or the list cannot be used, or more than 5 % of the clips cannot be read.
     """
     with step(f"read {checkpoint}"):
         loaded = load_checkpoint(Path(checkpoint), prompt_position=prompt_position, class_names=class_names)

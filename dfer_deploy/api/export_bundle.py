@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made.
+    """The outcome of an export.
 
     Attributes:
-        bundle: opened.
-        written: False where the same bundle was there already, with nothing to do.
+        bundle: the opened bundle.
+        written: False if an identical bundle existed already, so that nothing had to be written.
     """
 
     bundle: Bundle
     written: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``export --json`` writes it."""
+        """Return plain data, in the form that ``export --json`` writes."""
         return {"bundle": str(self.bundle.path), "written": self.written, "parity": self.bundle.manifest.parity}
 
 
@@ -44,16 +44,16 @@ def export_bundle(
     force: bool = False,
     add_version: bool = False,
 ) -> ExportResult:
-    """Write a bundle: two checked ONNX graphs, a Triton model repository and a manifest. Nothing is left on failure.
+    """Write a bundle: two checked ONNX graphs, a Triton model repository and a manifest. A failure leaves no files.
 
     Args:
-        checkpoint: ours or the reference implementation's.
+        checkpoint: file of dfer-deploy or of the reference implementation.
         output: the bundle's folder; None for the checkpoint's name with the suffix ``.bundle``.
-        options: what to export; see ``dfer_deploy.export.pipeline.ExportOptions``.
-        serving: fields of ``ServingOptions`` that shall differ from the usual ones, or with ``add_version`` from those
-            of the bundle.
-        force: replace an existing bundle (and nothing but a bundle).
-        add_version: put the models into the existing bundle as the next version.
+        options: what to export; see ``dfer_deploy.export.pipeline.ExportOptions``. None for the defaults.
+        serving: fields of ``ServingOptions`` that differ from the defaults or, with ``add_version``, from the existing
+            bundle's options.
+        force: replace an existing bundle. Anything else in its place is refused.
+        add_version: add the models to the existing bundle as the next version.
 
     Raises:
         DferDeployError: the checkpoint is not usable, a check failed, or the bundle cannot be written.
@@ -68,7 +68,7 @@ def export_bundle(
     target: Target = options.target or ("tensorrt" if ask_cuda_driver().gpus else "embedded")
     usual = options.serving or ServingOptions(max_batch_size=64 if target == "tensorrt" else 16)
     if add_version and is_bundle(folder):
-        with contextlib.suppress(DferDeployError):  # export_to_folder says what is wrong with it
+        with contextlib.suppress(DferDeployError):  # export_to_folder reports what is wrong with it
             usual = open_bundle(folder, check_files=False).manifest.serving
     resolved = replace(options, target=target, serving=replace(usual, **(serving or {})))
     return ExportResult(*export_to_folder(source, folder, resolved, force=force, add_version=add_version))

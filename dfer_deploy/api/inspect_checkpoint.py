@@ -1,4 +1,4 @@
-"""Say what a checkpoint is, without executing anything in it."""
+"""Describe a checkpoint without executing anything in it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dfer_deploy.specs import ModelSpec, PromptPosition
 
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """What a checkpoint is.
+    """A description of a checkpoint.
 
     Attributes:
-        path: of the file.
-        format: whose: ``dfer-deploy`` or ``reference``.
-        sha256: of the file.
-        parameters: how many numbers it holds.
-        spec: the model; of a reference checkpoint, the position of the contexts and the class names are assumed where
-            they were not given.
-        best_acc: the WAR in percent that it states, or None.
-        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, or None.
-        provenance: what else it says of its training.
-        assumed: which of ``prompt_position`` and ``class_names`` are neither in the file nor given.
+        path: path of the file.
+        format: ``dfer-deploy`` or ``reference``.
+        sha256: SHA-256 of the file.
+        parameters: number of values in all its tensors.
+        spec: the model. For a reference checkpoint, the position of the contexts and the class names are assumptions
+            unless they were given.
+        best_acc: the WAR in percent that the file states, or None.
+        frame_interval_s: seconds between the 16 frames of a training clip, or None if unknown.
+        provenance: what else the file says about its training.
+        assumed: ``prompt_position`` and ``class_names``, each only if it is neither in the file nor given.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class CheckpointSummary:
     assumed: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data: every attribute by its name."""
+        """Return plain data: every attribute under its name."""
         values: dict[str, Any] = json_values(self)
         return values | {"path": str(self.path)}
 
@@ -51,15 +51,15 @@ def inspect_checkpoint(
     prompt_position: PromptPosition | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> CheckpointSummary:
-    """Read a checkpoint and check that its parameters fit what it says of itself.
+    """Read a checkpoint and check that its parameters fit the model that it describes.
 
     Args:
-        path: ours or the reference implementation's.
-        prompt_position: where the learned contexts stand, which a reference checkpoint does not say.
-        class_names: in the order of the logits, likewise.
+        path: file of dfer-deploy or of the reference implementation.
+        prompt_position: position of the learned contexts, which a reference checkpoint does not contain.
+        class_names: in the order of the logits; a reference checkpoint does not contain them either.
 
     Raises:
-        DferDeployError: it is not a checkpoint, would execute code, or its parameters are missing or do not fit.
+        DferDeployError: the file is not a checkpoint, would execute code, or its parameters are missing or do not fit.
     """
     found = load_checkpoint(Path(path), prompt_position=prompt_position, class_names=class_names)
     found.build_model()

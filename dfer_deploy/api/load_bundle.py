@@ -1,4 +1,4 @@
-"""Ask a bundle in this process, with the methods of the client."""
+"""Run a bundle in this process, with the methods of the client."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtim
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-"""As the server takes them."""
+"""The image formats that the server accepts too."""
 
 
 def load_bundle(
     bundle: Bundle | Path | str, *, runtime: Runtime | None = None, allow_host_code: bool = False
 ) -> LoadedBundle:
-    """Load a bundle's graphs into this process. It has the methods of ``Client``, and needs no server.
+    """Load a bundle's graphs into this process. The result has the methods of ``Client`` and needs no server.
 
     Args:
-        bundle: opened, or its folder.
-        runtime: what runs the graphs; None for TensorRT where its engines run here, else onnxruntime.
+        bundle: an opened bundle, or its folder.
+        runtime: what runs the graphs; None for TensorRT if the bundle's engines run here, else onnxruntime.
         allow_host_code: let TensorRT execute the code that version-compatible engines carry.
 
     Raises:
-        DferDeployError: it is not a bundle, it is damaged, or it does not run here.
+        DferDeployError: the folder is not a bundle, it is damaged, or it does not run here.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     chosen = runtime or usual_runtime(opened, host_code_allowed=allow_host_code)
@@ -50,7 +50,7 @@ def load_bundle(
 
 
 class LoadedBundle:
-    """A bundle in this process. A context manager; for one thread at a time.
+    """A bundle in this process. It is a context manager and must be used by one thread at a time.
 
     Example:
         >>> with load_bundle("dfer.bundle") as model:
@@ -63,7 +63,7 @@ class LoadedBundle:
 
     @property
     def name(self) -> str:
-        """What answers, for example ``onnxruntime fp32``."""
+        """The name of the runtime and its precision, for example ``onnxruntime fp32``."""
         return self.predictor.name
 
     @property
@@ -83,7 +83,7 @@ class LoadedBundle:
 
     @property
     def frame_interval_s(self) -> float | None:
-        """Seconds between the 16 frames that the model saw of a training clip; None where that is unknown."""
+        """Seconds between the 16 frames of a training clip; None if unknown."""
         return self.bundle.manifest.frame_interval_s
 
     @overload
@@ -91,16 +91,15 @@ class LoadedBundle:
     @overload
     def predict(self, clip: ClipBatch) -> list[Answer]: ...
     def predict(self, clip: Any) -> Any:
-        """Answer a clip. The model always sees 16 frames, as at test time.
+        """Predict the expression in a clip. The model always sees 16 frames, as at test time.
 
         Args:
-            clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time: fewer than 16 frames
-                are padded by repeating the last, of more than 16 those of ``sample_indices`` are shown. Or a batch of
-                such clips, [B, T, S, S, 3]. Or a list of encoded images, JPEG, PNG or WebP of any size, as bytes or
-                paths.
+            clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time. If T < 16, the last
+                frame is repeated; if T > 16, the frames of ``sample_indices`` are used. Or a batch of such clips,
+                [B, T, S, S, 3]. Or a list of encoded images of any size (JPEG, PNG or WebP), as bytes or paths.
 
         Returns:
-            One answer; for a batch, a list of B.
+            One answer; for a batch, a list of B answers.
 
         Raises:
             DferDeployError: the clip has another shape or dtype, or an image cannot be read.
@@ -126,15 +125,16 @@ class LoadedBundle:
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> VideoWindows:
-        """Answer a video over time, in windows of 16 frames; each frame is encoded once.
+        """Predict the expressions in a video over time, in windows of 16 frames. Each frame is encoded once.
 
         Args:
             path: a video file.
-            interval_s: seconds between the frames of a window; by default as in training, as far as that is known.
-            stride: frames from one window to the next.
-            faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
-                the picture is a cropped face.
-            margin: around the face, as a share of it.
+            interval_s: seconds between the frames of a window; None for the interval of the training clips, if it is
+                known.
+            stride: number of frames from one window to the next.
+            faces: the face detector: ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` if the
+                picture is a cropped face.
+            margin: margin around the face, as a share of its longer side.
 
         Raises:
             DferDeployError: the video cannot be read, or the extra is missing.
@@ -152,23 +152,23 @@ class LoadedBundle:
         )
 
     def stream(self) -> LoadedStream:
-        """Open a live stream, as a context manager: ``with model.stream() as stream: stream.push(frame)``."""
+        """Open a live stream as a context manager: ``with model.stream() as stream: stream.push(frame)``."""
         return LoadedStream(self)
 
     def encode(self, frames: Frames) -> Float32:
-        """Run the image encoder: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
+        """Run the image encoder on frames, uint8 [B, T, S, S, 3]; return frame features, float32 [B, T, L]."""
         return self.predictor.encode(frames)
 
     def classify(self, frame_features: Float32) -> Prediction:
-        """Run the temporal head: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
+        """Run the temporal head on frame features, float32 [B, T, L]; return logits and probabilities, [B, C]."""
         return self.predictor.classify(frame_features)
 
     def predict_frames(self, frames: Frames) -> Prediction:
-        """Run both on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16: nothing is padded or sampled."""
+        """Run both graphs on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16, without padding or sampling."""
         return self.predictor.predict(frames)
 
     def close(self) -> None:
-        """Release the graphs. Can be repeated."""
+        """Release the graphs. Further calls do nothing."""
         self.predictor.__exit__(None, None, None)
 
     def __enter__(self) -> LoadedBundle:
@@ -198,17 +198,17 @@ class LoadedBundle:
 
 
 class LoadedStream:
-    """A live stream in this process. A context manager; for one thread at a time."""
+    """A live stream in this process. It is a context manager and must be used by one thread at a time."""
 
     def __init__(self, model: LoadedBundle) -> None:
         self._model, self._stream = model, InProcessStream(model.predictor, model.labels)
 
     def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
-        """Answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
+        """Predict the expression of the last 16 frames. While there are fewer, the newest frame is repeated.
 
         Args:
-            frame: uint8 [S, S, 3], RGB in [0, 255], S = the model's ``image_size``; one frame interval after the last.
-                Or an encoded image, JPEG, PNG or WebP of any size, as bytes or a path.
+            frame: uint8 [S, S, 3], RGB in [0, 255], S = the model's ``image_size``, one frame interval after the
+                previous frame. Or an encoded image of any size (JPEG, PNG or WebP), as bytes or a path.
 
         Raises:
             DferDeployError: the frame has another shape or dtype, an image cannot be read, or the stream is closed.
@@ -219,7 +219,7 @@ class LoadedStream:
         return self._stream.push(self._model._decoded(frame))
 
     def close(self) -> None:
-        """Forget the frames. Can be repeated."""
+        """Forget the frames. Further calls do nothing."""
         self._stream.close()
 
     def __enter__(self) -> LoadedStream:

@@ -1,4 +1,4 @@
-"""Where PyTorch is at hand: every block of the graphs compared with it, and which blocks must stay fp32."""
+"""Compare the blocks of the graphs with PyTorch, and find those that must stay fp32. Needs the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dfer_deploy.model.dfer_clip import DferClip
 
 SERVED_DIFFERS = "the graphs in onnx/ are right, and what the model repository serves differs from them"
+"""The explanation of a failure that only a server shows, while no block leaves its tolerance."""
 
 
 def localised(
@@ -30,12 +31,12 @@ def localised(
     """Compare the blocks of the bundle's graphs with PyTorch on the worst clips.
 
     Args:
-        bundle: its graphs in ``onnx/`` are compared.
-        model: the checkpoint's.
-        shown: the clips' answers.
-        comparisons: what was made of them. What each block does to the logits takes most of the time, and is measured
-            only where something failed.
-        served: names of the ways of serving that a server answered.
+        bundle: the bundle whose graphs in ``onnx/`` are compared.
+        model: the checkpoint's model.
+        shown: the answers to the clips.
+        comparisons: their judgement. The effect of each block on the logits takes most of the time, so it is measured
+            only if a comparison failed.
+        served: names of the ways of serving that go through a server.
     """
     from dfer_deploy.export.layers import localise
 
@@ -50,7 +51,7 @@ def localised(
 
 
 def worst_clips(shown: ShownClips, comparisons: Sequence[Comparison]) -> Frames:
-    """Return the clips whose logits differ most, of the first way of serving that failed; uint8 [N, 16, S, S, 3]."""
+    """Return the clips whose logits differ most, uint8 [N, 16, S, S, 3], for the first way of serving that failed."""
     failed = next((c for c in comparisons if c.failures), comparisons[0])
     return shown.collected[failed.name].worst_clips
 
@@ -67,21 +68,21 @@ def bisected(
     *,
     batch_size: int,
 ) -> Bisection:
-    """Find which blocks must stay fp32 in an fp16 export, and the command that exports the checkpoint so.
+    """Find the blocks that must stay fp32 in an fp16 export, and the command for that export.
 
-    Too few clips to decide are not a failure here: another precision would not give more of them. Neither are clips
-    that cannot be read.
+    Having too few clips to decide is not a failure here, because another precision would not add clips. The same holds
+    for clips that cannot be read.
 
     Args:
-        bundle: that was verified.
+        bundle: the verified bundle.
         checkpoint: file of the model.
-        model: it is exported to a temporary folder, several times.
-        clips: they are asked about once more for each export; best ``SpooledClips``.
-        shown: the truth's answers to them.
-        worst: a few clips for the blocks' effects, uint8 [N, 16, S, S, 3].
-        limits: of the gate.
-        groups: the source of every clip, by its name.
-        batch_size: clips in one request.
+        model: the model; it is exported to a temporary folder several times.
+        clips: the clips, which every export answers again; preferably ``SpooledClips``.
+        shown: the truth's answers to the clips.
+        worst: a few clips on which the effects of the blocks are measured, uint8 [N, 16, S, S, 3].
+        limits: limits of the gate.
+        groups: the source of every clip, by the clip's name.
+        batch_size: number of clips in one request.
 
     Raises:
         DferDeployError: a block cannot be exported.
@@ -102,7 +103,7 @@ def bisected(
 
 @dataclass(frozen=True)
 class _RememberedTruth:
-    """PyTorch's answers of a verification that has just been made (a ``Truth``)."""
+    """PyTorch's answers from the verification that was just made; implements ``Truth``."""
 
     shown: ShownClips
     checkpoint_sha256: str

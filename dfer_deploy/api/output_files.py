@@ -1,4 +1,4 @@
-"""The files that ``predict`` writes, checked before the work."""
+"""The output files of ``predict``, checked before the work starts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dfer_deploy.errors import SettingError
 from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
 
 _SUFFIXES = {"timeline": ".png", "crops": ".png", "video": ".mp4"}
-"""How the names of pictures and videos have to end."""
+"""The required suffixes of pictures and videos."""
 
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The files that were asked for.
+    """The output files of a prediction; None for a file that is not wanted.
 
     Attributes:
-        json: all windows.
-        csv: all windows.
-        timeline: probabilities over time, one picture for each input.
-        crops: what the model saw, one picture for each input.
-        video: with boxes and answers, one for each input.
+        json: JSON file of all windows.
+        csv: CSV file of all windows.
+        timeline: picture of the probabilities over time, one for each input.
+        crops: picture of what the model saw, one for each input.
+        video: annotated video with boxes and answers, one for each input.
     """
 
     json: Path | None
@@ -35,15 +35,15 @@ class OutputFiles:
 
     @property
     def drawn(self) -> bool:
-        """Whether anything is drawn that needs times."""
+        """Whether an output is drawn that needs times."""
         return bool(self.timeline or self.crops or self.video)
 
     def check(self, inputs: Sequence[Path], bundle: Path | None) -> None:
-        """Refuse, before the work, names that would lose something.
+        """Refuse output names that would overwrite something or cannot be written, before the work starts.
 
         Raises:
-            DferDeployError: a file would replace another output or an input, or lies in the bundle; its name does not
-                fit what is written; its folder does not exist or cannot be written.
+            DferDeployError: a file would replace another output or an input, or lies in the bundle; its suffix does not
+                fit its content; its folder does not exist or cannot be written.
         """
         names = ("json", "csv", "timeline", "crops", "video")
         taken: dict[str, str] = {}
@@ -84,7 +84,7 @@ def _check_name(name: str, file: Path) -> None:
 
 
 def one_of(file: Path, inputs: Sequence[Path], number: int) -> Path:
-    """Return the file for one input: ``file`` itself for a single one, else with number and name before the suffix."""
+    """Return the output file for one input: ``file`` for a single input, else one with a number and a name."""
     if len(inputs) == 1:
         return file
     return file.with_name(f"{file.stem}-{number + 1}-{inputs[number].stem}{file.suffix}")

@@ -1,4 +1,4 @@
-"""Answer videos and folders of frames, and draw what was asked for; what fails of one input costs only that input."""
+"""Answer videos and folders of frames, and draw the requested outputs. An input that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import require
 
 _MAX_NAME = 30
-"""Characters of a file's name beside the progress bar."""
+"""Longest file name beside the progress bar, in characters, so that the bar fits a terminal."""
 
 _VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+"""Suffixes of videos. A folder that contains such files was given by mistake."""
 
 
 @dataclass(frozen=True)
 class AnsweringModel:
-    """Who answers, and what must be known of it."""
+    """The model that answers, with the properties that its caller needs."""
 
     predictor: Predictor
     labels: tuple[str, ...]
@@ -48,14 +49,14 @@ class AnsweringModel:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How inputs are answered; the options of ``dfer-deploy predict`` of the same names.
+    """Options of a prediction, named like the options of ``dfer-deploy predict``.
 
     Attributes:
-        whole: one answer for each input, from 16 frames spread over the whole of it.
-        faces: what finds the faces; ``none`` where the picture is one; None for ``centerface`` in videos.
-        margin: around each face, as a share of it.
-        frame_interval_s: seconds between two frames of a window; None for the trained ones, as far as they are known.
-        stride: frames from one window to the next.
+        whole: give one answer for each input, from 16 frames spread over all of it.
+        faces: the face detector; ``none`` if the picture is a cropped face; None for ``centerface`` in videos.
+        margin: margin around each face, as a share of its longer side.
+        frame_interval_s: seconds between two frames of a window; None for the interval of the training clips, if known.
+        stride: number of frames from one window to the next.
     """
 
     whole: bool = False
@@ -65,10 +66,10 @@ class PredictOptions:
     stride: int = DEFAULT_STRIDE
 
     def check(self, files: OutputFiles) -> None:
-        """Refuse what contradicts each other.
+        """Refuse options that contradict each other.
 
         Raises:
-            DferDeployError: faces or times are wanted of one answer for the whole.
+            DferDeployError: ``whole`` is combined with faces or with outputs that need times.
         """
         require(
             not (self.whole and (self.faces == "centerface" or files.drawn)),
@@ -79,12 +80,12 @@ class PredictOptions:
 
 @dataclass
 class PredictResult:
-    """What was answered.
+    """The outcome of a prediction.
 
     Attributes:
-        recording: the windows of every input, by its place in the list.
-        failures: one sentence for every input that has no answer, and for every file that could not be written.
-        answered: how many inputs have an answer.
+        recording: the windows of every input, by the input's index in the list.
+        failures: one sentence for every input without an answer, and for every file that could not be written.
+        answered: number of inputs with an answer.
     """
 
     recording: Recording
@@ -94,7 +95,7 @@ class PredictResult:
 
 @dataclass(frozen=True)
 class _Windows:
-    """How a video is cut into windows (``windows.windows_of_video``)."""
+    """How a video is cut into windows; see ``windows.windows_of_video``."""
 
     interval_s: float
     stride: int
@@ -105,13 +106,13 @@ class _Windows:
 def predict_inputs(
     model: AnsweringModel, inputs: Sequence[Path], options: PredictOptions, files: OutputFiles
 ) -> PredictResult:
-    """Answer every input, and write the files that were asked for.
+    """Answer every input, and write the requested files.
 
     Args:
-        model: answers.
-        inputs: video files, and folders with the frames of one clip.
-        options: how.
-        files: where what goes.
+        model: the model that answers.
+        inputs: video files, and folders that each hold the frames of one clip.
+        options: how to answer.
+        files: the output files.
 
     Raises:
         DferDeployError: the face detector's packages are not installed.
@@ -165,7 +166,7 @@ def _write(files: OutputFiles, inputs: Sequence[Path], result: PredictResult, ab
 
 
 def open_face_detector(name: str) -> FaceDetector:
-    """Open a detector for a command that can do without.
+    """Open a face detector, with an error that names the way to work without one.
 
     Raises:
         DferDeployError: its packages are not installed.
@@ -178,7 +179,7 @@ def open_face_detector(name: str) -> FaceDetector:
 
 @dataclass
 class _Seen:
-    """What is known of a video when it is answered: the crops to show, and when it ends."""
+    """What is known about a video when it is answered: the crops to show, and its end."""
 
     sample: CropSample
     last_s: float = 0.0
@@ -193,7 +194,7 @@ def _answer(
     recording: Recording,
     position: Callable[[int, int, float], None],
 ) -> _Seen:
-    """Answers one video over time, and keeps what is to be drawn."""
+    """Answer one video over time, and keep what is to be drawn."""
     known, confirmed = _Seen(CropSample()), ConfirmedFaces()
 
     def seen(frame: SeenFrame) -> None:
@@ -231,7 +232,7 @@ def _draw(
     position: Callable[[int, int, float], None],
     seen: _Seen,
 ) -> None:
-    """Draws what was asked for of one video; where there was no face, the video alone, without boxes."""
+    """Draw the requested outputs of one video. If it shows no face, only the video is written, without boxes."""
     path = inputs[number]
     timeline, crops, video = (
         one_of(file, inputs, number) if file else None for file in (files.timeline, files.crops, files.video)
@@ -245,7 +246,7 @@ def _draw(
     if timeline:
         from dfer_deploy.drawing.timeline import write_timeline
 
-        # A header may state more than there is; the next frame would be one interval later.
+        # A header may state a longer duration than the frames have. The next frame would be one interval later.
         end_s = min(max(_length_s(path) or math.inf, seen.last_s), seen.last_s + how.interval_s)
         write_timeline(timeline, recording, number, shown(Path(path.name)), interval_s=how.interval_s, end_s=end_s)
     if crops:
@@ -255,7 +256,7 @@ def _draw(
 
 
 def _check_folder(path: Path, *, times_wanted: bool) -> None:
-    """Refuses a folder of frames that was meant otherwise; what is not a folder is told by who reads it."""
+    """Refuse a folder of frames with options that do not fit it. Other inputs are checked when they are read."""
     if _kind(path) != "folder":
         return
     if times_wanted:
@@ -274,7 +275,7 @@ def _check_folder(path: Path, *, times_wanted: bool) -> None:
 
 @contextlib.contextmanager
 def _positions(inputs: Sequence[Path], videos: set[int], passes: int) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar over the seconds of all videos. Yields what is told input, pass over it, and time in it."""
+    """Show a progress bar over the seconds of all videos. Yield a function of input, pass and time in seconds."""
     lengths = [_length_s(path) if number in videos else 0.0 for number, path in enumerate(inputs)]
     with progress_bar(counts=False) as bar:
         task = bar.add_task("predict", total=sum(lengths) * passes or None)
@@ -287,7 +288,7 @@ def _positions(inputs: Sequence[Path], videos: set[int], passes: int) -> Iterato
 
 
 def _length_s(video: Path) -> float:
-    """The duration of a video; 0 where it is not stated or not readable, which is told when its turn comes."""
+    """Return the duration of a video in seconds, or 0 if it is unknown. Errors are reported when the video is read."""
     try:
         return duration_s(video) or 0.0
     except DferDeployError:
@@ -297,5 +298,5 @@ def _length_s(video: Path) -> float:
 def _kind(path: Path) -> Literal["file", "folder", "neither"]:
     try:
         return "file" if path.is_file() else "folder" if path.is_dir() else "neither"
-    except OSError:  # a name that is too long, no permission: told when its turn comes
+    except OSError:  # a name that is too long, or no permission: reported when the video is read
         return "neither"

@@ -1,4 +1,4 @@
-"""The server that fits a bundle on this machine, and one for commands that need it while they run."""
+"""Choose the server for a bundle on this machine, and start one for commands that need it while they run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from dfer_deploy.triton.ports import Endpoints
 from dfer_deploy.triton.server import TritonServer
 
 START_TIMEOUT_S = {"embedded": 180.0, "onnxruntime": 900.0, "tensorrt": 900.0}
-"""By target: on a GPU, onnxruntime may build engines while it loads, and a container's first start reads many GB."""
+"""Longest wait for a server, by target. On a GPU, onnxruntime may build engines while it loads, and the first start
+of a container reads many GB."""
 
 
 @contextlib.contextmanager
@@ -34,13 +35,13 @@ def served_bundle(
     host_code_allowed: bool = False,
     quiet: bool = False,
 ) -> Iterator[Endpoints]:
-    """Serves a bundle on free ports of the loopback until the context ends; then nothing of the server is left.
+    """Serve a bundle on free loopback ports until the context ends. The server leaves nothing behind.
 
     Args:
         bundle: an opened bundle.
-        installation: of ``installation_for``, which is asked where there is none.
-        host_code_allowed: of ``installation_for`` too.
-        quiet: show no step.
+        installation: the server to start; None for the result of ``installation_for``.
+        host_code_allowed: passed to ``installation_for``.
+        quiet: show no progress.
 
     Raises:
         DferDeployError: this machine has no server for the bundle, or the server cannot start.
@@ -58,10 +59,10 @@ def served_bundle(
 
 
 def check_served(client: TritonPredictor, bundle: Bundle) -> None:
-    """Refuses a server that says itself that it serves another model than the bundle's.
+    """Refuse a server that reports another model than the bundle's.
 
     Raises:
-        DferDeployError: its class names or the SHA-256 of its graphs are others.
+        DferDeployError: the server's class names, or the SHA-256 of its graphs, differ from the bundle's.
     """
     labels, class_names = client.labels(), bundle.spec.prompts.class_names
     if labels != class_names:
@@ -81,17 +82,17 @@ def check_served(client: TritonPredictor, bundle: Bundle) -> None:
 
 
 def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allowed: bool = False) -> Installation:
-    """The Triton that serves a bundle here, after checking that the bundle can be served.
+    """Return the Triton that serves a bundle here, after checking that the bundle can be served.
 
-    For the target embedded, the private environment. For the others a tritonserver on PATH, else Docker.
+    The target ``embedded`` uses the private environment. The other targets use a tritonserver on PATH, else Docker.
 
     Args:
         bundle: an opened bundle.
-        image: use Docker with this image; without it, the one that fits the engines.
+        image: use Docker with this image; None for the image that fits the engines.
         host_code_allowed: let the server execute the code that version-compatible engines carry.
 
     Raises:
-        DferDeployError: something is missing: engines, a server, permission for the engines' code.
+        DferDeployError: engines, a server, or the permission to execute the engines' code are missing.
     """
     check_model_repository(bundle)
     if bundle.manifest.target == "embedded":
@@ -115,7 +116,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allo
 
 
 def _engines_to_serve(bundle: Bundle, *, host_code_allowed: bool) -> EngineSet | None:
-    """The engines of the target tensorrt; None of the target onnxruntime."""
+    """Return the engines of the target ``tensorrt``, or None for the target ``onnxruntime``."""
     if bundle.manifest.target != "tensorrt":
         return None
     built = bundle.engines

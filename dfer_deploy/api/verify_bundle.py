@@ -1,4 +1,4 @@
-"""Verify a bundle on labelled clips: in process and served, against PyTorch or its saved answers."""
+"""Verify a bundle on labelled clips, in process and served, against PyTorch or saved answers of PyTorch."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 def verify_bundle(
     bundle: Bundle | Path | str, data: LabelledClips | Path | str, options: VerifyOptions
 ) -> VerificationResult:
-    """Prove on labelled clips that a bundle answers like its checkpoint, in process and served.
+    """Verify on labelled clips that a bundle answers like its checkpoint, in process and served.
 
     Args:
-        bundle: opened, or its folder.
-        data: what ``labelled_clips`` read, or an annotation list.
-        options: what is compared with what, and the limits.
+        bundle: an opened bundle, or its folder.
+        data: the clips that ``labelled_clips`` read, or an annotation list.
+        options: what to compare with what, and the limits.
 
     Returns:
-        The result, whether it passed or not; see ``VerificationResult.exit_code``.
+        The result, whether or not it passed; see ``VerificationResult.exit_code``.
 
     Raises:
-        DferDeployError: the bundle is damaged, no clip can be read, or something that was asked for cannot run here.
+        DferDeployError: the bundle is damaged, no clip can be read, or a requested runtime cannot run here.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     clips = data if isinstance(data, LabelledClips) else labelled_clips(opened, [Path(data)])
@@ -64,13 +64,13 @@ def verify_bundle(
     )
     with tempfile.TemporaryFile(prefix="dfer-clips-") as spool:
         if options.bisect:
-            # Every trial of a bisection asks about all clips again.
+            # Every trial of a bisection reads all clips again.
             clips = SpooledClips(clips.annotations, clips.image_size, clips.lists, spool=spool)
         return _Verification(opened, clips, options).result()
 
 
 class _Verification:
-    """One verification: everything that can be refused is refused before the first clip is read."""
+    """One verification. Everything that can be refused is refused before the first clip is read."""
 
     def __init__(self, bundle: Bundle, clips: LabelledClips, options: VerifyOptions) -> None:
         self.bundle, self.clips, self.options = bundle, clips, options
@@ -92,7 +92,7 @@ class _Verification:
         self.served: list[str] = []
 
     def _limits(self, default: Limits) -> Limits:
-        """The limits of the precision, the policy and the options, which may not contradict each other."""
+        """Return the precision's limits, replaced by those of the policy or the options, which must not disagree."""
         options, policy = self.options, self.policy.verify
         for option, given, written in (
             ("--margin", options.margin, policy.margin),
@@ -183,7 +183,7 @@ class _Verification:
         )
 
     def _truth(self) -> tuple[Truth, TorchPredictor | None]:
-        """What the bundle is compared with, and PyTorch's model where it is here."""
+        """Return the truth that the bundle is compared with, and PyTorch's model if there is a checkpoint."""
         predictor: TorchPredictor | None = None
         truth: Truth
         if self.options.checkpoint is not None:
@@ -204,7 +204,7 @@ class _Verification:
         """Open everything that is compared.
 
         Returns:
-            The predictors; the names of those that run the same graphs with onnxruntime on a CPU; a server's address.
+            The predictors; the names of those that run the same graphs with onnxruntime on a CPU; the server's address.
         """
         options, bundle = self.options, self.bundle
         predictors = open_predictors(stack, bundle, self.contestants, host_code_allowed=options.allow_host_code)
@@ -228,7 +228,7 @@ class _Verification:
         return predictors, same_graphs, urls[0]
 
     def _ensembles(self, url: str, shown: ShownClips) -> EnsembleAnswers:
-        """Ask for streams and encoded images on the first clips; that the server refuses to answer is a failure."""
+        """Ask for streams and encoded images on the first clips. A refusal of the server counts as a failure."""
         contract = self.bundle.contract
         try:
             with step("ask for streams and encoded images"), Client(url, contract.ensemble.name, retries=0) as client:
@@ -240,7 +240,7 @@ class _Verification:
                     shown.rounding[self.limits.precision],
                     same_runtime=self.bundle.manifest.target == "embedded",
                 )
-        except DferDeployError as error:  # the clips have been compared, and their results are to be kept
+        except DferDeployError as error:  # the clips have been compared, and their results must be kept
             unanswered = (contract.stream.name, contract.encoded.name, contract.encoded_stream.name)
             return EnsembleAnswers(dict.fromkeys(unanswered, math.inf), (f"streams or encoded images: {error}",))
 
@@ -249,14 +249,14 @@ class _Verification:
     ) -> BlockComparison | None:
         try:
             return localised(self.bundle, predictor.model, shown, comparisons, self.served)
-        except DferDeployError as error:  # the clips have been compared, and their results are to be kept
+        except DferDeployError as error:  # the clips have been compared, and their results must be kept
             warn(f"the blocks of the graphs were not compared with PyTorch: {error}")
             return None
 
     def _reading(
         self, predictor: TorchPredictor | None, shown: ShownClips
     ) -> tuple[ReadingCheck | None, dict[str, str]]:
-        """Check how the reference checkpoint was read, where its own test list is at hand; or why that was left out."""
+        """Check how the reference checkpoint was read, on its own test list; or return the reason for omitting that."""
         best_acc, own_test_list = self.bundle.manifest.checkpoint.best_acc, self.options.own_test_list
         if best_acc is None or own_test_list is False:
             return None, {}
@@ -291,7 +291,7 @@ def _torch_predictor(path: Path, bundle: Bundle) -> TorchPredictor:
                 f"{', '.join(prompts.class_names)}; export it again"
             )
         if loaded.format == "reference":
-            # What the file does not say is taken as it was at the export, so that the same reading is compared.
+            # What the file does not contain is taken from the export, so that both models are read in the same way.
             assumed = replace(loaded.spec.prompts, position=prompts.position, class_names=prompts.class_names)
             loaded = replace(loaded, spec=replace(loaded.spec, prompts=assumed))
         return TorchPredictor(loaded.build_model())

@@ -1,4 +1,4 @@
-"""What can be asked of a verification, and the labelled clips that it is asked about."""
+"""The options of a verification, and the labelled clips that it uses."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """How to verify; the options of ``dfer-deploy verify`` of the same names.
+    """Options of a verification, named like the options of ``dfer-deploy verify``.
 
     Attributes:
-        checkpoint: compare with this checkpoint in PyTorch; either this or ``baseline``.
-        baseline: compare with answers that PyTorch gave elsewhere.
+        checkpoint: compare with this checkpoint in PyTorch. Either this or ``baseline`` is required.
+        baseline: compare with answers of PyTorch that were saved on another machine.
         save_baseline: save PyTorch's answers to this file.
-        urls: verify these servers instead of starting one; one ``grpc://…`` and one ``http://…`` at most.
-        in_process: ask no server.
-        runtimes: compare these only (``RUNTIMES`` and ``triton``); empty for all that bundle and machine allow.
+        urls: verify these running servers instead of starting one; at most one ``grpc://…`` and one ``http://…``.
+        in_process: verify without a server.
+        runtimes: compare only these (names from ``RUNTIMES``, and ``triton``); empty for all that the bundle and the
+            machine allow.
         allow_host_code: let TensorRT execute the code that version-compatible engines carry.
-        batch_size: clips in one request.
-        max_logit_error: largest difference of a logit; None for the precision's or the policy's.
-        margin: points by which UAR and WAR may differ, fixed beforehand; None for 0.5 or the policy's.
-        group_by: regular expression whose first group names the source of a clip in its listed path.
+        batch_size: number of clips in one request.
+        max_logit_error: largest accepted difference of a logit; None for the limit of the policy or the precision.
+        margin: margin for UAR and WAR in percentage points, fixed beforehand; None for the policy's or 0.5.
+        group_by: regular expression whose first group matches the source of a clip in the clip's listed path.
         pool: results of earlier verifications whose clips count too.
         policy: TOML file with limits in its table ``[verify]``.
         own_test_list: whether the clips are those on which a reference checkpoint's ``best_acc`` was measured; None to
-            find out.
-        bisect: find out which blocks must stay fp32 in an fp16 export.
+            detect it.
+        bisect: find the blocks that must stay fp32 in an fp16 export.
 
     Raises:
-        DferDeployError: one is out of range, or two contradict each other.
+        DferDeployError: an option is out of range, or two options contradict each other.
     """
 
     checkpoint: Path | str | None = None
@@ -84,21 +85,21 @@ class VerifyOptions:
 
     @property
     def files(self) -> list[Path]:
-        """All files that are read."""
+        """All files that the verification reads, except the clips and their lists."""
         named = (self.checkpoint, self.baseline, self.policy, *self.pool)
         return [Path(path) for path in named if path is not None]
 
 
 def labelled_clips(bundle: Bundle, lists: Sequence[Path], data_root: str | None = None) -> LabelledClips:
-    """Read the lists of labelled clips that a bundle is to be verified on, one after the other.
+    """Read the lists of labelled clips for the verification of a bundle, in the given order.
 
     Args:
-        bundle: whose classes the labels are.
-        lists: at least one.
+        bundle: the bundle whose classes the labels refer to.
+        lists: paths of annotation lists, at least one.
         data_root: where the listed clips are on this machine; see ``--data-root``.
 
     Raises:
-        DferDeployError: a list cannot be read, or a clip is in two of them.
+        DferDeployError: a list cannot be read, or two lists contain the same clip.
     """
     spec = bundle.spec
     size = spec.clip.vision.image_size
@@ -113,14 +114,14 @@ def labelled_clips(bundle: Bundle, lists: Sequence[Path], data_root: str | None 
 
 
 def sources(pattern: str, annotations: Sequence[Annotation]) -> dict[str, str]:
-    """Return the source of every clip by its name.
+    """Return the source of every clip, by the clip's name.
 
     Args:
-        pattern: a regular expression; what its first group matches in the listed path is the source.
+        pattern: regular expression. The match of its first group in the listed path is the source.
         annotations: the clips.
 
     Raises:
-        DferDeployError: it is not one, has no group, or does not match a path.
+        DferDeployError: the pattern is not a regular expression, has no group, or does not match a path.
     """
     try:
         compiled = re.compile(pattern)

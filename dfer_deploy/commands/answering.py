@@ -1,4 +1,4 @@
-"""Who answers ``predict`` and ``stream``: a bundle in this process, or a server."""
+"""The choice of what answers ``predict`` and ``stream``: a bundle in this process, or a server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dfer_deploy.client import Client
 
 _RETRIES = 1000
-"""The deadline is what ends the waiting for a server."""
+"""Practically unlimited: the deadline, not the number of retries, ends the wait for a server."""
 
 _OPTIONS = (
     click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Answer in this process."),
@@ -45,15 +45,15 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """The choice: a bundle, or a server where ``url`` is given.
+    """The user's choice: a bundle, or a server if ``url`` is given.
 
     Attributes:
-        bundle_path: of the bundle.
-        runtime: of this process; None for the usual one.
-        allow_host_code: TensorRT may execute the code that version-compatible engines carry.
-        url: of the server.
-        model: the ensemble's name, as the server knows it.
-        timeout_s: for one answer of the server.
+        bundle_path: the bundle's folder.
+        runtime: runtime in this process; None for the default.
+        allow_host_code: let TensorRT execute the code that version-compatible engines carry.
+        url: address of the server.
+        model: name of the ensemble on the server.
+        timeout_s: seconds to wait for one answer of the server.
     """
 
     bundle_path: Path | None
@@ -70,21 +70,21 @@ class Asked:
             raise click.UsageError("--runtime chooses what runs in this process, --url asks a server; choose one")
 
     def open_client(self) -> Client:
-        """Connects to the server. The caller closes the client.
+        """Connect to the server. The caller closes the client.
 
         Raises:
-            DferDeployError: no server answers there, or it has no such model.
+            DferDeployError: no server answers at the address, or it does not have the model.
         """
         from dfer_deploy.client import Client
 
-        assert self.url is not None  # noqa: S101 - asked for by whoever knows that, for mypy
+        assert self.url is not None  # noqa: S101 - callers check it, for mypy
         return Client(self.url, self.model, deadline_s=self.timeout_s, retries=_RETRIES)
 
     def open_bundle(self, stack: ExitStack) -> tuple[Bundle, Predictor]:
-        """The bundle, and what answers with it until the stack is left.
+        """Open the bundle and the predictor that runs it until the stack is closed.
 
         Raises:
-            DferDeployError: it is no bundle, or it does not run here.
+            DferDeployError: the folder is not a bundle, or it does not run here.
         """
         assert self.bundle_path is not None  # noqa: S101 - as above
         bundle = open_bundle(self.bundle_path)
@@ -94,10 +94,10 @@ class Asked:
 
 
 def answering_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options; the command gets them as ``asked``.
+    """Add the options to a command, which gets them as ``asked``.
 
     Raises:
-        click.UsageError: when the command is called, they contradict each other.
+        click.UsageError: the given options contradict each other; raised when the command is called.
     """
 
     @functools.wraps(command)

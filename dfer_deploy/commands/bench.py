@@ -90,11 +90,11 @@ def bench(
     json_file: Path | None,
     **options: Any,
 ) -> None:
-    """Measure throughput and latency of BUNDLE served, with the real perf_analyzer.
+    """Measure throughput and latency of the served BUNDLE with the real perf_analyzer.
 
-    What runs in this process (onnxruntime, built TensorRT engines, and PyTorch, with --checkpoint) is measured in the
-    same run, in turn with it. With --propose, servers with other instances, queue delays and batches take turns
-    instead, and the best of them is proposed; that takes minutes.
+    The runtimes of this process (onnxruntime, built TensorRT engines, and PyTorch with --checkpoint) are measured in
+    the same run, in alternation with the server. With --propose, servers with different instances, queue delays and
+    batch sizes take turns instead, and the best configuration is proposed; that takes minutes.
     """
     asked = BenchOptions(**options)
     check_outputs({"--json": json_file}, asked.files, bundle)

@@ -52,8 +52,8 @@ def build(
 ) -> None:
     """Build the TensorRT engines of BUNDLE for this machine's GPU.
 
-    Run it on the machine that serves, with the server's version of TensorRT; best inside the serving image, where
-    BUNDLE/build_engines.py does the same without dfer-deploy. Engines that are built already are left as they are.
+    Run it on the machine that serves, with the server's version of TensorRT. The best place is the serving image, where
+    BUNDLE/build_engines.py does the same without dfer-deploy. Engines that exist already are left unchanged.
     """
     options = BuildOptions(
         optimization_level,

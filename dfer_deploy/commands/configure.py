@@ -17,6 +17,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import write_json
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ServingOptions))
+"""Names of the serving options, which are the keys of the command's options."""
 
 
 @click.command()
@@ -24,9 +25,9 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(ServingOptions))
 @serving_options(**dict.fromkeys(_FIELDS, "unchanged"))
 @json_option
 def configure(bundle: Path, serving: dict[str, Any], json_file: Path | None) -> None:
-    """Change how BUNDLE is served: batches, instances, queue, accelerators. Its graphs stay as they are.
+    """Change how BUNDLE is served: batches, instances, queue, accelerators. Its graphs are left unchanged.
 
-    Only what is given changes. Without options, damaged configurations are written anew. `bench --propose` measures
+    Only the given options change. Without options, damaged configurations are written again. `bench --propose` measures
     which values are good on this machine.
     """
     from dfer_deploy.export.configure import configure_bundle
@@ -49,7 +50,7 @@ def configure(bundle: Path, serving: dict[str, Any], json_file: Path | None) -> 
 
 
 def _why_engines_do_not_fit(bundle: Bundle) -> str | None:
-    """Why the engines have to be built again; None where they fit or there are none."""
+    """Return the reason why the engines must be built again; None if they fit or do not exist."""
     try:
         _ = bundle.engines
     except DferDeployError as error:

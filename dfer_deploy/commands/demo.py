@@ -25,6 +25,7 @@ from dfer_deploy.files import atomic_file
 from dfer_deploy.triton.environment import triton_environment
 
 _VIDEO_FPS = 10
+"""Frames per second of the demo's video."""
 
 
 @click.command()
@@ -33,9 +34,9 @@ _VIDEO_FPS = 10
 )
 @click.pass_context
 def demo(ctx: click.Context, root: Path) -> None:
-    """Walk the whole way: draw faces, train, export, serve, verify, measure, and ask about a video.
+    """Run all steps: draw faces, train, export, serve, verify, measure, and ask about a video.
 
-    The faces are drawn, so the accuracy says nothing about real ones. Steps whose results exist are not done again.
+    The faces are drawn, so the accuracy says nothing about real ones. Steps whose results exist are skipped.
     """
     faces, model, bundle = root / "faces", root / "model", root / "bundle"
     checkpoint, video = model / "last.pt", root / "video.mp4"
@@ -51,7 +52,7 @@ def demo(ctx: click.Context, root: Path) -> None:
         if isinstance(status, int) and status not in accepted:
             ctx.exit(status)
 
-    triton_environment()  # a machine that cannot run the server is told so before the minutes of work
+    triton_environment()  # fails now, not after minutes of work, if this machine cannot run the server
     run("synthetic", faces)
     trained = _trained(checkpoint, faces)
     if trained == "whole":
@@ -68,7 +69,8 @@ def demo(ctx: click.Context, root: Path) -> None:
         url = ("--url", endpoints.grpc_url)
         verification, measurement, answer = root / "verify.json", root / "bench.json", root / "predict.json"
         data = ("--checkpoint", checkpoint, "--data", faces / "test.txt")
-        # 630 clips prove half a point as long as no answer changes; one that does leaves it open and breaks nothing.
+        # 630 clips prove half a point only if no answer changes. One changed answer leaves it undecided, which is
+        # accepted.
         accepted = (ExitCode.DONE, ExitCode.UNDECIDED)
         run("verify", bundle, *url, *data, "--json", verification, "--report", root / "report.html", accepted=accepted)
         run("bench", bundle, *url, "--checkpoint", checkpoint, "--rounds", 3, "--json", measurement)
@@ -86,7 +88,7 @@ def demo(ctx: click.Context, root: Path) -> None:
 
 
 def _trained(checkpoint: Path, faces: Path) -> Literal["whole", "partly", "otherwise"]:
-    """Whether the present recipe would give the checkpoint again, can go on from it, or has changed since."""
+    """Return whether the present recipe would give the checkpoint, can continue from it, or differs from its recipe."""
     from dfer_deploy.checkpoints.checkpoint import load_checkpoint
     from dfer_deploy.train.recipe import recipe_from_toml
 
@@ -130,7 +132,7 @@ def _summary(
 
 
 def write_video(path: Path, frames: Sequence[Path]) -> None:
-    """Makes a video of image files of one size, 10 frames a second, atomically."""
+    """Write a video of image files of one size, at 10 frames a second, atomically."""
     images = [image_from_file(frame) for frame in frames]
     with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=_VIDEO_FPS)

@@ -33,8 +33,8 @@ def describe(
 ) -> None:
     """Ask a language model what the expression of each CLASS looks like, and write a prompts file for recipes.
 
-    The question is the paper's. The key comes from the environment variable OPENAI_API_KEY. A class that the file
-    describes already is not asked again, so that an interrupted command continues.
+    The question is the paper's. The key is read from the environment variable OPENAI_API_KEY. A class that the file
+    describes already is not asked again, so the same command continues an interrupted one.
     """
     for name in classes:
         if not name.strip() or not name.isprintable():

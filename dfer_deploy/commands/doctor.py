@@ -20,8 +20,10 @@ from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
 
 _STYLES = {"ok": "green", "missing": "yellow", "problem": "red", "not needed": "dim"}
+"""Colours of the states."""
+
 _INDENT = 29
-"""Columns before what was found: two, the state and the name."""
+"""Columns before the text of a finding: two spaces, the state and the name."""
 
 
 @click.command()
@@ -29,10 +31,10 @@ _INDENT = 29
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, bundle: Path | None, json_file: Path | None) -> None:
-    """Say what this machine can do, and whether that is what BUNDLE needs.
+    """Report what this machine can do, and whether that is what BUNDLE needs.
 
-    Nothing is installed or changed. Ends with the next command to type. The exit code is 0 without BUNDLE, or if this
-    machine can do what it needs, 1 if it cannot.
+    Nothing is installed or changed. The last line is the next command to type. The exit code is 0 without BUNDLE, or if
+    this machine can do what BUNDLE needs, and 1 if it cannot.
     """
     opened = None if bundle is None else _opened(bundle)
     with step("look at this machine"):
@@ -73,7 +75,7 @@ def _print(sections: Sections) -> None:
 
 
 def _print_finding(finding: Finding) -> None:
-    """The state and the name, beside them what was found and the advice in the terminal's width, then the command."""
+    """Print a finding in the terminal's width: state, name, text and advice, then the command."""
     head = Text(f"  {finding.state:<11}", style=_STYLES[finding.state])
     head.append(f"{finding.what:<16}", style="default")
     width = max(20, stdout.width - _INDENT)
@@ -82,6 +84,6 @@ def _print_finding(finding: Finding) -> None:
     stdout.print(head)
     for line in (*more, *textwrap.wrap(finding.advice and f"→ {finding.advice}", width, subsequent_indent="  ")):
         stdout.print(" " * _INDENT + line, markup=False)
-    # Never folded, so that it can be copied.
+    # Never wrapped, so that it can be copied.
     if finding.command:
         stdout.print(" " * _INDENT + f"$ {finding.command}", markup=False)

@@ -92,7 +92,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_confusion(folder: Path, score: ScoredAnswers, title: str) -> None:
-    """Counts as csv (rows are labels, columns predictions) and the picture of them."""
+    """Write the confusion matrix as CSV (rows are labels, columns are predictions) and as a picture."""
     from dfer_deploy.drawing.pictures import write_confusion_picture
 
     names, confusion = tuple(score.recalls), np.array(score.confusion)

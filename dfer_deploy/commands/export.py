@@ -117,6 +117,6 @@ def _print_graphs(bundle: Bundle) -> None:
 
 
 def _precision(manifest: Manifest, blocks: Callable[[ModelSpec], tuple[str, ...]]) -> str:
-    """Of one graph, with its blocks that stay fp32."""
+    """Return the precision of a graph, with its blocks that stay fp32."""
     kept = [name for name in blocks(manifest.spec) if name in manifest.keep_fp32]
     return f"{manifest.precision}, in fp32: {', '.join(kept)}" if kept else manifest.precision

@@ -33,8 +33,8 @@ def inspect(
 ) -> None:
     """Print what CHECKPOINT is: where it comes from, its sizes, its classes and their prompts.
 
-    Nothing in the file is executed. What a reference checkpoint does not say (the position of the contexts, the names
-    of the classes) is marked as assumed.
+    Nothing in the file is executed. What a reference checkpoint does not contain (the position of the contexts, the
+    names of the classes) is marked as assumed.
     """
     if json_file:
         refuse_to_replace_input(json_file, [checkpoint])

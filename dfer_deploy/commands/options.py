@@ -14,7 +14,7 @@ from dfer_deploy.specs import PROMPT_POSITIONS
 
 
 def names_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Click's callback for a list of names with commas between them."""
+    """Split a comma-separated list of names (a callback for click)."""
     return tuple(name.strip() for name in value.split(",")) if value else None
 
 

@@ -21,6 +21,7 @@ from dfer_deploy.inference.windows import DEFAULT_STRIDE
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MAX_STRIDE = 1_000_000
+"""Largest stride in frames. It only catches mistakes: a larger one would skip over hours of video."""
 
 
 @click.command()
@@ -65,10 +66,10 @@ def predict(
 ) -> None:
     """Print the expressions in every INPUT, a video file or a folder of frames.
 
-    In a video every face is followed, and windows of 16 frames of it are answered over time. A folder of frames, one
-    cropped face, is one clip: 16 frames spread over the whole of it.
+    In a video, every face is followed, and its windows of 16 frames are answered over time. A folder holds the frames
+    of one cropped face and is one clip: 16 frames spread over all of it.
 
-    With several INPUTs, --timeline, --crops and --video write one file for each: out.png becomes out-1-NAME.png,
+    With several INPUTs, --timeline, --crops and --video write one file for each INPUT: out.png becomes out-1-NAME.png,
     out-2-NAME.png and so on, in the order of the INPUTs.
     """
     options = PredictOptions(whole, faces, margin, frame_interval_s, stride)

@@ -1,4 +1,4 @@
-"""What ``dfer-deploy predict`` shows."""
+"""The terminal output of ``dfer-deploy predict``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from dfer_deploy.inference.window_files import shown
 from dfer_deploy.inference.windows import Window
 
 MAX_ROWS = 20
-"""Windows that the terminal shows; of more, it shows a line for every track, and at most so many."""
+"""Largest number of windows that the terminal shows. For more windows, it shows at most so many lines of tracks."""
 
 _MAX_SHARES = 4
-_SHORTEST_INPUT = 8
+"""Largest number of classes that the line of a track shows, so that it fits a terminal."""
+
+_MIN_INPUT_WIDTH = 8
+"""Smallest width of the column of inputs, in terminal columns, at which names can still be distinguished."""
 
 
 def print_answers(answered_by: str, recording: Recording, inputs: Sequence[Path]) -> None:
-    """A line for every window, or for every track where there are many windows; nothing where there are none."""
+    """Print a line for every window, or for every track if there are many windows; nothing if there are none."""
     total = recording.count()
     if total == 0:
         return
@@ -66,18 +69,18 @@ def _print_tracks(answered_by: str, recording: Recording, inputs: Sequence[Path]
 def _print_fitting(
     title: str, columns: dict[str, list[str]], ranking: str, ranks: list[list[str]], inputs: Sequence[Path]
 ) -> None:
-    """A table without the columns that the terminal has no room for; the first expression with its number stays.
+    """Print a table without the columns that do not fit the terminal. The first expression always stays.
 
     Args:
-        title: of the table.
-        columns: cells by column; ``expression``, where there is one, is the first of each rank.
-        ranking: the name of the last column.
-        ranks: its cells, expressions with their numbers.
-        inputs: a single one is known to who gave it.
+        title: title of the table.
+        columns: cells by column name. The column ``expression``, if there is one, is the first of each rank.
+        ranking: name of the last column.
+        ranks: cells of the last column: expressions with their numbers.
+        inputs: the inputs. The name of a single input is omitted.
     """
 
     def least() -> int:
-        """Columns of the terminal that two expressions side by side need, where there are two."""
+        """Return the number of terminal columns that two expressions side by side need, if there are two."""
         return 3 + max(max(map(cell_len, words)) * min(2, len(words)) + 2 * (len(words) > 1) for words in ranks)
 
     def room() -> int:
@@ -89,7 +92,7 @@ def _print_fitting(
         columns.pop("expression", None)
         ranking, ranks = "expression", [words[:1] for words in ranks]
     if room() < least() and "input" in columns:
-        columns["input"] = [_end_of(text, max(_SHORTEST_INPUT, stdout.width // 3)) for text in columns["input"]]
+        columns["input"] = [_end_of(text, max(_MIN_INPUT_WIDTH, stdout.width // 3)) for text in columns["input"]]
     several = len(set(columns.get("track", ()))) > 1
     for name in ("windows", "seconds", "track") if several else ("windows", "track", "seconds"):
         if room() < least():
@@ -99,7 +102,7 @@ def _print_fitting(
 
 
 def _filled(words: Sequence[str], width: int) -> str:
-    """Lines of as many words as there is room for; the table itself would break between a word and its number."""
+    """Wrap words to a width. The table itself would break between a word and its number."""
     lines: list[str] = []
     for word in words:
         if lines and cell_len(f"{lines[-1]}  {word}") <= width:
@@ -110,7 +113,7 @@ def _filled(words: Sequence[str], width: int) -> str:
 
 
 def _end_of(text: str, width: int) -> str:
-    """The end of a text, which tells files apart, in so many columns of a terminal."""
+    """Return the end of a text in at most ``width`` terminal columns. File names differ at the end."""
     if cell_len(text) <= width:
         return text
     while cell_len(text) >= width:
@@ -129,14 +132,14 @@ def _span(times: Window | TrackSummary) -> str:
 
 
 def _shares(track: TrackSummary, labels: Sequence[str]) -> list[str]:
-    """The classes that are the answer of a window, the most frequent first."""
+    """Return the classes that are the answer of a window, the most frequent first."""
     shares = list(track.shares.items())
     words = [f"{labels[index]}\N{NO-BREAK SPACE}{share:.0%}" for index, share in shares[:_MAX_SHARES]]
     return [*words, "…"] if len(shares) > _MAX_SHARES else words
 
 
 def _ranked(window: Window) -> list[str]:
-    """All classes with their probabilities, the most probable first."""
+    """Return all classes with their probabilities, the most probable first."""
     return [
         f"{window.labels[k]}\N{NO-BREAK SPACE}{window.probabilities[k]:.3f}" for k in np.argsort(-window.probabilities)
     ]

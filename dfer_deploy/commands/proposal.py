@@ -28,18 +28,25 @@ from dfer_deploy.specs import require
 from dfer_deploy.triton.environment import triton_environment
 
 LOADS_OF_A_GPU = (1, 8, 32)
-"""Requests in flight where nobody says how many are expected: few would never make a batch."""
+"""Default numbers of requests in flight for a GPU. Small numbers alone would never form a batch."""
 
-_MOST_INSTANCES_ON_A_GPU = 8
+_MAX_INSTANCES_ON_A_GPU = 8
+"""Largest number of instances to try on a GPU, because each of them takes memory of the GPU."""
+
 _USUAL_CANDIDATES = 9
+"""Usual number of candidates, from which the duration is estimated."""
+
 _HEADINGS = {
     "max_batch_size": "batch up to",
     "instances": "instances",
     "queue_delay_us": "queue µs",
     "cuda_graph_batches": "CUDA graphs",
 }
-_FEWEST_ROUNDS = 3
+_MIN_ROUNDS = 3
+"""Smallest number of rounds, because the spread over the rounds decides."""
+
 _SHOWN_BATCHES = 4
+"""Largest number of batch sizes that a line of the table shows."""
 
 
 def propose_serving(
@@ -53,31 +60,32 @@ def propose_serving(
     host_code_allowed: bool,
     json_file: Path | None,
 ) -> None:
-    """Tries serving options on this machine, prints all measurements and the command that takes the best.
+    """Try serving options on this machine; print all measurements and the command that applies the best.
 
-    Ends the process with 1 where a budget was given and nothing keeps it.
+    If a latency limit is given and no configuration keeps it, the process ends with exit code 1.
 
     Args:
-        bundle: it stays as it is; a copy is served.
-        clips: what is asked, uint8 [N, 16, S, S, 3].
-        concurrencies: requests in flight; of the command's default, the targets for a GPU get more.
-        rounds: at least 3, since their spread decides.
-        requests: in each measurement; None for about 2 seconds' worth.
-        p99_ms: the largest allowed 99th percentile of the latency, or None.
+        bundle: the bundle. It is left unchanged; a copy is served.
+        clips: clips to send, uint8 [N, 16, S, S, 3].
+        concurrencies: numbers of requests in flight. For a GPU target, the command's default is replaced by larger
+            numbers.
+        rounds: number of rounds, at least 3, because their spread decides.
+        requests: number of requests in each measurement; None for about 2 seconds' worth.
+        p99_ms: largest accepted 99th percentile of the latency in milliseconds, or None.
         host_code_allowed: let the server execute the code that version-compatible engines carry.
-        json_file: where everything goes too, or None.
+        json_file: file to which everything is written too, or None.
 
     Raises:
         DferDeployError: there are too few rounds, or the bundle cannot be served on this machine.
     """
     from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 
-    require(rounds >= _FEWEST_ROUNDS, f"--rounds is {rounds}, --propose needs {_FEWEST_ROUNDS} to see how they differ")
+    require(rounds >= _MIN_ROUNDS, f"--rounds is {rounds}, --propose needs {_MIN_ROUNDS} to see how they differ")
     target, current = bundle.manifest.target, bundle.manifest.serving
     context = click.get_current_context()
     if target != "embedded" and context.get_parameter_source("concurrencies") is ParameterSource.DEFAULT:
         concurrencies = LOADS_OF_A_GPU
-    # Of the bundle, not of its copy: what is missing is told with a path that stays.
+    # Check the bundle, not its copy, so that the message names a path that remains.
     installation = installation_for(bundle, host_code_allowed=host_code_allowed)
     with _sigterm_like_ctrl_c(), temporary_bundle(bundle) as copy, progress_bar() as bar:
 
@@ -95,7 +103,7 @@ def propose_serving(
             target,
             concurrencies,
             trials.measure,
-            most_instances=usable_cores() if target == "embedded" else _MOST_INSTANCES_ON_A_GPU,
+            most_instances=usable_cores() if target == "embedded" else _MAX_INSTANCES_ON_A_GPU,
             p99_ms=p99_ms,
         )
     commands = _commands(bundle, result)
@@ -118,7 +126,7 @@ def propose_serving(
 
 @contextlib.contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """So that neither servers nor the copy of the bundle are left behind."""
+    """Handle SIGTERM like Ctrl-C, so that neither servers nor the copy of the bundle are left behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -127,7 +135,7 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 
 
 def _commands(bundle: Bundle, result: Proposal) -> list[str]:
-    """What to type, nothing where the bundle is configured so already."""
+    """Return the commands to type; empty if the bundle is configured like the proposal."""
     old, new, path = bundle.manifest.serving, result.serving, shlex.quote(str(bundle.path))
     options = [
         f"--{name.replace('_', '-')} {option_text(value)}"

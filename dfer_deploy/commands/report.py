@@ -24,7 +24,7 @@ from dfer_deploy.verification.verification_result import VerificationResult
 )
 @data_root_option
 def report(verification: Path, output: Path, bench: Path | None, data: Path | None, data_root: str | None) -> None:
-    """Show what verify --json wrote as one HTML file that needs no network."""
+    """Show the JSON of verify as one HTML file that needs no network."""
     from dfer_deploy.report.page import write_report
 
     if data_root and not data:

@@ -45,6 +45,7 @@ from dfer_deploy.verification.limits import LIMITS
 from dfer_deploy.verification.runtime_agreement import Agreement, agreement
 
 _CLIPS = 3
+"""Number of drawn clips."""
 
 
 @click.command()
@@ -77,10 +78,10 @@ def selftest(
     url: str | None,
     json_file: Path | None,
 ) -> None:
-    """Let everything that can run BUNDLE on this machine answer the same drawn clips, and compare.
+    """Let everything that can run BUNDLE on this machine answer the same drawn clips, and compare the answers.
 
-    That needs neither the checkpoint nor data. With --gpu, all of the way is tried on a GPU machine, step by step, and
-    one report tells what happened; attach it to an issue. The exit code is 1 if something failed.
+    This needs neither the checkpoint nor data. With --gpu, all steps are tried on a GPU machine, one after the other,
+    and one report shows what happened; attach it to an issue. The exit code is 1 if something failed.
     """
     if (checkpoint is None) != (data is None):
         raise click.UsageError("--checkpoint and --data belong together")
@@ -98,8 +99,8 @@ def selftest(
 
 
 def _agreement(bundle: Bundle, url: str | None, json_file: Path | None, *, host_code_allowed: bool) -> ExitCode:
-    """onnxruntime on the CPU against the given server, or against all other runtimes of this process."""
-    # The CPU first: it is the one that cannot be wrong because of a driver.
+    """Compare onnxruntime on the CPU with the given server, or with all other runtimes of this process."""
+    # The CPU comes first, because no driver can make it wrong.
     runtimes: list[Runtime] = ["onnxruntime-cpu"]
     absent = ""
     if not url:
@@ -179,20 +180,20 @@ def _on_a_gpu(
 def gpu_steps(
     bundle: Bundle, comparison: list[str | Path], stack: ExitStack, *, host_code_allowed: bool = False
 ) -> list[Step]:
-    """All of the way from the graphs to the measured server.
+    """Return all steps from the graphs to the measured server.
 
     Args:
-        bundle: of any target; engines are built for the target tensorrt only.
-        comparison: the command that compares answers, without the options that say which.
-        stack: keeps the server until it is closed.
-        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
+        bundle: bundle of any target. Engines are built for the target tensorrt only.
+        comparison: the command that compares answers, without the options that select runtimes.
+        stack: keeps the server running until it is closed.
+        host_code_allowed: let TensorRT execute the code that version-compatible engines carry.
     """
     path = bundle.path
     allowed = ["--allow-host-code"] if host_code_allowed else []
     comparison = [*comparison, *allowed]
 
     def with_new_engines() -> Bundle:
-        # A bundle keeps the engines that it has read, and these were built since.
+        # A bundle object caches its engines, and these were built after it was opened.
         return dataclasses.replace(bundle)
 
     def serve(done: Mapping[str, Outcome]) -> Outcome:
@@ -206,7 +207,7 @@ def gpu_steps(
 
     in_process = ["--in-process"] if comparison[0] == "verify" else []
     only_served = ["--runtime", "onnxruntime-cpu", "--runtime", "triton"] if comparison[0] == "verify" else []
-    # 3: the clips are too few to decide, and nothing failed.
+    # 3: nothing failed, but there are too few clips to decide.
     undecided = (ExitCode.DONE, ExitCode.UNDECIDED)
     building = [
         Step("build", lambda done: _build(bundle)),
@@ -229,10 +230,10 @@ def gpu_steps(
 
 
 def engine_facts(bundle: Bundle) -> dict[str, Any]:
-    """What is known of the built engines: the record of the build, and the types of the layers' outputs.
+    """Return what is known about the built engines: the build record, and the output types of the layers.
 
     Raises:
-        DferDeployError: they are not built or do not belong to the bundle.
+        DferDeployError: the engines are not built or do not belong to the bundle.
     """
     built = bundle.engines
     if built is None:
@@ -245,7 +246,7 @@ def engine_facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def output_types(layers: str) -> dict[str, int]:
-    """How many outputs of an engine's layers have which format and type, from what the engine inspector says.
+    """Count the outputs of an engine's layers by format and type, from the engine inspector's JSON.
 
     Source: TensorRT's Developer Guide, "Engine Inspector", with detailed profiling verbosity.
     """
@@ -258,9 +259,9 @@ def output_types(layers: str) -> dict[str, int]:
 
 
 def _build(bundle: Bundle) -> Outcome:
-    """Engines that are there may have been built with other options; they are not replaced."""
+    """Build the engines. Existing ones may have been built with other options and are not replaced."""
     built = None
-    with contextlib.suppress(DferDeployError):  # damaged, or for another largest batch
+    with contextlib.suppress(DferDeployError):  # the engines are damaged, or for another largest batch
         built = bundle.engines
     if built is None:
         return run_command("build", bundle.path)
@@ -269,7 +270,7 @@ def _build(bundle: Bundle) -> Outcome:
 
 
 def _build_in_container(path: Path) -> Outcome:
-    """The service of the bundle's compose.yaml."""
+    """Run the service ``build`` of the bundle's compose.yaml."""
     if shutil.which("docker") is None:
         raise StepError("docker is not on PATH, so the engines cannot be built in a container either")
     command = compose_command(path, "run", "--rm", "build")

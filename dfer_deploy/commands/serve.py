@@ -51,8 +51,8 @@ def serve(
 ) -> None:
     """Serve BUNDLE with Triton on this machine.
 
-    The server of the target embedded is installed on first use (about 480 MB). The targets tensorrt and onnxruntime
-    are served by the tritonserver on PATH, else by NVIDIA's container with Docker. Ends with Ctrl-C or SIGTERM.
+    The server of the target embedded is installed on first use (about 480 MB). The targets tensorrt and onnxruntime are
+    served by the tritonserver on PATH, else by NVIDIA's container with Docker. Ctrl-C or SIGTERM ends the server.
     """
     opened = open_bundle(bundle)
     target = opened.manifest.target
@@ -62,11 +62,11 @@ def serve(
     if target == "embedded":
         server_name = "the embedded server"
     elif image is None and shutil.which("tritonserver"):
-        # In NVIDIA's images (server/build.py); elsewhere it cannot be told.
+        # In NVIDIA's images (server/build.py). Elsewhere the release is unknown.
         server_name = f"tritonserver:{os.environ.get('NVIDIA_TRITON_SERVER_VERSION', '')}"
     check_host(host, insecure, server=server_name)
     with _stop_signals(), contextlib.suppress(_StopSignal):
-        # Before a server is looked for, which may be a download of many GB.
+        # Checked before looking for a server, which may download many GB.
         reserve_ports(host, {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port})
         installation = installation_for(opened, image=image, host_code_allowed=allow_host_code)
         server = TritonServer(
@@ -92,16 +92,16 @@ def serve(
 
 
 def check_host(host: str, insecure: bool, *, server: str) -> None:
-    """Refuses addresses that others can reach where the server is unsafe, unless that is asked for.
+    """Refuse an address that others can reach if the server is unsafe, unless the user insists.
 
-    Args:
+    host: IPv4 address to listen on.
         host: the address to listen on.
-        insecure: listen there all the same.
-        server: ``the embedded server``, an image, ``tritonserver:`` and its release, or nothing for a current Triton.
+        insecure: listen there nevertheless.
+        server: ``the embedded server``, an image, ``tritonserver:`` and its release, or empty for a current Triton.
 
     Raises:
-        DferDeployError: the host is no IPv4 address, or not of the loopback, the server is old and ``insecure`` is not
-            set.
+        DferDeployError: the host is not an IPv4 address, or it is not a loopback address, the server is old and
+            ``insecure`` is not set.
     """
     try:
         address = ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
@@ -128,12 +128,12 @@ def _print_endpoints(endpoints: Endpoints, name: str) -> None:
 
 
 class _StopSignal(BaseException):
-    """SIGINT, SIGTERM or SIGHUP: the wanted end of this command."""
+    """SIGINT, SIGTERM or SIGHUP: the normal end of this command."""
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[None]:
-    """Raises ``_StopSignal`` at the first signal and ignores the others, so that nothing interrupts the clean-up."""
+    """Raise ``_StopSignal`` at the first signal and ignore further ones, so that nothing interrupts the clean-up."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The options that say how a server runs the models, shared by ``export`` and ``configure``."""
+"""The options for how a server runs the models, shared by ``export`` and ``configure``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from dfer_deploy.bundles.bundle import EXECUTION_PROVIDERS
 
 _NONE = "none"
+"""The word with which a user removes an option."""
 
 
 def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -23,7 +24,7 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 
 
 def option_text(value: Any) -> str:
-    """A field of ``ServingOptions`` as it is typed on the command line."""
+    """Return a field of ``ServingOptions`` in the form in which it is typed on the command line."""
     return ",".join(map(str, value)) or _NONE if isinstance(value, tuple) else str(value)
 
 
@@ -58,12 +59,12 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def serving_options(**shown: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the options; the command gets those that were given as the dictionary ``serving``.
+    """Add the options to a command, which gets the given ones as the dictionary ``serving``.
 
-    Its keys are fields of :class:`~dfer_deploy.bundles.bundle.ServingOptions`; ranges are checked there.
+    Its keys are fields of :class:`~dfer_deploy.bundles.bundle.ServingOptions`, which checks the ranges.
 
     Args:
-        shown: what ``--help`` shows as a default, by field, where it is not the one of a new bundle.
+        shown: the default that ``--help`` shows, by field, if it differs from the default of a new bundle.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

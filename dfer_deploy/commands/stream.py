@@ -30,11 +30,12 @@ from dfer_deploy.live.tally import Tally
 from dfer_deploy.live.view import LiveView
 
 _REFRESHES_PER_S = 8
+"""How often a second the terminal is updated."""
 
 
 @dataclass(frozen=True)
 class Answering:
-    """Who answers: a server, or a bundle in this process."""
+    """What answers: a server, or a bundle in this process."""
 
     name: str
     new_stream: Callable[[], FrameStream]
@@ -74,8 +75,8 @@ def stream(
 ) -> None:
     """Show the expressions of a live SOURCE: a camera (0, /dev/video0, a name) or a video file.
 
-    Every face is a stream of its own, and every frame of it is encoded once. If the answers take longer than the frame
-    interval, the newest frame wins. A server that is started again is found again, and the streams go on as they were.
+    Every face is a stream of its own, and each of its frames is encoded once. If the answers take longer than the frame
+    interval, older frames are dropped in favour of the newest. If the server restarts, the streams continue.
     """
     if fast and is_camera(source):
         raise click.UsageError(f"--fast plays a file, but {source} is a camera; omit it")
@@ -95,7 +96,7 @@ def stream(
         )
         shown = stack.enter_context(OverlayWindow(f"dfer-deploy {source}")) if window else None
         frames = stack.enter_context(live_frames(source, interval_s, fast=fast))
-        # A source that cannot be read empties no file.
+        # The file is opened afterwards, so that a source that cannot be read does not empty it.
         first = list(itertools.islice(frames, 1))
         lines = stack.enter_context(_AnswerFile(json_file)) if json_file else None
         tally = Tally()
@@ -136,7 +137,7 @@ def _answering(stack: ExitStack, asked: Asked) -> Answering:
 
 
 class _AnswerFile:
-    """The file of the answers. Every answer is in it at once, for whoever reads along."""
+    """The file of the answers. Every answer is written at once, so that another program can follow the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -144,10 +145,10 @@ class _AnswerFile:
             self._file = path.open("wb", buffering=0)
 
     def write(self, text: str) -> None:
-        """Appends a text.
+        """Append a text.
 
         Raises:
-            DferDeployError: the disk is full, or the like.
+            DferDeployError: the file cannot be written, for example because the disk is full.
         """
         with self._told():
             self._file.write(text.encode())
@@ -156,7 +157,7 @@ class _AnswerFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # whoever reads has enough, which is no error
+        except BrokenPipeError:  # the reader has closed the pipe, which is not an error
             raise
         except OSError as error:
             raise DferDeployError(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dfer_deploy.train.runs import RunSummary
 
 _SUMMARY = "summary.json"
+"""The file with the means over folds and seeds, in the output folder."""
 
 
 @click.command()
@@ -68,7 +69,7 @@ def train(
 ) -> None:
     """Train a model by RECIPE, a TOML file or the name of a built-in one (dfew, ferv39k, mafw, synthetic).
 
-    The same command goes on with what was interrupted and leaves finished runs as they are. On several GPUs:
+    The same command continues an interrupted training and leaves finished runs unchanged. On several GPUs:
     torchrun --nproc-per-node 4 -m dfer_deploy train RECIPE -o OUTPUT
     """
     from dfer_deploy.train.recipe import recipe_from_toml
@@ -180,7 +181,7 @@ def _print_selection(selected_on: str) -> None:
 
 
 def _print_next(settings: Recipe, checkpoint: Path, test_list: Path) -> None:
-    """Print what can be done with the checkpoint; the texts of Co-CoOp depend on the clip, so it is not exported."""
+    """Print what can be done with the checkpoint. Co-CoOp's texts depend on the clip, so it cannot be exported."""
     typed, tests = shlex.quote(str(checkpoint)), shlex.quote(str(test_list))
     stdout.print("next:")
     lines = [f"evaluate {typed} --data {tests}"]

@@ -1,4 +1,4 @@
-"""What ``verify`` found, as tables."""
+"""The result of ``verify`` as tables."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dfer_deploy.verification.statistics import Interval
 from dfer_deploy.verification.verification_result import Comparison, ScoredAnswers, VerificationResult
 
 MAX_FLIPS = 20
-"""Changed answers that the terminal shows, the surest first."""
+"""Largest number of changed answers that the terminal shows, the surest first."""
 
 
 def print_verification(result: VerificationResult, bundle: Path) -> None:
-    """Print tables of the scores, of the decision and of the flips; then what failed or is open, and the outcome.
+    """Print tables of the scores, the decision and the changed answers; then failures, open questions and the outcome.
 
     Args:
-        result: of the verification.
-        bundle: its folder, for a title.
+        result: the result of the verification.
+        bundle: the bundle's folder, for a title.
     """
     _print_scores(result)
     _print_decision(result)
@@ -133,7 +133,7 @@ def _between(delta: float, interval: Interval) -> str:
 
 
 def _print_recalls(result: VerificationResult) -> None:
-    """Only classes whose recall changed."""
+    """Print the classes whose recall changed."""
     deltas = [comparison.recall_deltas(result.truth) for comparison in result.comparisons]
     rows = [
         (name, f"{result.truth.recalls[name]:.2f}", *(f"{delta[name]:+.2f}" for delta in deltas))
@@ -146,7 +146,7 @@ def _print_recalls(result: VerificationResult) -> None:
 
 
 def print_blocks(bundle: Path, found: BlockComparison) -> None:
-    """Print the table of the blocks where their effect on the logits was measured, else that all are within."""
+    """Print a table of the blocks if their effect on the logits was measured, else that all are within tolerance."""
     if found.layers[0].logits is not None:
         _print_layers(f"blocks of {bundle} against PyTorch on the {found.clips} worst clips", found)
         return
@@ -159,7 +159,7 @@ def print_blocks(bundle: Path, found: BlockComparison) -> None:
 
 
 def print_bisection(found: Bisection) -> None:
-    """Print which blocks must stay fp32, and the command that exports the checkpoint so."""
+    """Print the blocks that must stay fp32, and the command that exports the checkpoint with them."""
     blocks = found.localisation
     _print_layers(f"blocks of an fp16 export against PyTorch on {blocks.clips} clips", blocks)
     stdout.print(f"bisection: {found}", markup=False)

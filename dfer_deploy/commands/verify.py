@@ -20,7 +20,7 @@ from dfer_deploy.commands.options import (
 from dfer_deploy.commands.verification import print_verification
 from dfer_deploy.console import stdout
 from dfer_deploy.files import check_outputs, write_json
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 
 
 @click.command()
@@ -49,7 +49,7 @@ from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Clips in one request.")
 @click.option(
     "--max-logit-error",
-    type=click.FloatRange(0, LARGEST_LOGIT_ERROR),
+    type=click.FloatRange(0, MAX_LOGIT_ERROR),
     help="Instead of the precision's limit (fp32 0.01, fp16 2.5).",
 )
 @click.option(
@@ -99,16 +99,16 @@ def verify(
     json_file: Path | None,
     **options: Any,
 ) -> None:
-    """Prove on labelled clips that BUNDLE answers like its checkpoint: in process and served.
+    """Prove on labelled clips that BUNDLE answers like its checkpoint, in process and served.
 
-    In process are onnxruntime, with CUDA where it can, and the TensorRT engines where they are built and run here.
-    A server is asked over gRPC and over HTTP, and about the first clips as streams and as encoded images too. Exits
-    with 0 if all that was compared answers alike and its UAR and WAR are equivalent, with 1 if something failed, and
-    with 3 if nothing did but there are too few clips to tell.
+    In process are onnxruntime, with CUDA if available, and the TensorRT engines if they are built and run here. The
+    server is asked over gRPC and over HTTP, and about the first clips also as streams and as encoded images. The exit
+    code is 0 if all answers agree and UAR and WAR are equivalent, 1 if something failed, and 3 if nothing failed but
+    there are too few clips to decide.
     """
     asked = VerifyOptions(**options)
     if report_file:
-        # Before the minutes of work: a package that it needs may be missing.
+        # Checked before minutes of work: a required package may be missing.
         from dfer_deploy.report.page import write_report
     opened = open_bundle(bundle)
     clips = labelled_clips(opened, lists, data_root)

@@ -1,1 +1,1 @@
-"""What this machine can do, and whether that is what a bundle needs."""
+"""Find out what this machine can do, and whether that is what a bundle needs."""

@@ -1,6 +1,6 @@
-"""Asks other programs, which may be absent, crash, hang or answer with anything.
+"""Run other programs, which may be absent, crash, hang or answer with anything.
 
-Whatever touches a GPU library is asked in a process of its own: a broken one takes its process with it.
+Everything that uses a GPU library runs in a separate process, because a broken library ends its process.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 PROGRAM_TIMEOUT_S = 10.0
+"""Longest wait for a program. A program that answers needs much less."""
+
 IMPORT_TIMEOUT_S = 60.0
-"""A first import of torch from a cold disk takes half a minute."""
+"""Longest wait for an import. The first import of torch from a cold disk takes half a minute."""
 
 MAX_OUTPUT_BYTES = 1 << 20
+"""Largest output of a program. A larger one is not an answer and would only take memory."""
 
 _SAFE_PATH = "import sys; sys.path[:] = [entry for entry in sys.path if entry]\n"
-"""With ``-c`` the current folder comes first: a file torch.py in it would be run."""
+"""With ``-c`` the current folder comes first in the path, so a file torch.py in it would be executed."""
 
 
 class ProbeError(Exception):
-    """A program gave no usable answer; the message says why, in one phrase."""
+    """A program did not give a usable answer; the message gives the reason in one phrase."""
 
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """How a program ended: its exit code (negative for a signal), and both outputs."""
+    """The exit code of a program (negative for a signal), and both outputs."""
 
     returncode: int
     output: str
@@ -41,13 +44,13 @@ class ProgramResult:
 
 
 def run_program(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> ProgramResult:
-    """Runs a program, and ends it with all its children if it takes too long or writes too much.
+    """Run a program, and end it with all its children if it takes too long or writes too much.
 
     Raises:
-        ProbeError: it cannot be started, or did not end within ``timeout_s`` and ``MAX_OUTPUT_BYTES``.
+        ProbeError: the program cannot be started, or does not end within ``timeout_s`` and ``MAX_OUTPUT_BYTES``.
     """
     try:
-        # A session of its own, so that its children can be ended with it.
+        # A separate session, so that its children can be ended with it.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
@@ -58,7 +61,7 @@ def run_program(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) ->
     with process.stdout, process.stderr:
         try:
             output, errors = _read(process.stdout, process.stderr, deadline)
-            # The pipes are closed by now, or the time is over.
+            # The pipes are closed, or the time is over.
             returncode = process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise ProbeError(f"did not answer within {timeout_s:g} s") from None
@@ -68,10 +71,10 @@ def run_program(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) ->
 
 
 def output_of(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> str:
-    """What a program that succeeds writes to its standard output.
+    """Return the standard output of a program that succeeds.
 
     Raises:
-        ProbeError: as in ``run_program``, or it failed.
+        ProbeError: see ``run_program``; or the program failed.
     """
     outcome = run_program(command, timeout_s)
     if outcome.returncode != 0:
@@ -81,15 +84,15 @@ def output_of(command: Sequence[str], timeout_s: float = PROGRAM_TIMEOUT_S) -> s
 
 
 def answer_of_python(code: str, *arguments: str, timeout_s: float = IMPORT_TIMEOUT_S) -> dict[str, Any]:
-    """Runs code with the running Python in a process of its own.
+    """Run code with this Python in a separate process, and return its answer.
 
     Args:
-        code: prints one JSON object in its last line.
+        code: Python code that prints one JSON object in its last line.
         arguments: its ``sys.argv[1:]``.
-        timeout_s: for all of it.
+        timeout_s: seconds for all of it.
 
     Raises:
-        ProbeError: it crashed, hung or raised.
+        ProbeError: the code crashed, hung or raised an exception.
     """
     if not os.access(sys.executable, os.X_OK):
         raise ProbeError(f"was not asked: this Python ({sys.executable or 'embedded'}) cannot start another one")
@@ -97,10 +100,10 @@ def answer_of_python(code: str, *arguments: str, timeout_s: float = IMPORT_TIMEO
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """A JSON object from untrusted text.
+    """Read a JSON object from untrusted text.
 
     Raises:
-        ProbeError: it is none.
+        ProbeError: the text is not a JSON object.
     """
     try:
         values = json.loads(text)
@@ -112,7 +115,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def shortened(text: str, length: int = 160) -> str:
-    """Untrusted text as one printable line of at most ``length`` characters."""
+    """Return untrusted text as one printable line of at most ``length`` characters."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text[:4096]).split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
@@ -134,17 +137,17 @@ def _read(output: IO[bytes], errors: IO[bytes], deadline: float) -> tuple[str, s
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.returncode is not None:  # its number may be another's by now
+    if process.returncode is not None:  # its process id may belong to another process by now
         return
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
-    # A process that hangs in the kernel, as nvidia-smi does with a broken driver, cannot be waited for.
+    # Do not wait: a process can hang in the kernel, as nvidia-smi does with a broken driver.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1)
 
 
 def ending(returncode: int) -> str:
-    """How a process ended, in words: its exit code, or the signal where it is negative."""
+    """Describe how a process ended: its exit code, or the signal if it is negative."""
     if returncode >= 0:
         return f"failed with exit code {returncode}"
     try:

@@ -1,4 +1,4 @@
-"""One line of what ``doctor`` found."""
+"""One line of the report of ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ State = Literal["ok", "missing", "problem", "not needed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        state: ``ok``; ``missing``, not there but to be had; ``problem``, there and not right, or needed and not to be
-            had here; ``not needed`` on this machine.
-        found: what was seen.
+        what: name of the check.
+        state: ``ok``; ``missing`` if something is absent but can be installed; ``problem`` if something is broken, or
+            is needed and cannot be installed here; ``not needed`` on this machine.
+        found: what was found.
         advice: what to do, in words.
-        command: what to do, to type as it stands.
+        command: what to do, as a command to type.
     """
 
     what: str
@@ -29,11 +29,11 @@ class Finding:
 
 
 Sections = dict[str, list[Finding]]
-"""The lines under their headings, in the order of the report."""
+"""The findings by heading, in the order of the report."""
 
 
 def first_command(findings: list[Finding]) -> str:
-    """The command of the first finding that is a problem, else of the first that is missing; empty without one."""
+    """Return the command of the first problem, else of the first missing thing; empty if there is none."""
     for state in ("problem", "missing"):
         for finding in findings:
             if finding.state == state and finding.command:

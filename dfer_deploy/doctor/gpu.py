@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, asked of the driver's own library and of nvidia-smi."""
+"""Find NVIDIA GPUs with the driver's own library and with nvidia-smi."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.plain_data import spec_from_dict
 
 OLDEST_CAPABILITY = (7, 5)
-"""Of the GPUs that TensorRT 10.12 to 11.4 supports (support matrix): Turing."""
+"""Smallest compute capability that TensorRT 10.12 to 11.4 supports (support matrix): Turing."""
 
 _ASK_DRIVER = """
 import dataclasses, json, runpy
@@ -23,7 +23,7 @@ found = runpy.run_path(sys.argv[1])["ask_cuda_driver"]()
 print()
 print(json.dumps(dataclasses.asdict(found)))
 """
-"""Runs the module as a file, so that the other process need not find this package."""
+"""Runs the module as a file, so that the other process does not need to find this package."""
 
 _NO_DEVICE = 100
 _ADVICE = {
@@ -32,22 +32,22 @@ _ADVICE = {
     803: "the driver was updated while it ran; reboot",
     804: "a CUDA compatibility package does not fit this GPU; take its folder off LD_LIBRARY_PATH",
 }
-"""What to do about a CUresult (CUDA driver API, "Data types used by CUDA driver")."""
+"""Advice for a CUresult (CUDA driver API, "Data types used by CUDA driver")."""
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """What was found.
+    """The GPUs and drivers of a machine.
 
     Attributes:
-        devices: what CUDA can use, in its order.
-        cuda: the highest CUDA that the driver supports, for example ``13.0``; None where unknown.
-        driver: the driver's version; None where unknown.
-        absent: why there is no ``libcuda.so.1``, or nothing.
-        error_code: the CUresult with which CUDA refused to start; 0 where it did not refuse.
+        devices: devices that CUDA can use, in CUDA's order.
+        cuda: highest version of CUDA that the driver supports, for example ``13.0``; None if unknown.
+        driver: version of the driver; None if unknown.
+        absent: why ``libcuda.so.1`` is absent; empty if it is there.
+        error_code: CUresult with which CUDA refused to start; 0 if it started.
         listed: names of the GPUs that nvidia-smi lists.
-        smi_problem: why nvidia-smi gave no answer, or nothing; None where it is not on PATH.
-        problem: why CUDA cannot be used though its library is there, or nothing.
+        smi_problem: why nvidia-smi did not answer; empty if it did; None if it is not on PATH.
+        problem: why CUDA cannot be used although its library is there; empty if it can.
     """
 
     devices: tuple[Gpu, ...] = ()
@@ -61,7 +61,7 @@ class Gpus:
 
 
 def probe_gpus(proc: Path = Path("/proc"), timeout_s: float = PROGRAM_TIMEOUT_S) -> Gpus:
-    """Asks both, because either may be absent: nvidia-smi in a lean container, libcuda in one without CUDA."""
+    """Ask nvidia-smi and libcuda, because either may be absent in a container."""
     driver, listed, smi_problem = _nvidia_smi(timeout_s)
     driver = driver or _loaded_driver(proc)
     try:
@@ -75,7 +75,7 @@ def probe_gpus(proc: Path = Path("/proc"), timeout_s: float = PROGRAM_TIMEOUT_S)
 
 
 def gpu_findings(gpus: Gpus) -> list[Finding]:
-    """One line for each GPU, or one that says why there is none; the driver; nvidia-smi."""
+    """Return one finding for each GPU, or one that explains why there are none; then the driver and nvidia-smi."""
     lines = [_gpu(gpu, index, len(gpus.devices)) for index, gpu in enumerate(gpus.devices)] or [_none(gpus)]
     if gpus.driver or gpus.cuda:
         known = [gpus.driver or "version unknown", *([f"supports CUDA up to {gpus.cuda}"] if gpus.cuda else [])]
@@ -118,7 +118,7 @@ def _none(gpus: Gpus) -> Finding:
 
 
 def _nvidia_smi(timeout_s: float) -> tuple[str | None, tuple[str, ...], str | None]:
-    """The driver's version, the names of the GPUs, and why there is no answer (None where there is no program)."""
+    """Return the driver's version, the names of the GPUs, and why there was no answer (None without the program)."""
     path = shutil.which("nvidia-smi")
     if path is None:
         return None, (), None
@@ -133,7 +133,7 @@ def _nvidia_smi(timeout_s: float) -> tuple[str | None, tuple[str, ...], str | No
 
 
 def _loaded_driver(proc: Path) -> str | None:
-    """The version of the loaded kernel module, also where nvidia-smi is absent."""
+    """Return the version of the loaded kernel module, which is also known without nvidia-smi."""
     try:
         with (proc / "driver" / "nvidia" / "version").open(encoding="utf-8", errors="replace") as file:
             found = re.search(r"Kernel Module.*?(\d+\.\d+(\.\d+)?)", file.read(4096))

@@ -1,4 +1,4 @@
-"""Everything that ``doctor`` looks at on this machine, each thing on its own and all at the same time."""
+"""Examine this machine: all checks of ``doctor``, independent of each other and at the same time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ F = TypeVar("F", Package, Gpus, EmbeddedServer, LocalTriton, Docker, MachineReso
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found; without arguments, a machine that has nothing."""
+    """What was found on a machine. Without arguments, a machine that has nothing."""
 
     packages: dict[str, Package] = field(default_factory=lambda: {name: Package() for name in PACKAGES})
     gpus: Gpus = Gpus()
@@ -39,7 +39,7 @@ class Machine:
 
 
 def examine_machine() -> Machine:
-    """Looks at everything and changes nothing. Every probe has a timeout, so it ends whatever is broken."""
+    """Examine everything without changing anything. Every check has a timeout, so this always ends."""
     with ThreadPoolExecutor(max_workers=len(PACKAGES) + 5) as pool:
         packages = {name: _submit(pool, Package, partial(probe_package, name)) for name in PACKAGES}
         gpus = _submit(pool, Gpus, probe_gpus)
@@ -58,7 +58,7 @@ def examine_machine() -> Machine:
 
 
 def machine_findings(machine: Machine) -> Sections:
-    """The report on a machine."""
+    """Return the findings about a machine."""
     gpu = bool(machine.gpus.devices)
     return {
         "Python": package_findings(machine.packages, gpu=gpu),
@@ -72,7 +72,7 @@ def _submit(pool: ThreadPoolExecutor, facts: type[F], probe: Callable[[], F]) ->
     def guarded() -> F:
         try:
             return probe()
-        except Exception as error:  # whatever is odd about a machine must not keep the rest from being told
+        except Exception as error:  # one odd thing about a machine must not hide the other findings
             return facts(problem=f"could not be looked at ({type(error).__name__}: {shortened(str(error))})")
 
     return pool.submit(guarded)

@@ -1,6 +1,6 @@
-"""What a bundle needs, and whether a machine has it.
+"""Decide what a bundle needs, and whether a machine has it.
 
-Here ``problem`` is what keeps the machine from serving the bundle, ``missing`` what one command makes good on it.
+Here a ``problem`` prevents the machine from serving the bundle; one command can repair what is ``missing``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _INSTALL = install_command("gpu")
 
 
 def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
-    """One line for everything that a bundle needs.
+    """Return one finding for everything that a bundle needs.
 
     Args:
-        bundle: opened; its files need not have been checked.
-        machine: where it shall be served.
+        bundle: an opened bundle; its files need not have been checked.
+        machine: the machine that should serve it.
     """
     manifest, spec = bundle.manifest, bundle.spec
     lines = [
@@ -56,12 +56,12 @@ def bundle_findings(bundle: Bundle, machine: Machine) -> list[Finding]:
 
 
 def is_able(findings: list[Finding]) -> bool:
-    """Whether the machine can do what the bundle needs, by its lines."""
+    """Return whether the machine can do what the bundle needs, according to the findings."""
     return all(finding.state != "problem" for finding in findings)
 
 
 def next_command(bundle: Bundle, machine: Machine, findings: list[Finding]) -> str:
-    """What to type next."""
+    """Return the next command to type."""
     if not is_able(findings):
         return first_command(findings)
     engines = [finding for finding in findings if finding.what == "engines"]
@@ -70,10 +70,11 @@ def next_command(bundle: Bundle, machine: Machine, findings: list[Finding]) -> s
 
 
 def memory_bytes(bundle: Bundle, engines: EngineSet | None = None, *, on_gpu: bool) -> int:
-    """What serving takes at least: weights, frames of one largest batch, and the widest activations of the encoder.
+    """Estimate the smallest memory for serving, in bytes: weights, the frames of one largest batch, and activations.
 
-    A lower bound from the sizes alone. The MLP's hidden layer is the widest, beside it lies the residual stream in
-    fp32. onnxruntime's kernels on the CPU compute fp16 graphs in fp32; the embedded server encodes clip by clip.
+    This is a lower bound from the sizes alone. The widest activations are the MLP's hidden layer and, beside it, the
+    residual stream in fp32. onnxruntime's kernels on the CPU compute fp16 graphs in fp32. The embedded server encodes
+    one clip at a time.
     """
     manifest, vision = bundle.manifest, bundle.spec.clip.vision
     if engines is not None:
@@ -113,7 +114,7 @@ def _files(bundle: Bundle, engines_reason: str) -> Finding:
 
 
 def _engines(bundle: Bundle) -> tuple[EngineSet | None, str]:
-    """The engines, and why they cannot be used."""
+    """Return the engines, and why they cannot be used."""
     try:
         return bundle.engines, ""
     except DferDeployError as error:
@@ -227,7 +228,7 @@ def _server(bundle: Bundle, machine: Machine) -> Finding:
         made = machine.embedded.perf_analyzer is not None
         return Finding("server", "ok", "the embedded one" + ("" if made else ", installed on first use (480 MB)"))
     triton, docker = machine.triton, machine.docker
-    # The window of a stream is run by onnxruntime on both targets.
+    # onnxruntime runs the window graph of streams on both targets.
     lacking = [backend for backend in dict.fromkeys((target, "onnxruntime")) if backend not in triton.backends]
     if triton.path and not triton.problem and not lacking:
         return Finding("server", "ok", f"tritonserver on PATH, with the backend {target}")
@@ -276,7 +277,7 @@ def _memory(bundle: Bundle, machine: Machine, engines: EngineSet | None) -> Find
 
 
 def _smaller(bundle: Bundle, machine: Machine) -> tuple[str, str]:
-    """What takes less memory, in words and to type."""
+    """Return an option that takes less memory, in words and as a command."""
     serving = bundle.manifest.serving
     configure = f"dfer-deploy configure {_path(bundle)}"
     if serving.instances > 1:
@@ -294,7 +295,7 @@ def _smaller(bundle: Bundle, machine: Machine) -> tuple[str, str]:
 
 
 def _size(path: Path) -> int:
-    """Of a file that may be missing or unreadable, which another line tells."""
+    """Return the size of a file in bytes; 0 if it is missing or unreadable, which another finding reports."""
     try:
         return path.stat().st_size
     except OSError:
@@ -302,7 +303,7 @@ def _size(path: Path) -> int:
 
 
 def _build_command(bundle: Bundle, machine: Machine) -> str:
-    """What builds the engines here; nothing where that is not possible."""
+    """Return the command that builds the engines here; empty if that is not possible."""
     if not machine.gpus.devices:
         return ""
     if usable_tensorrt(machine.packages):
@@ -315,7 +316,7 @@ def _container_build(bundle: Bundle) -> str:
 
 
 def _elsewhere(machine: Machine, *, gpu: bool = False) -> str:
-    """The export for a target that this machine can serve."""
+    """Return the export command for a target that this machine can serve."""
     if not gpu and not machine.embedded.problem:
         return "dfer-deploy export CHECKPOINT --target embedded"
     return "dfer-deploy export CHECKPOINT --target onnxruntime"

@@ -1,4 +1,4 @@
-"""The Python and the optional packages, each imported in a process of its own."""
+"""Check Python and the optional packages, each imported in a separate process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.errors import install_command
 
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
+"""Oldest and newest supported version of Python."""
 
 _IMPORT = """
 import importlib, json
@@ -44,7 +45,7 @@ IDENTITY_ONNX = (
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a00100d"
 )
-"""An ONNX model in hexadecimal digits: one Identity, from ``x`` to ``y``, float32 [1]."""
+"""An ONNX model in hexadecimal: one Identity operator, from ``x`` to ``y``, float32 [1]."""
 
 _ONNXRUNTIME = (
     f"IDENTITY_ONNX = {IDENTITY_ONNX!r}"
@@ -62,7 +63,7 @@ if version:
     if "CUDAExecutionProvider" in details["providers"]:
         if hasattr(module, "preload_dlls"):
             module.preload_dlls()
-        # The providers above are those compiled in; whether their libraries load, only a session tells.
+        # The providers above are those compiled in; only a session shows whether their libraries load.
         session = module.InferenceSession(bytes.fromhex(IDENTITY_ONNX), providers=["CUDAExecutionProvider"])
         details["cuda"] = "loads" if "CUDAExecutionProvider" in session.get_providers() else "does not load"
 """
@@ -71,19 +72,19 @@ if version:
 _DETAILS = {"torch": _TORCH, "onnxruntime": _ONNXRUNTIME}
 
 PACKAGES = ("torch", "open_clip", "onnx", "onnxscript", "onnxruntime", "tensorrt")
-"""torchvision is imported by open_clip."""
+"""Optional packages to import. open_clip imports torchvision."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """An optional package.
+    """The state of an optional package.
 
     Attributes:
-        version: None where it is not installed or does not import.
-        details: of torch: ``cuda``, the version it was built with or None, and ``cuda_available``; of onnxruntime:
-            ``installed``, the distributions with their versions, ``providers``, the compiled-in ones, and ``cuda``,
-            ``loads``, ``does not load`` or empty where it is not compiled in.
-        problem: why an installed one cannot be imported, or nothing.
+        version: installed version; None if it is not installed or cannot be imported.
+        details: for torch: ``cuda``, the version with which it was built or None, and ``cuda_available``. For
+            onnxruntime: ``installed``, the distributions with their versions; ``providers``, the compiled-in ones; and
+            ``cuda``: ``loads``, ``does not load`` or empty if it is not compiled in.
+        problem: why an installed package cannot be imported; empty if it can.
     """
 
     version: str | None = None
@@ -92,7 +93,7 @@ class Package:
 
 
 def probe_package(name: str) -> Package:
-    """Imports a package in a process of its own."""
+    """Import a package in a separate process."""
     try:
         answer = answer_of_python(_IMPORT + _DETAILS.get(name, "") + _ANSWER, name)
     except ProbeError as error:
@@ -101,16 +102,16 @@ def probe_package(name: str) -> Package:
 
 
 def usable_tensorrt(packages: dict[str, Package]) -> str | None:
-    """The version of a TensorRT that can be imported and is new enough."""
+    """Return the version of a TensorRT that can be imported and is new enough; None if there is none."""
     version = packages["tensorrt"].version
     return version if version and version_numbers(version)[:2] >= OLDEST_TENSORRT else None
 
 
 def package_findings(packages: dict[str, Package], *, gpu: bool) -> list[Finding]:
-    """What is installed here.
+    """Return the findings about the installed packages.
 
     Args:
-        packages: every one of ``PACKAGES``.
+        packages: all packages of ``PACKAGES``.
         gpu: whether CUDA has a GPU here.
     """
     extra = install_command("gpu" if gpu else "cpu")

@@ -1,4 +1,4 @@
-"""Memory, shared memory, disk and ports of this machine."""
+"""Check memory, shared memory, disk and ports of this machine."""
 
 from __future__ import annotations
 
@@ -13,31 +13,37 @@ from dfer_deploy.triton.environment import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.ports import reserve_ports
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
+"""Default ports of ``serve``."""
+
 FREE_PORTS = "--http-port 0 --grpc-port 0 --metrics-port 0"
+"""Options with which ``serve`` takes free ports."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
 SHARED_MEMORY_BYTES = 48 << 20
-"""Docker gives 64 MB. Triton's Python backend takes 1 MB for each model instance and grows with its batches."""
+"""Smallest sufficient shared memory. Docker's default is 64 MB. Triton's Python backend takes 1 MB for each model
+instance and grows with its batches."""
 
 CACHE_BYTES = 1 << 30
-"""The embedded server's environment takes 480 MB, and pip as much again while it unpacks."""
+"""Smallest sufficient disk space. The embedded server's environment takes 480 MB, and pip needs as much again to
+unpack."""
 
 
 _NO_LIMIT_BYTES = 1 << 60
+"""A limit from here on means that there is no limit."""
 
 
 @dataclass(frozen=True)
 class MachineResources:
-    """Bytes, each None where the machine does not say.
+    """The resources of a machine in bytes, each None if it is unknown.
 
     Attributes:
-        memory_bytes: all memory, or what the container may use where that is less.
-        available_bytes: what of it can be had now.
-        shared_memory_bytes: free in /dev/shm.
+        memory_bytes: all memory, or the container's limit if that is smaller.
+        available_bytes: the part of it that is available now.
+        shared_memory_bytes: free bytes in /dev/shm.
         here: the current folder, and its free bytes.
-        cache: the folder that dfer-deploy keeps its server in, and its free bytes.
-        taken_ports: why one of ``PORTS`` is not free, or nothing.
-        problem: why none of this could be found out, or nothing.
+        cache: dfer-deploy's cache folder, and its free bytes.
+        taken_ports: why one of ``PORTS`` is not free; empty if all are free.
+        problem: why nothing could be found out; empty if it could.
     """
 
     memory_bytes: int | None = None
@@ -52,7 +58,7 @@ class MachineResources:
 def probe_resources(
     *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"), shared: Path = SHARED_MEMORY
 ) -> MachineResources:
-    """Looks at this machine; what cannot be read is None."""
+    """Examine this machine. Values that cannot be read are None."""
     total, available = _memory(proc, cgroup)
     taken = ""
     try:
@@ -67,7 +73,7 @@ def probe_resources(
 
 
 def resource_findings(resources: MachineResources) -> list[Finding]:
-    """Memory, shared memory, disk and ports."""
+    """Return the findings about memory, shared memory, disk and ports."""
     if resources.problem:
         return [Finding("resources", "problem", resources.problem)]
     total, available = resources.memory_bytes, resources.available_bytes
@@ -98,7 +104,7 @@ def resource_findings(resources: MachineResources) -> list[Finding]:
 
 
 def gigabytes(count: int) -> str:
-    """A number of bytes for people: ``3.2 GB``, below one ``640 MB``."""
+    """Format a number of bytes: ``3.2 GB``, or ``640 MB`` below one GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -112,10 +118,10 @@ def _shared_memory(free: int | None) -> Finding:
 
 
 def _memory(proc: Path, cgroup: Path) -> tuple[int | None, int | None]:
-    """All memory and what can be had, in bytes: of the machine, or of the container's limit where that is less."""
+    """Return all and available memory in bytes: the machine's, or the container's limit if that is smaller."""
     fields = dict(line.split(":", 1) for line in _text(proc / "meminfo").splitlines() if ":" in line)
     total, available = (_kibibytes(fields.get(name, "")) for name in ("MemTotal", "MemAvailable"))
-    # cgroup v2, else v1; "max" and v1's 2^63 less a page mean that there is no limit.
+    # cgroup v2, else v1. "max", and v1's 2^63 minus one page, mean that there is no limit.
     for limit_file, usage_file in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -148,5 +154,5 @@ def _free(folder: Path) -> int | None:
 
 
 def _free_above(folder: Path) -> int | None:
-    """Free bytes where the folder is, or would be made."""
+    """Return the free bytes of the file system where the folder is or would be created."""
     return next((free for place in (folder, *folder.parents) if (free := _free(place)) is not None), None)

@@ -1,7 +1,7 @@
-"""Steps that run on a machine that nobody has tried, one after the other, and the report that tells what happened.
+"""Run steps on an untested machine one after the other, and write a report of what happened.
 
-A step that fails, crashes or hangs is recorded, and those that do not need it still run. What may take its process with
-it, as GPU libraries do, is a command in a process of its own.
+A step that fails, crashes or hangs is recorded, and the steps that do not need it still run. A step that may end its
+process, as GPU libraries can, is a command in a separate process.
 """
 
 from __future__ import annotations
@@ -25,25 +25,30 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import atomic_file
 
 STEP_TIMEOUT_S = 3600.0
-"""Of one command; building engines at the highest optimisation level takes tens of minutes."""
+"""Longest duration of one command. Building engines at the highest optimisation level takes tens of minutes."""
 
 _END_TIMEOUT_S = 30.0
+"""Longest wait for an interrupted command, which first ends its server."""
+
 _OUTPUT_CHARACTERS = 20_000
+"""Largest number of characters of a command's output that are kept; the end is the most useful."""
+
 _TITLE = "# dfer-deploy selftest --gpu"
+"""First line of a report, by which ``check_report`` recognises one."""
 
 State = Literal["done", "failed", "skipped", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step that went well has to tell: a value for JSON, and what it printed."""
+    """The outcome of a successful step: a value for JSON, and the printed output."""
 
     result: Any
     output: str = ""
 
 
 class StepError(Exception):
-    """A step failed, told in one sentence, with what it printed and measured until then."""
+    """A failed step: one sentence, with what it printed and measured before it failed."""
 
     def __init__(self, message: str, output: str = "", result: Any = None) -> None:
         super().__init__(message)
@@ -53,13 +58,13 @@ class StepError(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to try.
+    """One step of a self-test.
 
     Attributes:
-        name: for the report.
-        run: does it; gets the outcomes of the steps that went well, by name.
-        needs: steps that must have gone well, or this one is skipped.
-        unless: a step that makes this one needless where it went well.
+        name: name in the report.
+        run: function that runs it. Its argument is the outcomes of the successful steps, by name.
+        needs: steps that must have succeeded; otherwise this one is skipped.
+        unless: a step whose success makes this one unnecessary.
     """
 
     name: str
@@ -70,15 +75,15 @@ class Step:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What came of a step.
+    """The record of a step.
 
     Attributes:
-        name: of the step.
-        state: what came of it.
-        seconds: it took.
-        message: why it did not go well, or nothing.
+        name: name of the step.
+        state: how the step ended.
+        seconds: its duration.
+        message: why it did not succeed; empty if it did.
         result: what it measured, for JSON.
-        output: what it printed, or the traceback of an error that is ours.
+        output: what it printed, or the traceback of a bug.
     """
 
     name: str
@@ -90,14 +95,14 @@ class StepRecord:
 
 
 def run_steps(steps: Sequence[Step], on_record: Callable[[list[StepRecord]], None]) -> list[StepRecord]:
-    """Runs all steps in turn, whatever becomes of each.
+    """Run all steps in turn, whatever happens to each.
 
     Args:
-        steps: each with a name of its own.
-        on_record: gets all records so far after every step, so that a report survives the machine's crash.
+        steps: steps with different names.
+        on_record: is called with all records after every step, so that the report survives a crash of the machine.
 
     Raises:
-        KeyboardInterrupt: after the interrupted step was recorded.
+        KeyboardInterrupt: a step was interrupted; it was recorded first.
     """
     outcomes: dict[str, Outcome] = {}
     records: list[StepRecord] = []
@@ -139,18 +144,18 @@ def _run(wanted: Step, outcomes: dict[str, Outcome]) -> StepRecord:
 
 
 def run_command(*arguments: str | Path, accepted: Sequence[int] = (0,), timeout_s: float = STEP_TIMEOUT_S) -> Outcome:
-    """Runs ``dfer-deploy ARGUMENTS --json …`` in a process of its own.
+    """Run ``dfer-deploy ARGUMENTS --json …`` in a separate process.
 
     Args:
-        arguments: of the command.
-        accepted: exit codes that mean that it went well.
-        timeout_s: then it is ended.
+        arguments: arguments of the command.
+        accepted: exit codes that mean success.
+        timeout_s: seconds after which it is ended.
 
     Returns:
-        What it wrote as JSON, and what it printed.
+        The JSON that it wrote, and the text that it printed.
 
     Raises:
-        StepError: another exit code, a crash, or it took too long.
+        StepError: it ended with another exit code, crashed, or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="dfer-deploy-selftest-") as folder:
         json_file = Path(folder) / "result.json"
@@ -165,7 +170,7 @@ def run_command(*arguments: str | Path, accepted: Sequence[int] = (0,), timeout_
 
 
 def run_process(command: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S) -> tuple[int, str]:
-    """Runs a command to its end; gives its exit code (negative: a signal) and what it printed, both outputs joined.
+    """Run a command to its end; return its exit code (negative for a signal) and both outputs, joined.
 
     Raises:
         StepError: it cannot be started, or did not end in time.
@@ -184,14 +189,14 @@ def run_process(command: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S) ->
             process.terminate()
             raise StepError(f"it did not end within {timeout_s:g} s", _rest(process)) from None
         except BaseException:
-            # Ctrl-C has reached it too, and it ends its server first.
+            # Ctrl-C has reached the command too, which ends its server first.
             _rest(process)
             raise
     return process.returncode, output
 
 
 def _rest(process: subprocess.Popen[str]) -> str:
-    """What an ending process still prints; killed where it does not end."""
+    """Return the remaining output of an ending process; kill it if it does not end."""
     try:
         output, _ = process.communicate(timeout=_END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -201,14 +206,14 @@ def _rest(process: subprocess.Popen[str]) -> str:
 
 
 def _reason(output: str) -> str:
-    """The command's own sentence, else the last thing it said."""
+    """Return the command's own error sentence, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(("Error: ", "failed: "))]
     return (said or lines or ["it printed nothing"])[-1].removeprefix("Error: ")
 
 
 def check_report(path: Path) -> None:
-    """Raises ``DferDeployError`` if ``path`` is a file that is no report, which would be replaced."""
+    """Raise ``DferDeployError`` if ``path`` is a file that is not a report and would be replaced."""
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             start = file.read(len(_TITLE))
@@ -219,13 +224,13 @@ def check_report(path: Path) -> None:
 def write_report(
     path: Path, machine: Mapping[str, Any], records: Sequence[StepRecord], json_file: Path | None = None
 ) -> None:
-    """Writes everything as Markdown with a JSON block at its end, without the user's home folder and passwords.
+    """Write a report as Markdown with a JSON block at its end, without the user's home folder and passwords.
 
     Args:
-        path: the report.
-        machine: what it is about.
-        records: of the steps.
-        json_file: gets what is in the JSON block.
+        path: path of the report.
+        machine: what is known about the machine.
+        records: records of the steps.
+        json_file: file for the content of the JSON block, or None.
 
     Raises:
         DferDeployError: a file cannot be written.
@@ -248,7 +253,7 @@ def write_report(
 
 
 def without_secrets(text: str, home: Path) -> str:
-    """Text that can be shown to others: the home folder is ``~``, and addresses have no user and password."""
+    """Return a text that can be published: the home folder is ``~``, and addresses contain no user and password."""
     for folder in {str(home), str(home.resolve())} - {"/"}:
         text = re.sub(re.escape(folder) + r"(?![\w.-])", "~", text)
     return re.sub(r"(?<=://)[^/\s@\"'`]+@", "***@", text)
@@ -259,7 +264,7 @@ def _cell(text: str) -> str:
 
 
 def _fenced(text: str, language: str = "") -> str:
-    """A block of code whose fence is longer than any in the text."""
+    """Return a code block whose fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,4 +1,4 @@
-"""The ways to serve from this machine: the embedded server, a tritonserver on PATH, Docker; and perf_analyzer."""
+"""Check the ways to serve from this machine (embedded server, tritonserver on PATH, Docker) and perf_analyzer."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ nvinfer = ctypes.CDLL(sys.argv[1])
 parts = ("Major", "Minor", "Patch", "Build")
 print(json.dumps({"version": ".".join(str(getattr(nvinfer, f"getInferLib{part}Version")()) for part in parts)}))
 """
-"""TensorRT C++ API, NvInferRuntime.h: getInferLibMajorVersion and its like take nothing and return an int."""
+"""TensorRT C++ API, NvInferRuntime.h: getInferLibMajorVersion and its siblings take no arguments and return an int."""
 
 BACKENDS = Path("/opt/tritonserver/backends")
-"""Where a tritonserver looks, wherever it lies itself, unless told otherwise (server/src/command_line_parser.h)."""
+"""Where a tritonserver looks by default, wherever it is installed (server/src/command_line_parser.h)."""
 
 _MAX_BACKEND_BYTES = 64 << 20
+"""Largest part of a backend library that is searched, because it is read into memory."""
 
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """The private environment.
+    """The private environment of the embedded server.
 
     Attributes:
-        perf_analyzer: its load generator; None where the environment has not been made yet.
-        problem: why this machine cannot run it, or nothing.
+        perf_analyzer: path of its load generator; None if the environment does not exist yet.
+        problem: why this machine cannot run it; empty if it can.
     """
 
     perf_analyzer: Path | None = None
@@ -43,14 +44,14 @@ class EmbeddedServer:
 
 @dataclass(frozen=True)
 class LocalTriton:
-    """A tritonserver on PATH.
+    """The tritonserver on PATH.
 
     Attributes:
-        path: None where there is none.
-        version: of Triton, None where it does not say.
+        path: path of the program; None if there is none.
+        version: version of Triton; None if unknown.
         backends: names of its backends.
-        tensorrt: the version of the TensorRT that its backend loads; None where it has none or that cannot be told.
-        problem: why it does not start, or nothing.
+        tensorrt: version of the TensorRT that its backend loads; None if it has none or the version is unknown.
+        problem: why it does not start; empty if it does.
     """
 
     path: str | None = None
@@ -62,14 +63,14 @@ class LocalTriton:
 
 @dataclass(frozen=True)
 class Docker:
-    """Docker.
+    """The state of Docker.
 
     Attributes:
-        client: the path of the client; None where there is none.
-        server: the daemon's version; None where it cannot be reached.
-        nvidia: how containers get GPUs, or nothing.
-        compose: the version of Compose; None where there is none.
-        problem: why the daemon cannot be reached, or nothing.
+        client: path of the client; None if there is none.
+        server: version of the daemon; None if it cannot be reached.
+        nvidia: how containers get GPUs; empty if they cannot.
+        compose: version of Compose; None if there is none.
+        problem: why the daemon cannot be reached; empty if it can.
     """
 
     client: str | None = None
@@ -80,7 +81,7 @@ class Docker:
 
 
 def probe_embedded() -> EmbeddedServer:
-    """Looks for the private environment and makes nothing."""
+    """Look for the private environment without creating it."""
     try:
         environment = installed_triton_environment()
     except DferDeployError as error:
@@ -89,11 +90,11 @@ def probe_embedded() -> EmbeddedServer:
 
 
 def probe_triton(backends_folder: Path = BACKENDS) -> LocalTriton:
-    """Looks for a tritonserver on PATH, its backends, and the TensorRT that they load."""
+    """Look for a tritonserver on PATH, its backends, and the TensorRT that they load."""
     path = shutil.which("tritonserver")
     if path is None:
         return LocalTriton()
-    # In NVIDIA's images the server is told by these variables (server/build.py); it has no option that prints it.
+    # NVIDIA's images state the server's version in these variables (server/build.py). No option prints it.
     version = os.environ.get("TRITON_SERVER_VERSION")
     backends: tuple[str, ...] = ()
     with contextlib.suppress(OSError):
@@ -111,7 +112,7 @@ def probe_triton(backends_folder: Path = BACKENDS) -> LocalTriton:
 
 
 def probe_docker() -> Docker:
-    """Looks for a Docker client, asks the daemon what it is and can do, and looks for Compose."""
+    """Look for a Docker client, ask the daemon for its version and abilities, and look for Compose."""
     client = shutil.which("docker")
     if client is None:
         return Docker()
@@ -129,7 +130,7 @@ def probe_docker() -> Docker:
 
 
 def server_findings(embedded: EmbeddedServer, triton: LocalTriton, docker: Docker, *, gpu: bool) -> list[Finding]:
-    """One line for each way to serve, and for what measures it."""
+    """Return one finding for each way to serve, and one for perf_analyzer."""
     return [
         _embedded(embedded),
         _triton(triton),
@@ -140,7 +141,7 @@ def server_findings(embedded: EmbeddedServer, triton: LocalTriton, docker: Docke
 
 
 def docker_findings(docker: Docker, triton: LocalTriton, *, gpu: bool) -> list[Finding]:
-    """Whether containers can be run, and with GPUs."""
+    """Return whether containers can be run, and with GPUs."""
     if docker.client is None and not docker.problem:
         if triton.path is not None:
             return [Finding("Docker", "not needed", "not on PATH, but tritonserver is")]
@@ -148,7 +149,7 @@ def docker_findings(docker: Docker, triton: LocalTriton, *, gpu: bool) -> list[F
         return [Finding("Docker", "missing", "not on PATH", advice)]
     lines = []
     if docker.problem:
-        # The client's own words (docker/cli, client/errors.go)
+        # The message is the client's own (docker/cli, client/errors.go).
         if "permission denied" in docker.problem.lower():
             advice, command = "join the group docker and log in again", 'sudo usermod -aG docker "$USER"'
         else:
@@ -213,20 +214,20 @@ def _perf_analyzer(embedded: EmbeddedServer) -> Finding:
 
 
 def _nvidia_in_docker(info: dict[str, object]) -> str:
-    """Docker Engine API, SystemInfo: ``Runtimes`` by name, ``DiscoveredDevices`` of CDI (since API 1.50)."""
+    """Return how containers get GPUs, from ``Runtimes`` and CDI's ``DiscoveredDevices`` (Docker Engine API 1.50)."""
     runtimes, devices = info.get("Runtimes"), info.get("DiscoveredDevices")
     if isinstance(runtimes, dict) and "nvidia" in runtimes:
         return "NVIDIA runtime"
     if isinstance(devices, list) and any("nvidia.com/gpu" in str(device) for device in devices):
         return "CDI devices nvidia.com/gpu"
-    # docker run --gpus needs no configured runtime, only the toolkit's hook where the daemon runs.
+    # docker run --gpus does not need a configured runtime, only the toolkit's hook on the daemon's machine.
     if shutil.which("nvidia-container-runtime-hook"):
         return "NVIDIA Container Toolkit"
     return ""
 
 
 def _backend_tensorrt(backend: Path) -> str | None:
-    """The version of the libnvinfer that the loader gives to Triton's TensorRT backend."""
+    """Return the version of the libnvinfer that the loader gives to Triton's TensorRT backend."""
     try:
         with backend.open("rb") as file:
             wanted = re.search(rb"libnvinfer\.so\.\d+", file.read(_MAX_BACKEND_BYTES))

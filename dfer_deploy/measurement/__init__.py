@@ -1,1 +1,1 @@
-"""From load to numbers."""
+"""Measure how fast a bundle is served, and find its best serving options."""

@@ -1,7 +1,7 @@
-"""How fast a served model answers, next to the same graphs and the same checkpoint in this process.
+"""Measure how fast a served model answers, compared with the same graphs and the same checkpoint in this process.
 
-The contestants alternate within one run, round by round, and are compared by ratios within a round: on a machine that
-others use too, an absolute time says little.
+The contestants alternate within one run, round by round, and are compared by ratios within a round, because absolute
+times say little on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 
 MIN_REQUESTS = 8
-"""Requests of one measurement, however slow the model is."""
+"""Smallest number of requests in one measurement, however slow the model is."""
 
 _SECONDS_PER_MEASUREMENT = 3.0
+"""Duration for which the number of requests of a measurement is chosen."""
+
 _MIN_CLIPS = 3
+"""Smallest number of clips that are timed one after the other in this process, however slow the model is."""
 
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """A server to be put under load.
+    """A server to put under load.
 
     Attributes:
-        environment: where perf_analyzer is.
-        url: of the server, ``grpc://…`` or ``http://…``.
-        model: the ensemble's name.
+        environment: environment that contains perf_analyzer.
+        url: address of the server, ``grpc://…`` or ``http://…``.
+        model: name of the ensemble.
     """
 
     environment: TritonEnvironment
@@ -46,7 +49,7 @@ class LoadTarget:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured; see the attributes of ``BenchResult`` of the same names."""
+    """The measured values; see the attributes of the same names of ``BenchResult``."""
 
     requests: int
     in_process: tuple[InProcess, ...]
@@ -63,17 +66,17 @@ def measure(
     requests: int | None = None,
     min_requests: int = MIN_REQUESTS,
 ) -> Measurements:
-    """Measure everything in turn, ``rounds`` times.
+    """Measure all contestants in turn, ``rounds`` times.
 
     Args:
-        server: what is put under load; None to measure the predictors only.
-        predictors: contestants in this process, at least one; the first one sets the number of requests in a window.
-        clips: what is asked, uint8 [N, 16, S, S, 3].
-        concurrencies: requests in flight.
-        rounds: at least 1.
-        requests: that perf_analyzer counts in each measurement; by default about 3 seconds' worth, at most 500;
-            at least 4 for each request in flight.
-        min_requests: of each measurement, where ``requests`` is None; at most 500.
+        server: the server to put under load; None to measure only the predictors.
+        predictors: contestants in this process, at least one. The first one sets the number of requests in a window.
+        clips: clips to send, uint8 [N, 16, S, S, 3].
+        concurrencies: numbers of requests in flight.
+        rounds: number of rounds, at least 1.
+        requests: number of requests that perf_analyzer counts in each measurement, at least 4 for each request in
+            flight; None for about 3 seconds' worth, at most 500.
+        min_requests: smallest number of requests in each measurement if ``requests`` is None; at most 500.
 
     Raises:
         DferDeployError: the server or perf_analyzer fails.
@@ -118,7 +121,7 @@ def measure(
 
 
 def machine() -> str:
-    """The processor's name, the cores that this process may use, NVIDIA's GPUs, and the system."""
+    """Return a description of processor, usable cores, NVIDIA's GPUs, and the operating system."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -135,7 +138,7 @@ def machine() -> str:
 
 
 def _latencies_s(predict: Callable[[Frames], object], clips: Frames) -> list[float]:
-    """Seconds of single clips, one after the other, for about three."""
+    """Time single clips for about three seconds; return latencies in seconds."""
     times: list[float] = []
     end = time.perf_counter() + _SECONDS_PER_MEASUREMENT
     while len(times) < _MIN_CLIPS or time.perf_counter() < end:

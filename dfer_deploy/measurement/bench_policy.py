@@ -15,12 +15,12 @@ class BenchPolicy:
     """Limits of ``bench``.
 
     Attributes:
-        concurrency: requests in flight at which latency and throughput count.
-        p99_ms: largest 99th percentile of the served latency, the median over the rounds; each of them then counts
-            at least 100 requests, because of fewer it would be the maximum.
-        throughput: least clips a second that are served, the median over the rounds.
-        size_mb: largest size of the bundle in 10^6 bytes; a file under several names counts once.
-        memory_mb: most memory of the server and its processes after the load, in 10^6 bytes.
+        concurrency: number of requests in flight at which latency and throughput are compared with their limits.
+        p99_ms: largest 99th percentile of the served latency in milliseconds, as the median over the rounds. Each round
+            then counts at least 100 requests, because with fewer the percentile would be the maximum.
+        throughput: smallest number of served clips a second, as the median over the rounds.
+        size_mb: largest size of the bundle in 10^6 bytes. A file with several names counts once.
+        memory_mb: largest memory of the server and its processes after the load, in 10^6 bytes.
     """
 
     concurrency: int = 1
@@ -35,19 +35,19 @@ class BenchPolicy:
 
     @property
     def limits_nothing(self) -> bool:
-        """Whether there is no limit, so that every measurement holds it."""
+        """Whether there are no limits, so that every measurement passes."""
         return {self.p99_ms, self.throughput, self.size_mb, self.memory_mb} == {None}
 
     def check_measurable(self, *, served: bool, memory: bool, requests: int | None) -> None:
-        """Before anything is measured: a limit that cannot be held against a number must not pass.
+        """Refuse limits for quantities that will not be measured, before anything is measured.
 
         Args:
             served: whether a server is measured.
             memory: whether the server's memory is measured.
-            requests: how many are to be counted in each measurement; None for as many as the limits need.
+            requests: number of requests to count in each measurement; None for as many as the limits need.
 
         Raises:
-            DferDeployError: a limit is about what is not measured.
+            DferDeployError: a limit needs a quantity that will not be measured.
         """
         require(
             self.p99_ms is None or requests is None or counted(requests, self.concurrency) >= REQUESTS_FOR_P99,
@@ -65,10 +65,10 @@ class BenchPolicy:
         )
 
     def failures(self, result: BenchResult) -> list[str]:
-        """One sentence for each limit that a measurement leaves.
+        """Return one sentence for each limit that a measurement exceeds.
 
         Args:
-            result: the measurement. A number that was not measured leaves every limit.
+            result: the measurement. A quantity that was not measured exceeds every limit.
         """
         served = next((one for one in result.served if one.concurrency == self.concurrency), None)
         found = (

@@ -1,4 +1,4 @@
-"""The result of ``bench``: one frozen dataclass, of which tables, JSON, the report and the exit code are views."""
+"""The result of ``bench``: one frozen dataclass. Tables, JSON, the report and the exit code are made from it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from dfer_deploy.triton.perf_analyzer import LoadResult
 from dfer_deploy.verification.bounds import check_between, check_name
 
 FORMAT = "dfer-deploy-bench/1"
-"""The format of ``BenchResult.to_dict`` and of what ``bench --json`` writes."""
+"""Format of ``BenchResult.to_dict`` and of the JSON that ``bench --json`` writes."""
 
 REQUESTS_FOR_P99 = 100
-"""The 99th percentile of fewer requests is their maximum."""
+"""Smallest number of requests for a 99th percentile. With fewer, it would be the maximum."""
 
 MAX_NOISE = 0.25
-"""A contestant may lose so much unnoticed, and no more."""
+"""Largest noise with which a comparison is decided. A loss of this share could remain unnoticed."""
 
 _MAX_CONTESTANTS = 64
-_LARGEST_NUMBER = 1e9
-"""Clips a second, or milliseconds."""
+"""Largest number of contestants in a result. Results come from files that may come from anywhere."""
+
+_MAX_NUMBER = 1e9
+"""Largest value in clips a second or milliseconds. A larger one in a file is an error."""
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """A predictor in this process, one clip at a time.
+    """A predictor in this process, which answers one clip at a time.
 
     Attributes:
-        name: of the predictor.
+        name: name of the predictor.
         throughput: clips a second, one value for each round.
-        latency_ms: of every single clip of all rounds.
+        latency_ms: latency of every single clip of all rounds, in milliseconds.
     """
 
     name: str
@@ -44,7 +46,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Served:
-    """The served ensemble at one concurrency; ``rounds`` holds perf_analyzer's result of each round."""
+    """The served ensemble at one concurrency. ``rounds`` contains perf_analyzer's result of each round."""
 
     name: str
     concurrency: int
@@ -55,18 +57,18 @@ class Served:
         return tuple(result.throughput for result in self.rounds)
 
     def median(self, field: str) -> float:
-        """Median over the rounds of a field of ``LoadResult``."""
+        """Return the median over the rounds of a field of ``LoadResult``."""
         return float(statistics.median(getattr(result, field) for result in self.rounds))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Which bundle was measured.
+    """The identity of the measured bundle.
 
     Attributes:
-        manifest_sha256: of its manifest, which names every file by its own.
-        checkpoint_sha256: of what it was exported from.
-        precision: of its graphs.
+        manifest_sha256: SHA-256 of its manifest, which contains the SHA-256 of every other file.
+        checkpoint_sha256: SHA-256 of the exported checkpoint.
+        precision: precision of its graphs.
     """
 
     manifest_sha256: str
@@ -76,11 +78,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity, old against new.
+    """The change of one quantity from the old run to the new one.
 
     Attributes:
-        ratio: the median of the new run divided by that of the old one.
-        noise: the relative ranges over the rounds of both runs, added up.
+        ratio: median of the new run divided by the median of the old run.
+        noise: sum of the relative ranges over the rounds of both runs.
     """
 
     ratio: float
@@ -88,12 +90,12 @@ class Change:
 
     @property
     def has_fallen(self) -> bool:
-        """Whether the new run lies below the old one by more than the noise."""
+        """Whether the new run is below the old one by more than the noise."""
         return self.ratio < 1 - self.noise
 
     @property
     def has_held(self) -> bool:
-        """Whether it shows that the new run is not much slower: it has not fallen, and the noise could not hide it."""
+        """Whether the new run is provably not much slower: it has not fallen, and the noise cannot hide a fall."""
         return not self.has_fallen and self.noise <= MAX_NOISE
 
     def __str__(self) -> str:
@@ -102,12 +104,13 @@ class Change:
 
 @dataclass(frozen=True)
 class ContestantChange:
-    """A contestant of both runs.
+    """The change of a contestant that is in both runs.
 
     Attributes:
-        name: of the contestant.
-        throughput: of the clips a second.
-        against_first: of the ratio to the first contestant, round by round; None for the first contestant itself.
+        name: name of the contestant.
+        throughput: change of the clips a second.
+        against_first: change of the ratio to the first contestant, round by round; None for the first contestant
+            itself.
     """
 
     name: str
@@ -116,25 +119,25 @@ class ContestantChange:
 
     @property
     def has_regressed(self) -> bool:
-        """By the rule of this module."""
+        """Whether it became slower, by the rule in ``measurement.regression``."""
         return self.throughput.has_fallen and (self.against_first is None or self.against_first.has_fallen)
 
     @property
     def is_undecided(self) -> bool:
-        """It has not regressed, and the noise is too large to say that it has not."""
+        """Whether it has not regressed, but the noise is too large to exclude that."""
         held = self.throughput.has_held or (self.against_first is not None and self.against_first.has_held)
         return not self.has_regressed and not held
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Two runs.
+    """The comparison of two runs.
 
     Attributes:
-        contestants: of both runs, the first one of the new run first.
-        missing: names that only the old run has.
-        added: names that only the new run has.
-        subject_changes: one sentence for each way in which another bundle was measured.
+        contestants: contestants of both runs, the first one of the new run first.
+        missing: names that are only in the old run.
+        added: names that are only in the new run.
+        subject_changes: one sentence for each difference between the measured bundles.
     """
 
     contestants: tuple[ContestantChange, ...]
@@ -144,12 +147,12 @@ class Regression:
 
     @property
     def regressed(self) -> tuple[str, ...]:
-        """The names of those that have regressed."""
+        """The names of the contestants that have regressed."""
         return tuple(contestant.name for contestant in self.contestants if contestant.has_regressed)
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """One sentence for everything that cannot be told."""
+        """One sentence for each undecided question."""
         first = self.contestants[0]
         return (
             *(
@@ -170,19 +173,19 @@ class Regression:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All contestants of one run.
+    """The results of all contestants of one run.
 
     Attributes:
-        machine: what the absolute numbers belong to.
-        subject: whose graphs were measured.
-        requests: how many requests perf_analyzer counted in each measurement, or ``counted`` with many in flight.
-        in_process: predictors in this process, at least one; the first is what the others are compared with.
-        served: the server, by concurrency.
-        size_mb: all files of the bundle in 10^6 bytes; None in results of 0.1 with another layout.
-        memory_mb: of the server's processes after the load, in 10^6 bytes; None where it was not measured.
-        left_out: reasons by what was not measured.
-        comparison: with an older run, where one was given.
-        policy_failures: one sentence for each limit of the policy that was left.
+        machine: description of the machine to which the absolute numbers belong.
+        subject: the measured bundle.
+        requests: number of requests that perf_analyzer counted in each measurement; see ``counted`` for many in flight.
+        in_process: predictors in this process, at least one. The others are compared with the first.
+        served: results of the server, one for each concurrency.
+        size_mb: size of all files of the bundle in 10^6 bytes; None in results of 0.1 with another layout.
+        memory_mb: memory of the server's processes after the load in 10^6 bytes; None if it was not measured.
+        left_out: for everything that was not measured, its name and the reason.
+        comparison: comparison with an older run; None if none was given.
+        policy_failures: one sentence for each exceeded limit of the policy.
     """
 
     machine: str
@@ -212,7 +215,7 @@ class BenchResult:
         for name in (self.machine, *measured):
             check_name(name)
             for value in measured.get(name, ()):
-                check_between(f"a number of {name!r}", value, _LARGEST_NUMBER)
+                check_between(f"a number of {name!r}", value, _MAX_NUMBER)
         for name, rounds in self.throughputs.items():
             require(all(value > 0 for value in rounds), f"a throughput of {name!r} is not positive")
 
@@ -224,14 +227,14 @@ class BenchResult:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The outcome of comparison and policy: what failed counts before what is too noisy to tell."""
+        """The exit code. A failure of the comparison or the policy takes precedence over too much noise."""
         if self.policy_failures or (self.comparison is not None and self.comparison.regressed):
             return ExitCode.GATE_FAILED
         undecided = self.comparison is not None and self.comparison.undecided
         return ExitCode.UNDECIDED if undecided else ExitCode.DONE
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON holds it; ``from_dict`` reads it."""
+        """Return the result as JSON data, which ``from_dict`` reads."""
         values: dict[str, Any] = json_values(self)
         if self.comparison is None:
             del values["comparison"]
@@ -241,10 +244,10 @@ class BenchResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BenchResult:
-        """Read what ``to_dict`` gave, or 0.1.0 without a format number; keys that it does not know are ignored.
+        """Read a result from the data of ``to_dict``, or of 0.1.0 without a format number. Unknown keys are ignored.
 
         Raises:
-            DferDeployError: the format is another one, something is missing or has the wrong type, or cannot be.
+            DferDeployError: the format is not supported, or a value is missing, has the wrong type or is out of range.
         """
         found = values.get("format", FORMAT)
         require(found == FORMAT, f"the benchmark has the format {found!r}, expected {FORMAT!r}")
@@ -253,7 +256,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Spread:
-    """A number that was measured once a round: median, smallest and largest."""
+    """A quantity that was measured once a round: median, smallest and largest value."""
 
     median: float
     low: float
@@ -267,15 +270,15 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and range of at least one value."""
+    """Return the median and range of at least one value."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """The spread of values[i] / base[i], round by round."""
+    """Return the spread of values[i] / base[i], round by round."""
     return spread([value / other for value, other in zip(values, base, strict=True)])
 
 
 def counted(requests: int, concurrency: int) -> int:
-    """Requests of one measurement, of which at least ``requests`` are wanted: four for each in flight."""
+    """Return the number of requests in a measurement: ``requests``, but at least four for each request in flight."""
     return max(requests, 4 * concurrency)

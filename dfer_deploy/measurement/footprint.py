@@ -1,4 +1,4 @@
-"""How much disk a bundle takes, and how much memory its server."""
+"""Measure the disk space of a bundle and the memory of its server."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.triton.ports import port_holder
 
 PROC = Path("/proc")
+"""The kernel's information about processes."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """In 10^6 bytes.
+    """Sizes in 10^6 bytes.
 
     Attributes:
-        size_mb: all files of the bundle; one with several names (a hard link) counts once.
-        memory_mb: of the server's processes, a page that several share divided between them; None where it was not
-            measured.
+        size_mb: size of all files of the bundle. A file with several names (a hard link) counts once.
+        memory_mb: memory of the server's processes, in which a shared page is divided by the number of its users; None
+            if it was not measured.
     """
 
     size_mb: float
@@ -28,16 +29,16 @@ class Footprint:
 
 
 def memory_is_measured(bundle: Bundle, url: str | None) -> bool:
-    """Whether the server is the embedded one, started by this process; a container's processes are not ours."""
+    """Return whether this process starts an embedded server. The processes of a container cannot be measured."""
     return url is None and bundle.manifest.target == "embedded"
 
 
 def measured_footprint(bundle: Bundle, *, server_port: int | None) -> Footprint:
-    """Measures now.
+    """Measure the sizes now.
 
     Args:
-        bundle: whose files count.
-        server_port: where its server listens on this machine; None where its memory is not to be measured.
+        bundle: the bundle whose files are counted.
+        server_port: port of its server on this machine; None to omit its memory.
     """
     found = [path.stat() for path in bundle.path.rglob("*") if path.is_file()]
     size = sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
@@ -46,20 +47,20 @@ def measured_footprint(bundle: Bundle, *, server_port: int | None) -> Footprint:
 
 
 def server_processes(port: int) -> list[int]:
-    """The process that listens on a port of this machine, and all that it started; empty where it is not found."""
+    """Return the process that listens on a port of this machine, and its descendants; empty if it is not found."""
     holder = port_holder(port)
     return [] if holder is None else [holder.pid, *descendants(holder.pid)]
 
 
 def descendants(pid: int, proc: Path = PROC) -> list[int]:
-    """Process numbers of all children of a process, and of theirs."""
+    """Return the process ids of all descendants of a process."""
     children = defaultdict(list)
     for process in proc.iterdir():
         if process.name.isdigit():
             try:
-                # The name in parentheses may hold anything; state and parent follow it (proc(5), /proc/pid/stat).
+                # The name in parentheses may contain anything. State and parent follow it (proc(5), /proc/pid/stat).
                 fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
             children[int(fields[1])].append(int(process.name))
     found, waiting = [], [pid]
@@ -71,15 +72,15 @@ def descendants(pid: int, proc: Path = PROC) -> list[int]:
 
 
 def held_bytes(processes: Sequence[int], proc: Path = PROC) -> int | None:
-    """The sum of the kernel's proportional set sizes (proc(5), /proc/pid/smaps_rollup).
+    """Return the sum of the kernel's proportional set sizes in bytes (proc(5), /proc/pid/smaps_rollup).
 
-    Those that have ended hold none. None where one may not be read, or none at all could be.
+    Processes that have ended count 0. The result is None if one cannot be read, or if none could be read.
     """
     found = []
     for pid in processes:
         try:
             lines = (proc / str(pid) / "smaps_rollup").read_text(errors="replace").splitlines()
-        except (FileNotFoundError, ProcessLookupError):  # it has ended
+        except (FileNotFoundError, ProcessLookupError):  # the process has ended
             continue
         except OSError:
             return None

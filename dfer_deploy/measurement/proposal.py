@@ -1,7 +1,7 @@
-"""Chooses serving options from measurements: one option after the other, the least of it first.
+"""Choose serving options from measurements: one option after the other, the smallest value first.
 
-Every stage measures the best configuration so far again, next to those that differ from it in one option, so that a
-drift of the machine between two stages decides nothing. What is not tried is every combination of all options.
+Every stage measures the best configuration so far again, together with those that differ from it in one option, so that
+a drift of the machine between two stages does not affect the choice. Combinations of several options are not tried.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from dfer_deploy.measurement.bench_result import Spread, ratio
 from dfer_deploy.measurement.trials import Candidate, Load
 
 QUEUE_DELAYS_US = (0, 100, 500, 2000)
+"""The queue delays in microseconds that are tried."""
 
 GRAPHS_COVER = 0.95
-"""The share of the executions that recorded CUDA graphs shall replay."""
+"""The share of the executions that the recorded CUDA graphs should cover."""
 
-MOST_GRAPHS = 8
-"""Each takes memory for each instance and is recorded when the server starts."""
+MAX_GRAPHS = 8
+"""Largest number of CUDA graphs. Each takes memory for each instance and is recorded when the server starts."""
 
 Measure = Callable[[str, Sequence[ServingOptions]], Sequence[Candidate]]
-"""Measures configurations in turn; the first argument says what differs among them."""
+"""Measures configurations in turn. The first argument names the option in which they differ."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Configurations that differ in one option.
+    """A comparison of configurations that differ in one option.
 
     Attributes:
         what: the option in words.
-        candidates: all that were measured, the simplest first.
-        winner: the index of the one that was kept.
-        reason: why, a sentence.
+        candidates: all measured configurations, the simplest first.
+        winner: index of the configuration that was kept.
+        reason: why it was kept, as a sentence.
     """
 
     what: str
@@ -48,14 +49,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What the measurements recommend.
+    """The serving options that the measurements recommend.
 
     Attributes:
         serving: the options.
         point: the load at which they reached their throughput.
-        within_budget: whether its 99th percentile keeps the budget; true where none was given.
-        opt_batch: the usual batch for the builder of TensorRT engines.
-        stages: everything that was measured.
+        within_budget: whether the 99th percentile of the latency keeps the limit; true if there is no limit.
+        opt_batch: the usual batch, for the builder of TensorRT engines.
+        stages: all comparisons.
     """
 
     serving: ServingOptions
@@ -74,22 +75,23 @@ def propose(
     most_instances: int,
     p99_ms: float | None = None,
 ) -> Proposal:
-    """Tries options, each on top of the best so far: instances, queue delay, largest batch, CUDA graphs.
+    """Try options, each with the best values so far: instances, queue delay, largest batch, CUDA graphs.
 
-    Instances are doubled while that wins. Delays and batches are tried where several requests are in flight. The
-    largest batch is halved below the largest that occurred, and doubled where it was the limit; the target ``tensorrt``
-    keeps its own, which needs other engines. CUDA graphs are for the target ``tensorrt`` only.
+    The number of instances is doubled as long as that wins. Delays and batches are tried if several requests are in
+    flight. The largest batch is halved below the largest that occurred, and doubled if it was the limit. The target
+    ``tensorrt`` keeps its largest batch, because another one needs other engines. CUDA graphs are tried for
+    ``tensorrt`` only.
 
     Args:
         current: the bundle's options, which are measured too.
-        target: of the bundle.
-        concurrencies: requests in flight that are measured.
-        measure: does it.
-        most_instances: the number of instances that is not exceeded.
-        p99_ms: the largest allowed 99th percentile of the latency, or None.
+        target: target of the bundle.
+        concurrencies: numbers of requests in flight to measure.
+        measure: the function that measures.
+        most_instances: largest number of instances to try.
+        p99_ms: largest accepted 99th percentile of the latency in milliseconds, or None.
 
     Raises:
-        DferDeployError: the simplest configuration of a step could not be measured.
+        DferDeployError: the simplest configuration of a stage could not be measured.
     """
     least = dataclasses.replace(current, instances=1, queue_delay_us=0)
     few = [least, dataclasses.replace(least, instances=min(2, most_instances)), current]
@@ -123,34 +125,34 @@ def propose(
 
 
 def operating_point(candidate: Candidate, p99_ms: float | None) -> Load | None:
-    """The load with the highest median throughput among those that keep the budget; None where none does."""
+    """Return the load with the highest median throughput within the latency limit; None if all exceed it."""
     within = [load for load in candidate.loads if p99_ms is None or load.p99_ms <= p99_ms]
     return max(within, key=lambda load: statistics.median(load.throughput), default=None)
 
 
 def wins(challenger: Load, incumbent: Load) -> Spread | None:
-    """The ratio of the throughputs, round by round, if it decides for the challenger; else None.
+    """Return the ratio of the throughputs, round by round, if the challenger wins; else None.
 
-    It does if the median gain is larger than the whole range of the ratio over the rounds. So the challenger was faster
-    in every round. Of two that are equally fast, with normally distributed noise, this calls the second faster once in
-    23 times with three rounds and once in 300 times with five.
+    The challenger wins if its median gain is larger than the whole range of the ratio over the rounds, so it was faster
+    in every round. If two are equally fast, with normally distributed noise, this calls the second faster once in 23
+    times with three rounds and once in 300 times with five.
     """
     ratios = ratio(challenger.throughput, incumbent.throughput)
     return ratios if ratios.median - 1 > ratios.high - ratios.low else None
 
 
 def choose(candidates: Sequence[Candidate], p99_ms: float | None) -> tuple[int, str]:
-    """The index of the best candidate, and why it is.
+    """Return the index of the best candidate, and the reason.
 
-    A candidate replaces a simpler one only if it ``wins``; or if the simpler one cannot keep the budget. If none can,
-    the lowest 99th percentile is the best.
+    A candidate replaces a simpler one only if it ``wins``, or if the simpler one exceeds the latency limit. If all
+    exceed it, the candidate with the lowest 99th percentile is the best.
 
     Args:
         candidates: the simplest first.
-        p99_ms: the budget, or None.
+        p99_ms: largest accepted 99th percentile of the latency in milliseconds, or None.
 
     Raises:
-        DferDeployError: the simplest candidate could not be measured, so that there is nothing to compare with.
+        DferDeployError: the simplest candidate could not be measured, so there is nothing to compare with.
     """
     if not candidates[0].loads:
         raise DferDeployError(
@@ -172,10 +174,10 @@ def choose(candidates: Sequence[Candidate], p99_ms: float | None) -> tuple[int, 
 
 
 def graph_batches(loads: Sequence[Load]) -> tuple[int, ...]:
-    """The batches whose launches are worth recording.
+    """Return the batches for which CUDA graphs are worth recording.
 
-    The fewest that together are 95 % of the executions of both models, at most 8; every load counts alike, however
-    many requests it had.
+    These are the fewest batches, at most 8, that together are 95 % of the executions of both models. Every load has the
+    same weight, however many requests it had.
     """
     shares: dict[int, float] = {}
     for load in loads:
@@ -185,16 +187,16 @@ def graph_batches(loads: Sequence[Load]) -> tuple[int, ...]:
         for batch, count in counts.items():
             shares[batch] = shares.get(batch, 0.0) + count / counts.total() / len(loads)
     chosen: list[int] = []
-    # Of equal shares the smaller batch, whose launches weigh more.
+    # Of batches with equal shares, the smaller one comes first, because its launches take a larger part of its time.
     for batch, _ in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
-        if len(chosen) == MOST_GRAPHS or sum(shares[other] for other in chosen) >= GRAPHS_COVER:
+        if len(chosen) == MAX_GRAPHS or sum(shares[other] for other in chosen) >= GRAPHS_COVER:
             break
         chosen.append(batch)
     return tuple(sorted(chosen))
 
 
 def usual_batch(load: Load) -> int:
-    """The batch in which the median clip is executed by the model that works most, the first one."""
+    """Return the batch in which the busiest model executes the median clip."""
     executions: Mapping[int, int] = next(iter(load.batches.values()))
     half = sum(batch * count for batch, count in executions.items()) / 2
     clips = 0
@@ -206,7 +208,7 @@ def usual_batch(load: Load) -> int:
 
 
 def _stage(what: str, options: Sequence[ServingOptions], measure: Measure, p99_ms: float | None) -> Stage:
-    # Stable: of equal instances and delays, the first one is the best so far.
+    # The sort is stable: among equal instances and delays, the best so far comes first.
     ordered = sorted(dict.fromkeys(options), key=lambda serving: (serving.instances, serving.queue_delay_us))
     candidates = tuple(measure(what, ordered))
     return Stage(what, candidates, *choose(candidates, p99_ms))

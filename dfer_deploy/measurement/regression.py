@@ -1,18 +1,19 @@
-"""Whether a measurement of ``bench`` is slower than an older one by more than both of them wavered.
+"""Decide whether a measurement of ``bench`` is slower than an older one by more than the noise of both.
 
-The rule. The noise of a contestant is what its rounds differed, (largest - smallest) / median of the throughput, added
+The rule: the noise of a contestant is the range of its throughput over the rounds, (largest - smallest) / median, added
 up over the old and the new run. A quantity has *fallen* if the median of the new run is below the old one's by more
 than that noise. The first contestant runs in this process and has regressed if its throughput has fallen. Each of the
 others has regressed if its throughput has fallen **and** the ratio to the first contestant, taken round by round, has
-fallen too: what slows the whole machine down moves no ratio, and a faster first contestant moves no throughput.
+fallen too. A slower machine changes no ratio, and a faster first contestant changes no throughput.
 
-A noise above ``MAX_NOISE`` hides a fall of as much, so a contestant that has not regressed is *undecided* if no
-quantity that shows it is quieter, and also if it lost more than that while the first contestant has not regressed: two
-noises together hide more than each. What only the old run measured is undecided too.
+A noise above ``MAX_NOISE`` can hide a fall of that size. A contestant that has not regressed is therefore *undecided*
+if the noise of all quantities that show it is larger. It is also undecided if it lost more than ``MAX_NOISE`` while the
+first contestant has not regressed, because two noises together hide more than each alone. A contestant that only the
+old run measured is undecided too.
 
-Where nothing changed and the rounds scatter normally, a fall is reported in 0.7 % of the comparisons of three rounds
-and in 0.05 % of those of four (simulated). Noise that only shows between runs is not in the rounds: so both must come
-from one machine, and whoever shares it with others should measure twice before believing the first contestant.
+If nothing changed and the rounds scatter normally, a fall is reported in 0.7 % of the comparisons of three rounds and
+in 0.05 % of those of four (simulated). Noise that occurs only between runs is not visible in the rounds. Both runs must
+therefore come from one machine. If others use the machine too, measure twice before believing the first contestant.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from dfer_deploy.files import read_json
 from dfer_deploy.measurement.bench_result import BenchResult, Change, ContestantChange, Regression, Subject
 
 MIN_ROUNDS = 3
-"""Of fewer, the range says nothing about the noise."""
+"""Smallest number of rounds. With fewer, the range says nothing about the noise."""
 
 
 def compare(old: BenchResult, new: BenchResult) -> Regression:
-    """Holds a new run against an old one, contestant by contestant.
+    """Compare a new run with an old one, contestant by contestant.
 
     Raises:
         DferDeployError: the runs cannot be compared; see ``check_comparable`` and ``check_first``.
@@ -57,15 +58,15 @@ def compare(old: BenchResult, new: BenchResult) -> Regression:
 
 
 def check_comparable(old: BenchResult, *, machine: str, rounds: int) -> None:
-    """Refuses what would compare nothing, before minutes are spent on measuring.
+    """Refuse runs that cannot be compared, before minutes are spent on measuring.
 
     Args:
         old: the older run.
-        machine: the one of the new run, of ``bench.machine``.
-        rounds: of the new run.
+        machine: machine of the new run, from ``bench.machine``.
+        rounds: number of rounds of the new run.
 
     Raises:
-        DferDeployError: another machine, or fewer rounds than ``MIN_ROUNDS`` in one of the runs.
+        DferDeployError: the machines differ, or one of the runs has fewer rounds than ``MIN_ROUNDS``.
     """
     if old.machine != machine:
         raise ResultError(
@@ -80,10 +81,10 @@ def check_comparable(old: BenchResult, *, machine: str, rounds: int) -> None:
 
 
 def check_first(old: BenchResult, first: str) -> None:
-    """Refuses an older run without the new run's first contestant, before minutes are spent on measuring.
+    """Refuse an older run without the new run's first contestant, before minutes are spent on measuring.
 
     Raises:
-        DferDeployError: it did not measure this one.
+        DferDeployError: the older run did not measure this contestant.
     """
     older = old.throughputs
     if first not in older:
@@ -94,10 +95,10 @@ def check_first(old: BenchResult, first: str) -> None:
 
 
 def read_bench(path: Path) -> BenchResult:
-    """Read what ``bench --json`` wrote.
+    """Read a result that ``bench --json`` wrote.
 
     Raises:
-        DferDeployError: it is not such a file, or its numbers cannot be.
+        DferDeployError: the file is not such a result, or its numbers are out of range.
     """
     values = read_json(path, "bench")
     try:

@@ -1,4 +1,4 @@
-"""Serves a bundle with one configuration after the other and measures each under load."""
+"""Serve a bundle with one configuration after the other, and measure each under load."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from dfer_deploy.triton.perf_analyzer import LoadResult, measure_load
 from dfer_deploy.triton.statistics import executed_batches
 
 _SECONDS_PER_MEASUREMENT = 2.0
-_MOST_REQUESTS = 20_000
+"""Duration for which the number of requests of a measurement is chosen."""
+
+_MAX_REQUESTS = 20_000
+"""Largest number of requests in one measurement, so that a very fast model does not make it too long."""
 
 Serve = Callable[[ServingOptions], AbstractContextManager[str]]
-"""Serves the bundle with other options until the context ends; gives the server's gRPC address."""
+"""Serves the bundle with other options until the context ends; yields the server's gRPC address."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """One configuration with one number of requests in flight.
+    """The measurements of one configuration with one number of requests in flight.
 
     Attributes:
-        concurrency: requests in flight.
-        rounds: what perf_analyzer measured in each round.
-        batches: executions of all rounds by model and batch.
+        concurrency: number of requests in flight.
+        rounds: perf_analyzer's result of each round.
+        batches: number of executions of all rounds, by model and batch.
     """
 
     concurrency: int
@@ -46,7 +49,7 @@ class Load:
 
     @property
     def p99_ms(self) -> float:
-        """The median over the rounds of the 99th percentile of the latency."""
+        """The median over the rounds of the 99th percentile of the latency, in milliseconds."""
         return float(statistics.median(result.p99_ms for result in self.rounds))
 
 
@@ -56,7 +59,7 @@ class Candidate:
 
     Attributes:
         serving: the configuration.
-        loads: one for each concurrency; empty where it could not be served.
+        loads: one for each concurrency; empty if the bundle could not be served.
         failure: why it could not be served, or None.
     """
 
@@ -67,20 +70,20 @@ class Candidate:
 
 @dataclass
 class Trials:
-    """Measures candidates. All of one call take turns, round by round, so that a drift of the machine meets them all.
+    """Measures candidates. Those of one call take turns, round by round, so that a drift of the machine affects all.
 
-    Every candidate gets a new server in every round: options are read when a server starts.
+    Every candidate gets a new server in every round, because options are read when a server starts.
 
     Attributes:
-        serve: starts a server.
-        environment: where perf_analyzer is.
-        contract: the models' names.
-        clips: what is asked, uint8 [N, 16, S, S, 3].
-        concurrencies: requests in flight, ascending.
-        rounds: at least 1.
-        requests: that perf_analyzer counts in each measurement, by concurrency; ``calibrate`` chooses them.
-        bar: shows what is being done.
-        task: of the bar, whose total is a guess that ``measure`` corrects.
+        serve: function that starts a server.
+        environment: environment that contains perf_analyzer.
+        contract: contract with the models' names.
+        clips: clips to send, uint8 [N, 16, S, S, 3].
+        concurrencies: numbers of requests in flight, ascending.
+        rounds: number of rounds, at least 1.
+        requests: number of requests in each measurement, by concurrency; ``calibrate`` chooses them.
+        bar: progress bar.
+        task: task of the bar. Its total is a guess that ``measure`` corrects.
     """
 
     serve: Serve
@@ -94,24 +97,24 @@ class Trials:
     requests: dict[int, int] = field(default_factory=dict)
 
     def calibrate(self, serving: ServingOptions, requests: int | None) -> None:
-        """Chooses the number of requests, and shows that the bundle can be served.
+        """Choose the number of requests, and check that the bundle can be served.
 
         Args:
-            serving: the configuration that sets it.
-            requests: the number, None for about 2 seconds' worth; at least 8 and 4 for each request in flight.
+            serving: the configuration with which they are chosen.
+            requests: the number; None for about 2 seconds' worth, at least 8, and 4 for each request in flight.
 
         Raises:
-            DferDeployError: it cannot be served or does not answer.
+            DferDeployError: the bundle cannot be served or does not answer.
         """
         with self.serve(serving) as url:
             for concurrency in self.concurrencies:
                 self.bar.update(self.task, description=f"how fast is it? {concurrency} in flight")
                 few = max(8, 4 * concurrency)
                 wanted = requests or round(_SECONDS_PER_MEASUREMENT * self._load(url, concurrency, few).throughput)
-                self.requests[concurrency] = min(_MOST_REQUESTS, max(few, wanted))
+                self.requests[concurrency] = min(_MAX_REQUESTS, max(few, wanted))
 
     def measure(self, what: str, options: Sequence[ServingOptions]) -> tuple[Candidate, ...]:
-        """Measures configurations in turn; one that cannot be served is recorded with its reason and left out."""
+        """Measure configurations in turn. One that cannot be served is recorded with the reason and then omitted."""
         results: dict[tuple[ServingOptions, int], list[LoadResult]] = {}
         batches: dict[tuple[ServingOptions, int], dict[str, Counter[int]]] = {}
         failures: dict[ServingOptions, str] = {}
@@ -119,14 +122,14 @@ class Trials:
         steps = int(task.completed) + self.rounds * len(options) * len(self.concurrencies)
         self.bar.update(self.task, total=max(steps, int(task.total or 0)))
         for round_ in range(self.rounds):
-            # There and back, so that none is always the first.
+            # The order is reversed every other round, so that no configuration is always the first.
             for serving in options if round_ % 2 == 0 else reversed(options):
                 if serving in failures:
                     continue
                 try:
                     with self.serve(serving) as url:
                         if self.concurrencies[-1] > 1:
-                            # The server's own warm-up knows single clips only, and a first batch allocates memory.
+                            # The server's own warm-up uses single clips only, and a first batch allocates memory.
                             self.bar.update(self.task, description=f"{what}: warm up")
                             self._load(url, self.concurrencies[-1], max(8, self.concurrencies[-1]))
                         for concurrency in self.concurrencies:

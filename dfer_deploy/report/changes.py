@@ -1,4 +1,4 @@
-"""The clips whose answer changed, for the page: frames, and both probability vectors."""
+"""The part of the page about clips whose answer changed: frames, and both probability vectors."""
 
 from __future__ import annotations
 
@@ -15,36 +15,43 @@ from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.verification.verification_result import Comparison, Flip, VerificationResult
 
-MOST_PICTURED = 24
-"""Changed clips that are shown with frames and probabilities; more are named."""
+MAX_PICTURED = 24
+"""Largest number of changed clips with frames and probabilities, because the pictures make up most of the page's
+size."""
 
 _FRAMES = 4
+"""Number of frames of a clip."""
+
 _FRAME_PIXELS = 96
+"""Side of a frame in pixels."""
+
 _JPEG_QUALITY = 72
+"""JPEG quality of a frame, which keeps it at a few kilobytes."""
 
-_MOST_NAMED = 200
-"""Further clips that are named without pictures."""
+_MAX_NAMED = 200
+"""Largest number of further changed clips that are named without pictures, so that the page stays readable."""
 
-_MOST_ROWS = 12
-"""Classes shown of a clip; of more, those that the two answers make most of."""
+_MAX_ROWS = 12
+"""Largest number of classes of a clip. Those with the largest probabilities in either answer are shown."""
 
 _ALIKE = 0.005
-"""Candidates whose probabilities differ by less are shown as one."""
+"""Candidates whose probabilities differ by less than this are shown as one."""
 
 
 def changed_answers(result: VerificationResult, clips: Mapping[str, Path]) -> dict[str, Any]:
-    """What the template needs; clips on which the reference was surest come first.
+    """Return the template's values. Clips on which the reference was surest come first.
 
     Args:
-        result: the verification.
-        clips: where they are on this machine, by name. One that is missing or cannot be read is shown without frames.
+        result: the result of the verification.
+        clips: paths of the clips on this machine, by name. A clip that is missing or unreadable is shown without
+            frames.
     """
     changed: dict[str, list[tuple[Comparison, Flip]]] = {}
     for candidate in result.comparisons:
         for flip in candidate.flips:
             changed.setdefault(flip.clip, []).append((candidate, flip))
     surest = sorted(changed.values(), key=lambda answers: -answers[0][1].margin)
-    shown, named = surest[:MOST_PICTURED], surest[MOST_PICTURED : MOST_PICTURED + _MOST_NAMED]
+    shown, named = surest[:MAX_PICTURED], surest[MAX_PICTURED : MAX_PICTURED + _MAX_NAMED]
     clips_changed = "1 clip" if len(surest) == 1 else f"{len(surest):,} clips"
     which = f"The {len(shown)}" if len(shown) < len(surest) else "Those"
     order = f" {which} on which {result.truth.name} was surest come first." if len(surest) > 1 else ""
@@ -54,7 +61,7 @@ def changed_answers(result: VerificationResult, clips: Mapping[str, Path]) -> di
         "flips_sentence": f"{clips_changed} of {result.clips:,}.{order}",
         "pictured": any(clip["frames"] for clip in shown_clips),
         "more_flips": [_named(answers[0][1]) for answers in named],
-        "unnamed_flips": max(0, len(surest) - MOST_PICTURED - _MOST_NAMED),
+        "unnamed_flips": max(0, len(surest) - MAX_PICTURED - _MAX_NAMED),
     }
 
 
@@ -84,7 +91,7 @@ def _named(flip: Flip) -> dict[str, Any]:
 
 def _probabilities(result: VerificationResult, flip: Flip) -> list[dict[str, Any]]:
     pairs = list(zip(flip.probabilities, flip.answered_probabilities, strict=True))
-    largest = sorted(range(len(pairs)), key=lambda place: -max(pairs[place]))[:_MOST_ROWS]
+    largest = sorted(range(len(pairs)), key=lambda place: -max(pairs[place]))[:_MAX_ROWS]
     return [
         {
             "name": result.class_names[place],
@@ -99,7 +106,7 @@ def _probabilities(result: VerificationResult, flip: Flip) -> list[dict[str, Any
 
 
 def _pictures(path: Path) -> list[dict[str, Any]]:
-    """Frames spread over the clip as the model sees them, as small JPEG pictures in the page itself."""
+    """Return frames spread over the clip as the model sees them, as small JPEG pictures embedded in the page."""
     try:
         clip = clip_from_path(path, _FRAME_PIXELS)
     except DferDeployError:

@@ -1,7 +1,7 @@
-"""Charts of a report as SVG that stands in the page: its text is text, its colours are the page's.
+"""Draw the charts of a report as inline SVG, whose text is text and whose colours are those of the page.
 
-Curves differ in marker and line, not only in colour; the colours are of Okabe and Ito's palette ("Color Universal
-Design", 2008), which colour-blind people tell apart.
+Curves differ in marker and line, not only in colour. The colours are from Okabe and Ito's palette ("Color Universal
+Design", 2008), which colour-blind people can distinguish.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _VARIABLES = {
     CELL: "var(--cell)",
     ON_CELL: "var(--on-cell)",
 } | {colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)}
-"""Which variable of the page's style sheet stands for which colour, so that charts have a light and a dark form."""
+"""The variable of the page's style sheet for each colour, so that charts have a light and a dark form."""
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -62,8 +62,9 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-_LONGEST_LABEL = 24
-"""Characters of a name beside an axis; the tables have all of them."""
+_MAX_LABEL_LENGTH = 24
+"""Largest number of characters of a name beside an axis, which leaves room for the chart. The tables have full
+names."""
 
 _P = ParamSpec("_P")
 
@@ -72,7 +73,7 @@ def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
     @functools.wraps(draw)
     def styled(*arguments: _P.args, **options: _P.kwargs) -> str:
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            # Of matplotlib's own font, which only measures: the page's text is drawn by whoever shows it.
+            # Refers to matplotlib's own font, which is only used for measuring: the browser draws the text.
             warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
             return draw(*arguments, **options)
 
@@ -81,13 +82,13 @@ def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
 
 @_styled
 def confusion_chart(name: str, whose: str, confusion: Int64, class_names: Sequence[str]) -> str:
-    """A confusion matrix; see ``pictures.draw_confusion``. Its time grows with the square of the classes.
+    """Draw a confusion matrix (``pictures.draw_confusion``). The time grows with the square of the number of classes.
 
     Args:
-        name: what the ids in this chart start with, unique on the page.
-        whose: who answered so.
-        confusion: counts [C, C]; rows are labels, columns predictions.
-        class_names: C names.
+        name: prefix of the ids in this chart, unique on the page.
+        whose: name of the predictor.
+        confusion: counts, int64 [C, C]; rows are labels, columns are predictions.
+        class_names: C class names.
     """
     names = _labels(class_names)
     longest = max(map(len, names))
@@ -103,12 +104,12 @@ def confusion_chart(name: str, whose: str, confusion: Int64, class_names: Sequen
 
 @_styled
 def difference_chart(name: str, rows: Sequence[tuple[str, str, float, Interval]], margin: float) -> str:
-    """Differences with their intervals, and the margin as a band.
+    """Draw differences with their intervals, and the margin as a band.
 
     Args:
-        name: as above.
-        rows: candidate, ``UAR`` or ``WAR``, difference and interval in percentage points, from the top.
-        margin: percentage points.
+        name: prefix of the ids in this chart, unique on the page.
+        rows: candidate, ``UAR`` or ``WAR``, difference and interval in percentage points, from top to bottom.
+        margin: in percentage points.
     """
     figure, axes = _figure(5.0, 0.9 + 0.36 * len(rows))
     axes.axvspan(-margin, margin, color=_BAND, linewidth=0)
@@ -133,13 +134,13 @@ def difference_chart(name: str, rows: Sequence[tuple[str, str, float, Interval]]
 
 @_styled
 def recall_chart(name: str, deltas: Mapping[str, Sequence[float | None]], class_names: Sequence[str]) -> str:
-    """Change of each class's recall.
+    """Draw the change of each class's recall.
 
     Args:
-        name: as above.
-        deltas: percentage points for every class, None for a class without a clip; by candidate. One of them changed;
-            candidates whose recalls did not are not drawn.
-        class_names: C names.
+        name: prefix of the ids in this chart, unique on the page.
+        deltas: by candidate, the change of each class's recall in percentage points, None for a class without clips. At
+            least one recall must have changed. Candidates without changes are not drawn.
+        class_names: C class names.
     """
     shown = [(index, candidate, values) for index, (candidate, values) in enumerate(deltas.items()) if any(values)]
     figure, axes = _figure(5.0, 1.1 + len(class_names) * (0.16 + 0.09 * len(shown)))
@@ -169,12 +170,12 @@ def recall_chart(name: str, deltas: Mapping[str, Sequence[float | None]], class_
 
 @_styled
 def error_chart(name: str, quantiles: Mapping[str, Mapping[float, float]], limit: float) -> str:
-    """How large errors of logits are: quantiles on a logarithmic axis.
+    """Draw the quantiles of the logit errors on a logarithmic axis.
 
     Args:
-        name: as above.
-        quantiles: error by quantile, by candidate; at least one error is above 0.
-        limit: the largest that is accepted.
+        name: prefix of the ids in this chart, unique on the page.
+        quantiles: by candidate, the error for each quantile; at least one error must be above 0.
+        limit: largest accepted error.
     """
     figure, axes = _figure(5.0, 3.2)
     places = sorted({quantile for errors in quantiles.values() for quantile in errors})
@@ -200,10 +201,10 @@ def error_chart(name: str, quantiles: Mapping[str, Mapping[float, float]], limit
 
 @_styled
 def calibration_chart(name: str, curves: Sequence[tuple[Sequence[str], Sequence[CalibrationBin]]]) -> str:
-    """A reliability diagram: the share answered rightly over the confidence.
+    """Draw a reliability diagram: the share of correct answers over the confidence.
 
-    The reference's curve comes first; each has the names of all whose it is. The area of a point is the share of the
-    clips in it.
+    The reference's curve comes first. Each curve has the names of all predictors to which it belongs. The area of a
+    point is the share of the clips in it.
     """
     figure, axes = _figure(5.0, 4.2)
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=0.9)
@@ -226,7 +227,7 @@ def calibration_chart(name: str, curves: Sequence[tuple[Sequence[str], Sequence[
 
 @_styled
 def load_chart(name: str, result: BenchResult) -> str:
-    """Latency over throughput, one point for each number of requests in flight; predictors in process beside it."""
+    """Draw latency over throughput, one point for each number of requests in flight, and the in-process predictors."""
     figure, axes = _figure(5.0, 3.6)
     tail = "p99" if result.requests >= REQUESTS_FOR_P99 else "p95"
     served = sorted(result.served, key=lambda level: level.concurrency)
@@ -274,18 +275,18 @@ def load_chart(name: str, result: BenchResult) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names that leave room for the chart."""
-    return [name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…" for name in names]
+    """Return names short enough to leave room for the chart."""
+    return [name if len(name) <= _MAX_LABEL_LENGTH else f"{name[: _MAX_LABEL_LENGTH - 1]}…" for name in names]
 
 
 def _look(index: int) -> tuple[str, str, Any]:
-    """Colour, marker and line of a series."""
+    """Return colour, marker and line of a series."""
     place = index % len(_SERIES)
     return _SERIES[place], _MARKERS[place], _LINES[place]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure in inches; text of 9 points is 12 pixels where the page shows it in its own size."""
+    """Return an empty figure in inches. At the figure's own size on the page, text of 9 points is 12 pixels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
@@ -299,7 +300,7 @@ def _legend(figure: Figure, entries: int) -> None:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str = "") -> str:
-    """The drawing as an element for HTML: without a namespace, with ids of its own, in the page's colours and font."""
+    """Return the drawing as an HTML element, without a namespace, with unique ids and the page's colours and font."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 - matplotlib wrote it

@@ -1,6 +1,6 @@
-"""The report as one HTML file: no network, no script, readable on paper, on a phone, in light and in dark.
+"""Write the report as one HTML file: no network, no script; for paper and phones, light and dark.
 
-Clip names, class names and paths come from files of strangers: the template escapes everything but our own charts.
+Clip names, class names and paths come from untrusted files. The template escapes everything except our own charts.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ from dfer_deploy.verification.bounds import MAX_POINTS
 from dfer_deploy.verification.provenance import CHECKPOINT, COMPARED_CHECKPOINT, MANIFEST
 from dfer_deploy.verification.verification_result import Comparison, VerificationResult
 
-_MOST_EMBEDDED_BYTES = 1 << 20
-"""A larger JSON stays in the file that ``--json`` wrote."""
+_MAX_EMBEDDED_BYTES = 1 << 20
+"""Largest JSON that is embedded in the page. A larger one stays in the file that ``--json`` wrote."""
 
-_MOST_UNREADABLE = 100
+_MAX_UNREADABLE = 100
+"""Largest number of unreadable clips that are named, so that the page stays readable."""
 
-_MOST_DRAWN_CLASSES = 30
-"""A matrix of more has too many cells to look at and takes long to draw; its largest confusions are listed."""
+_MAX_DRAWN_CLASSES = 30
+"""Largest number of classes of a drawn matrix. A larger one has too many cells to read and takes long to draw; its
+largest confusions are listed instead."""
 
-_MOST_CONFUSIONS = 20
+_MAX_CONFUSIONS = 20
+"""Largest number of confusions that are listed for a matrix that is not drawn."""
 
 _STATES: dict[str, dict[str, str]] = {
     "equivalent": {"word": "equivalent", "sign": "✓", "look": "good"},
@@ -55,17 +58,17 @@ def write_report(
     bench: BenchResult | None = None,
     clips: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write the report, atomically.
+    """Write the report atomically.
 
     Args:
-        path: the HTML file.
-        result: of ``verify``.
-        bench: what was measured of the same bundle.
-        clips: where clips are on this machine, by the names that the list gives them; a few frames of those whose
-            answer changed are shown, if they can be read.
+        path: path of the HTML file.
+        result: the result of ``verify``.
+        bench: a measurement of the same bundle, or None.
+        clips: paths of the clips on this machine, by their names in the list. Some frames of those whose answer changed
+            are shown if they can be read.
 
     Raises:
-        DferDeployError: they are of different bundles, a text is not Unicode, or the file cannot be written.
+        DferDeployError: the results are of different bundles, a text is not Unicode, or the file cannot be written.
     """
     if bench is not None:
         _check_same_bundle(result, bench)
@@ -87,15 +90,15 @@ def write_report(
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may go on in the next line after a slash, a dot, an underscore or a hyphen."""
+    """Return a name that may be wrapped after a slash, a dot, an underscore or a hyphen."""
     return Markup("<wbr>").join(re.split(r"(?<=[/._-])", name))
 
 
 def _as_json(what: str, values: Mapping[str, Any]) -> bytes:
-    """As ``--json`` wrote it."""
+    """Return the JSON in the form in which ``--json`` writes it."""
     try:
         return json_text(values).encode()
-    except (ValueError, RecursionError) as error:  # a number that is not finite, half of a surrogate pair
+    except (ValueError, RecursionError) as error:  # a number that is not finite, or half of a surrogate pair
         raise DferDeployError(f"the {what} holds what JSON in UTF-8 cannot ({error}); make it again") from error
 
 
@@ -145,14 +148,14 @@ def _summary(result: VerificationResult) -> dict[str, Any]:
         "rows": [_row(candidate) for candidate in result.comparisons],
         "accepted": _accepted(result),
         "decided_on": _decided_on(result),
-        "unreadable": list(result.unreadable.items())[:_MOST_UNREADABLE],
-        "unnamed_unreadable": max(0, len(result.unreadable) - _MOST_UNREADABLE),
+        "unreadable": list(result.unreadable.items())[:_MAX_UNREADABLE],
+        "unnamed_unreadable": max(0, len(result.unreadable) - _MAX_UNREADABLE),
         "dfer_deploy_version": __version__,
     }
 
 
 def _chance(result: VerificationResult) -> int | None:
-    """Of how many classes the reference itself is no better than chance; None where it is."""
+    """Return the number of classes if the reference itself is not better than chance, else None."""
     classes = sum(result.truth.recalls.get(name) is not None for name in result.class_names)
     return classes if classes > 1 and result.truth.uar <= 100 / classes else None
 
@@ -190,7 +193,7 @@ def _points(value: float) -> str:
 
 
 def _accepted(result: VerificationResult) -> list[str]:
-    """One sentence for each limit, but for those that nothing can leave."""
+    """Return one sentence for each limit that can be exceeded."""
     limits, name = result.limits, result.truth.name
     sentences = [
         f"UAR and WAR differ from {name}'s by at most {limits.points:g} points, on these clips and on such clips.",
@@ -210,7 +213,7 @@ def _accepted(result: VerificationResult) -> list[str]:
 
 
 def _decided_on(result: VerificationResult) -> str:
-    """Which clips decided, where it is not simply those of this verification."""
+    """Return which clips decided, if they are not just those of this verification."""
     found = result.comparisons[0].equivalence
     which = ", those of earlier verifications included" if found.clips > result.clips else ""
     which = f" of {result.clips:,}: those with the same frames count once" if found.clips < result.clips else which
@@ -230,7 +233,7 @@ def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, 
             ("WAR", candidate.equivalence.delta_war, candidate.equivalence.interval_war),
         )
     ]
-    drawable = len(result.class_names) <= _MOST_DRAWN_CLASSES
+    drawable = len(result.class_names) <= _MAX_DRAWN_CLASSES
     matrices: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for answers in (result.truth, *result.comparisons):
         matrices.setdefault(answers.confusion, []).append(answers.name)
@@ -265,7 +268,7 @@ def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, 
             }
             for index, (matrix, names) in enumerate(matrices.items())
         ],
-        "most_confusions": _MOST_CONFUSIONS,
+        "most_confusions": _MAX_CONFUSIONS,
         "recalls": drawn(charts.recall_chart("recalls", deltas, result.class_names)) if changed else None,
         "calibration": drawn(charts.calibration_chart("calibration", list(curves.values()))),
         "errors": drawn(charts.error_chart("errors", quantiles, result.limits.logits)) if erring else None,
@@ -275,7 +278,7 @@ def _charts(result: VerificationResult, bench: BenchResult | None) -> dict[str, 
 
 
 def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[dict[str, str]]:
-    """What is mistaken for what most often, the most clips first."""
+    """Return the most frequent confusions, the largest first."""
     clips = confusion.sum(axis=1)
     wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
     places = [divmod(int(place), len(wrong)) for place in np.argsort(-wrong, axis=None, kind="stable")]
@@ -286,7 +289,7 @@ def _largest_confusions(confusion: Int64, class_names: Sequence[str]) -> list[di
             "clips": f"{wrong[row, column]:,}",
             "share": f"{wrong[row, column] / clips[row]:.0%}",
         }
-        for row, column in places[:_MOST_CONFUSIONS]
+        for row, column in places[:_MAX_CONFUSIONS]
         if wrong[row, column]
     ]
 
@@ -305,7 +308,7 @@ def _recalls(result: VerificationResult) -> dict[str, Any]:
 
 
 def _blocks(result: VerificationResult) -> dict[str, Any]:
-    """Each block's own error as a bar whose whole width is the tolerance; what the bisection and the ensembles say."""
+    """Return each block's own error as a bar relative to its tolerance, and the texts on bisection and ensembles."""
     found = result.localisation
     layers = () if found is None else found.layers
     suspect = found.suspect.block if found is not None and found.failing else None
@@ -342,7 +345,7 @@ def _bisected(found: Bisection) -> str:
 
 
 def _share(own: float, tolerance: float) -> float:
-    """Percent of the tolerance, at most 100."""
+    """Return the error in percent of the tolerance, at most 100."""
     if math.isinf(tolerance) or own == 0:
         return 0.0
     return 100.0 if own >= tolerance else 100 * own / tolerance
@@ -350,7 +353,7 @@ def _share(own: float, tolerance: float) -> float:
 
 def _origin(result: VerificationResult, data: bytes, bench_data: bytes | None) -> dict[str, Any]:
     written = [("metrics", "verify.json", data)] + ([] if bench_data is None else [("load", "bench.json", bench_data)])
-    embedded = base64.b64encode(data).decode() if len(data) <= _MOST_EMBEDDED_BYTES else ""
+    embedded = base64.b64encode(data).decode() if len(data) <= _MAX_EMBEDDED_BYTES else ""
     return {
         "chain": [
             *(vars(link) for link in result.provenance.chain),

@@ -1,1 +1,1 @@
-"""From logits to a verdict."""
+"""Compare served answers with the truth, and decide whether a bundle passes."""

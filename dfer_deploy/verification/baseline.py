@@ -1,4 +1,4 @@
-"""The truth that a bundle is verified against: PyTorch here and now, or the answers that it gave elsewhere."""
+"""The truth that a bundle is verified against: PyTorch in this process, or its saved answers."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ if TYPE_CHECKING:
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
 FORMAT = "dfer-deploy-baseline/2"
+"""Format of a baseline file. It must change when an older version could not read the file or would misread it."""
 
 
 class Truth(Protocol):
-    """Gives the answers that are right by definition."""
+    """A source of answers that are right by definition."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def checkpoint_sha256(self) -> str:
-        """Which checkpoint it speaks for."""
+        """SHA-256 of the checkpoint that gives the answers."""
         ...
 
     def answer(self, annotations: list[Annotation], frames: Frames) -> tuple[Float32, Float32]:
-        """Clips [B, T, H, W, 3] to frame features [B, T, L] and logits [B, C]."""
+        """Return frame features [B, T, L] and logits [B, C] for clips [B, T, H, W, 3]."""
         ...
 
     def rounding_costs(self, frames: Frames) -> dict[Precision, Rounding]:
-        """What rounding to each precision costs the checkpoint on some clips; see ``verification.rounding``."""
+        """Return what rounding to each precision costs the checkpoint on some clips; see ``verification.rounding``."""
         ...
 
 
 @dataclass(frozen=True)
 class PredictorTruth:
-    """A checkpoint in PyTorch."""
+    """A truth that runs a checkpoint in PyTorch."""
 
     predictor: TorchPredictor
     checkpoint_sha256: str
@@ -73,13 +74,13 @@ class PredictorTruth:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Answers of PyTorch, saved where PyTorch was.
+    """Answers of PyTorch that were saved on a machine with PyTorch.
 
     Attributes:
-        checkpoint_sha256: of the checkpoint that answered.
-        spec: of its model, as ``ModelSpec.to_dict`` gives it.
-        clip_names: as the list names them, [N].
-        clip_hashes: SHA-256 of the frames that were shown, [N].
+        checkpoint_sha256: SHA-256 of the checkpoint that gave the answers.
+        spec: the checkpoint's model, in the form of ``ModelSpec.to_dict``.
+        clip_names: names of the clips in the annotation list, [N].
+        clip_hashes: SHA-256 of the frames of each clip, [N].
         frame_features: float32 [N, 16, L].
         logits: float32 [N, C].
         rounding: what rounding to each precision costs the checkpoint.
@@ -120,12 +121,12 @@ class Baseline:
 
 
 def clip_hash(clip: Clip) -> str:
-    """SHA-256 of a clip's frames."""
+    """Return the SHA-256 of a clip's frames, in hexadecimal."""
     return hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
 
 
 def save_baseline(path: Path, baseline: Baseline) -> None:
-    """Writes a baseline as an ``.npz`` file without pickles, atomically."""
+    """Write a baseline atomically, as an ``.npz`` file without pickles."""
     header = {"format": FORMAT, "checkpoint_sha256": baseline.checkpoint_sha256, "spec": baseline.spec}
     header |= {"rounding": {precision: vars(cost) for precision, cost in baseline.rounding.items()}}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -140,10 +141,10 @@ def save_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
-    """Reads a baseline and checks that it fits the model.
+    """Read a baseline and check that it fits the model.
 
     Raises:
-        DferDeployError: it is missing, damaged, too large, or of another model.
+        DferDeployError: the file is missing, damaged or too large, or belongs to another model.
     """
     try:
         _check_size(path)
@@ -155,7 +156,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise ValueError("it does not name the checkpoint by its SHA-256")
         rounding = _costs(header["rounding"], features, logits)
-    except Exception as error:  # damaged bytes raise zlib's, tokenize's, json's and NumPy's own exceptions
+    except Exception as error:  # damaged bytes raise exceptions of zlib, tokenize, json and NumPy
         raise ResultError(
             f"{path} is not a baseline ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
             "make one with: dfer-deploy verify … --save-baseline FILE"
@@ -172,7 +173,7 @@ def load_baseline(path: Path, spec: ModelSpec) -> Baseline:
 
 
 def _costs(stated: Mapping[str, Any], features: Float32, logits: Float32) -> dict[Precision, Rounding]:
-    """What rounding costs; one that moves answers by more than there is of them would let every error pass."""
+    """Read the rounding costs. A cost above the largest answer is refused, because it would let every error pass."""
     costs = {precision: Rounding(**stated[precision]) for precision in LIMITS}
     for precision, cost in costs.items():
         for what, moved, values in (("features", cost.features, features), ("logits", cost.head_logits, logits)):
@@ -197,7 +198,7 @@ def _numbers(array: npt.NDArray[Any]) -> Float32:
 
 
 def _check_size(path: Path) -> None:
-    """Compressed arrays may claim any size; features of clips do not shrink a hundredfold."""
+    """Refuse a file whose arrays unpack to over 100 times its size. Features of clips never shrink that much."""
     with zipfile.ZipFile(path) as archive:
         claimed = sum(entry.file_size for entry in archive.infolist())
     if claimed > 100 * path.stat().st_size + (1 << 20):

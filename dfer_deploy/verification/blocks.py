@@ -1,4 +1,4 @@
-"""The blocks of exported graphs compared with PyTorch's, and which of them must stay fp32: part of a result."""
+"""The comparison of a graph's blocks with PyTorch's, and the blocks that must stay fp32: parts of a result."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import math
 from dataclasses import dataclass
 
 from dfer_deploy.specs import Precision, require
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, check_between, check_name
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, check_between, check_name
 from dfer_deploy.verification.limits import ROUNDINGS
 
 SHARE = 0.1
 """A block explains a failure if it changes the logits by at least this share of the largest such change."""
 
 MAX_BLOCKS = 400
-"""Blocks of a result: three times what the deepest model that a spec allows has. Results come from files."""
+"""Largest number of blocks in a result, which may come from an untrusted file. It is three times the number of the
+deepest model that a spec allows."""
 
 
 @dataclass(frozen=True)
 class BlockError:
-    """One block against PyTorch, over all clips.
+    """The errors of one block against PyTorch, over all clips.
 
     Attributes:
-        block: its name; see ``dfer_deploy.bundles.blocks``, and ``classifier``.
-        precision: of its matrix products.
-        own: error of its output given PyTorch's input, relative to what the block adds: ‖Δ‖ / ‖output - input‖.
-        rounding: the same error of PyTorch's block whose weights and input were rounded.
-        relative: error of its output in the whole graph, relative: ‖Δ‖ / ‖output‖.
-        cosine: smallest cosine between a token of that output and PyTorch's.
-        logits: largest change of a logit that this block alone causes, all others being PyTorch's; None where it was
+        block: name of the block; see ``dfer_deploy.bundles.blocks``. The last one is ``classifier``.
+        precision: precision of its matrix products.
+        own: error of its output for PyTorch's input, relative to what the block adds: ‖Δ‖ / ‖output - input‖.
+        rounding: the same error for PyTorch's block with rounded weights and input.
+        relative: relative error of its output within the whole graph: ‖Δ‖ / ‖output‖.
+        cosine: smallest cosine between a token of that output and PyTorch's token.
+        logits: largest change of a logit that this block alone causes, while all others are PyTorch's; None if it was
             not measured or is not finite.
 
-    An error is infinite, and the cosine -1, where a value is NaN or infinite.
+    If a value is NaN or infinite, the error is infinite and the cosine is -1.
     """
 
     block: str
@@ -46,7 +47,7 @@ class BlockError:
         for name in ("own", "rounding", "relative", "logits"):
             value = getattr(self, name)
             if value is not None and not math.isinf(value):
-                check_between(f"{name} of the block {self.block!r}", value, LARGEST_LOGIT_ERROR)
+                check_between(f"{name} of the block {self.block!r}", value, MAX_LOGIT_ERROR)
 
     @property
     def tolerance(self) -> float:
@@ -59,12 +60,12 @@ class BlockError:
 
 @dataclass(frozen=True)
 class BlockComparison:
-    """All blocks of both graphs.
+    """The errors of all blocks of both graphs.
 
     Attributes:
-        layers: in the order of the computation, the classifier last.
-        clips: on how many clips they were compared.
-        where: what they say about the failures, in a sentence; empty for what they say by themselves (``str``).
+        layers: the blocks in the order of the computation, the classifier last.
+        clips: number of clips on which they were compared.
+        where: one sentence that explains the failures; empty if ``str`` of this object says enough.
     """
 
     layers: tuple[BlockError, ...]
@@ -77,12 +78,12 @@ class BlockComparison:
 
     @property
     def failing(self) -> tuple[BlockError, ...]:
-        """The blocks whose own error leaves its tolerance."""
+        """The blocks whose own error exceeds their tolerance."""
         return tuple(layer for layer in self.layers if not layer.within)
 
     @property
     def suspect(self) -> BlockError:
-        """The block to blame: the first failing one that explains the failure, else what changes the logits most."""
+        """The most likely cause: the first failing block that explains the failure, else the most effective one."""
         among = self.failing or self.layers
         most = max(layer.logits or 0.0 for layer in among)
         explaining = (layer for layer in among if (layer.logits or 0.0) >= (SHARE if self.failing else 1) * most)
@@ -90,7 +91,7 @@ class BlockComparison:
 
     @property
     def needed(self) -> dict[Precision, float]:
-        """The largest error of the blocks of each precision, in roundings: with these all would pass."""
+        """The largest error among the blocks of each precision, in roundings: factors with which all would pass."""
         errors: dict[Precision, float] = {}
         for layer in self.layers:
             roundings = layer.own / max(layer.rounding, 1e-30)
@@ -119,11 +120,11 @@ class BlockComparison:
 
 @dataclass(frozen=True)
 class Trial:
-    """One export that was tried.
+    """One export of a bisection.
 
     Attributes:
         keep_fp32: blocks that stayed fp32.
-        failures: what the gate said, empty if it held.
+        failures: sentences of the gate; empty if the gate passed.
     """
 
     keep_fp32: tuple[str, ...]
@@ -132,14 +133,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bisection:
-    """Which blocks must stay fp32 in an fp16 export.
+    """The outcome of searching the blocks that must stay fp32 in an fp16 export.
 
     Attributes:
-        keep_fp32: the blocks that must stay fp32, in the order of the computation; empty if all may be fp16; None if
+        keep_fp32: the blocks that must stay fp32, in the order of the computation. Empty if all may be fp16. None if
             the gate fails in fp32 too, so that precision is not the reason.
-        localisation: the blocks of the first fp16 export, whose effects decided the order.
+        localisation: the comparison of the first fp16 export's blocks, whose effects define the order of the search.
         trials: all exports, in the order in which they were tried.
-        command: exports the checkpoint so, where there is an answer.
+        command: the command that exports the checkpoint with these blocks in fp32; None if there is no solution.
     """
 
     keep_fp32: tuple[str, ...] | None

@@ -1,4 +1,4 @@
-"""The answers of a verification by clip, which later verifications can pool: each fold has a bundle of its own."""
+"""The answers of a verification by clip. Later verifications can pool them, because each fold has its own bundle."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ComparedAnswers:
-    """What the reference and the candidates answered on the same N clips.
+    """The answers of the reference and the candidates to the same N clips.
 
     Attributes:
         class_names: in the order of the class indices.
-        clips: names, [N].
-        clip_hashes: SHA-256 of the frames that were shown, [N]; see ``baseline.clip_hash``.
-        groups: the source of each clip, [N]; None where clips count as independent.
+        clips: names of the clips, [N].
+        clip_hashes: SHA-256 of the frames of each clip, [N]; see ``baseline.clip_hash``.
+        groups: the source of each clip, [N]; None if clips count as independent.
         labels: int64 [N] in [0, C).
-        reference: class indices, int64 [N].
+        reference: the reference's class indices, int64 [N].
         candidates: class indices by the candidate's name, int64 [N] each.
     """
 
@@ -53,7 +53,7 @@ class ComparedAnswers:
 
     @property
     def once(self) -> ComparedAnswers:
-        """Keep the first of the clips with the same frames: a clip that is listed twice proves no more."""
+        """Keep only the first of several clips with the same frames. A clip that is listed twice is one observation."""
         rows = np.sort(np.unique(np.array(self.clip_hashes), return_index=True)[1])
         return ComparedAnswers(
             class_names=self.class_names,
@@ -66,20 +66,20 @@ class ComparedAnswers:
         )
 
     def flipped(self, candidate: str) -> npt.NDArray[np.bool_]:
-        """Return whether a candidate answers another class than the reference, [N]."""
+        """Return for each clip whether a candidate answers another class than the reference, bool [N]."""
         return np.not_equal(self.candidates[candidate], self.reference)
 
 
 def refuse_again(seen: Mapping[str, str], clips: Iterable[str], clip_hashes: Iterable[str]) -> None:
-    """Refuse clips that were seen in another verification.
+    """Refuse clips that were used in another verification.
 
     Args:
-        seen: names by the SHA-256 of the frames.
-        clips: names.
-        clip_hashes: of their frames.
+        seen: names of the earlier clips, by the SHA-256 of their frames.
+        clips: names of the new clips.
+        clip_hashes: SHA-256 of their frames, in the same order.
 
     Raises:
-        DferDeployError: a clip has the frames of one that was seen.
+        DferDeployError: a clip has the same frames as an earlier one.
     """
     for clip, found in zip(clips, clip_hashes, strict=True):
         require(
@@ -90,10 +90,10 @@ def refuse_again(seen: Mapping[str, str], clips: Iterable[str], clip_hashes: Ite
 
 
 def pooled(parts: Sequence[ComparedAnswers], candidate: str) -> ComparedAnswers:
-    """Join all clips of the parts, with this candidate's answers only.
+    """Join all clips of the parts, with the answers of this candidate only.
 
     Raises:
-        DferDeployError: the parts have other classes, not this candidate, groups only in some, or a clip twice.
+        DferDeployError: the parts have different classes, lack this candidate, share a clip, or only some have groups.
     """
     first, *others = parts
     for other in others:

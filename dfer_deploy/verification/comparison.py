@@ -1,4 +1,4 @@
-"""One way of serving against the truth: what differs, what of it leaves a limit, and what is still open."""
+"""Judge one way of serving against the truth: the differences, the limits that they exceed, and open questions."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from dfer_deploy.verification.statistics import Equivalence, Rate, equivalence, 
 from dfer_deploy.verification.verification_result import Comparison, Flip, ScoredAnswers, scored_answers
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-"""Quantiles of the logits' errors that a result reports."""
+"""Quantiles of the logit errors that a result reports."""
 
 WORST_CLIPS = 3
-"""Clips whose frames are kept to compare the blocks on. What each block does to the logits takes about 20 s a clip with
-ViT-B/32 on two cores."""
+"""Number of clips whose frames are kept to compare the blocks. Measuring the effect of each block on the logits
+takes about 20 s for each clip with ViT-B/32 on two cores."""
 
 _NAMED_CHANGES = 3
-"""Changed answers that get a sentence each; more get one together."""
+"""Largest number of changed answers that get a sentence each. More changes share one sentence."""
 
 
 @dataclass
 class Collected:
-    """What one way of serving answered, batch after batch.
+    """The answers of one way of serving, collected batch by batch.
 
     Attributes:
-        name: of the predictor.
-        logits: float32 [B, C] of every batch.
-        encoder_logits: largest change of a logit that the image encoder causes so far, and so on for the next three.
-        head_logits: largest difference of a logit of the head, given the truth's frame features.
-        probabilities: largest difference from the softmax of the logits beside them.
-        same_graphs: largest difference of a logit from the first predictor that runs the same graphs.
-        errors: of both graphs on the first clips.
-        worst: (largest |Δlogit|, minus the row, frames) of the clips that differ most, in no order.
+        name: name of the predictor.
+        logits: float32 [B, C] for every batch.
+        encoder_logits: largest change of a logit so far that the image encoder causes.
+        head_logits: largest difference of a logit of the head so far, for the truth's frame features.
+        probabilities: largest difference of a probability so far from the softmax of the logits beside it.
+        same_graphs: largest difference of a logit so far from the first predictor that runs the same graphs.
+        errors: errors of both graphs on the first clips.
+        worst: (largest |Δlogit|, minus the row, frames) of the clips that differ most, unordered.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Collected:
     worst: list[tuple[float, int, Clip]] = field(default_factory=list)
 
     def ask(self, predictor: Predictor, frames: Frames, true_features: Float32, true_logits: Float32) -> Float32:
-        """Ask for the whole and for the head alone; return the logits of the whole, float32 [B, C]."""
+        """Ask for the whole model and for the head alone; return the logits of the whole model, float32 [B, C]."""
         whole, head = predictor.predict(frames), predictor.classify(true_features)
         first = sum(map(len, self.logits))
         self.logits.append(whole.logits)
@@ -74,7 +74,7 @@ class Collected:
 
     @property
     def worst_clips(self) -> Frames:
-        """The clips whose logits differ most in the order of the list, uint8 [at most 3, 16, S, S, 3]."""
+        """Return the clips whose logits differ most, in the order of the list, uint8 [at most 3, 16, S, S, 3]."""
         return np.stack([clip for _, _, clip in sorted(self.worst, key=lambda entry: -entry[1])])
 
 
@@ -86,14 +86,14 @@ def comparison(
     limits: Limits,
     rounding: Rounding,
 ) -> Comparison:
-    """Judge what all batches together say.
+    """Judge one way of serving by all its batches together.
 
     Args:
-        found: what the way of serving answered.
+        found: the answers of the way of serving.
         expected: the truth's logits, float32 [N, C].
-        compared: the answers of both on these clips.
-        decided_on: the same with those of earlier verifications, for the equivalence.
-        limits: what is accepted.
+        compared: the answers of both to these clips.
+        decided_on: the same, with the answers of earlier verifications, for the test of equivalence.
+        limits: the accepted differences.
         rounding: what rounding to the precision of ``limits`` costs the model.
     """
     name, labels, class_names = found.name, compared.labels, compared.class_names
@@ -138,7 +138,7 @@ def comparison(
 
 
 def limit_failures(found: Collected, difference: float, limits: Limits) -> list[str]:
-    """Return a sentence for each difference that leaves its limit; ``difference`` is that of the whole's logits."""
+    """Return one sentence for each difference above its limit; ``difference`` is that of the whole model's logits."""
     checks = (
         ("a logit of the temporal head", found.head_logits, limits.head_logits),
         ("a logit", difference, limits.logits),
@@ -153,7 +153,7 @@ def limit_failures(found: Collected, difference: float, limits: Limits) -> list[
 
 
 def _score_failures(scored: ScoredAnswers, truth: ScoredAnswers, limits: Limits) -> list[str]:
-    """Compare UAR, WAR, recalls and calibration, all in points."""
+    """Compare UAR, WAR, recalls and calibration, all in percentage points; return one sentence for each failure."""
     gains = _recall_gains(scored, truth)
     hits = int(np.trace(np.array(scored.confusion) - np.array(truth.confusion)))
     differences = (
@@ -178,15 +178,15 @@ def _score_failures(scored: ScoredAnswers, truth: ScoredAnswers, limits: Limits)
 def _decide(
     equal: Equivalence, flip_rate: Rate, changed: float, limits: Limits, failures: list[str], undecided: list[str]
 ) -> None:
-    """Add what the statistics say to the failures or to what is open.
+    """Add the conclusions of the statistics to the failures or to the open questions.
 
     Args:
-        equal: of UAR and WAR.
-        flip_rate: on all clips that decide.
-        changed: share of the answers that changed on the clips of this verification, in [0, 1].
-        limits: what is accepted.
-        failures: sentences so far.
-        undecided: sentences so far.
+        equal: equivalence of UAR and WAR.
+        flip_rate: rate of changed answers on all clips that decide.
+        changed: share of changed answers on the clips of this verification, in [0, 1].
+        limits: the accepted differences.
+        failures: sentences so far; extended in place.
+        undecided: sentences so far; extended in place.
     """
     if equal.verdict == "different":
         failures.append(str(equal))
@@ -219,7 +219,7 @@ def _flips(
 
 
 def _sure_changes(flips: Sequence[Flip]) -> list[str]:
-    """A sentence for each of a few changed answers; of more, one for all, with what became what and the surest one."""
+    """Return a sentence for each of a few changed answers, else one sentence with counts and the surest change."""
     surest = sorted(flips, key=lambda flip: -flip.margin)[:_NAMED_CHANGES]
     sentences = [
         f"{flip.clip} is answered {flip.answered}, PyTorch says {flip.expected} by {flip.margin:.3g} logits"
@@ -234,9 +234,10 @@ def _sure_changes(flips: Sequence[Flip]) -> list[str]:
 
 
 def _recall_gains(found: ScoredAnswers, true: ScoredAnswers) -> dict[str, Fraction]:
-    """By how many points the recall of each class that has clips rose, by the class's name.
+    """Return by how many points the recall of each class rose, by class name; only classes with clips.
 
-    Exactly, to be rounded only once when it is compared with a limit: of floats, 1.1 - 1.0 is more than a limit of 0.1.
+    The values are exact fractions and are rounded only when they are compared with a limit. As floats, 1.1 - 1.0 would
+    exceed a limit of 0.1.
     """
     before, after = np.array(true.confusion), np.array(found.confusion)
     hits, clips = np.diag(after - before).tolist(), before.sum(axis=1).tolist()
@@ -244,19 +245,19 @@ def _recall_gains(found: ScoredAnswers, true: ScoredAnswers) -> dict[str, Fracti
 
 
 def finite_softmax(logits: Float32) -> Float32:
-    """Softmax; 0 where a logit is not finite, which fails by other limits and must not hide them."""
+    """Return the softmax, or 0 where a logit is not finite. Other limits report those, and zeros do not hide them."""
     with np.errstate(invalid="ignore"):
         probabilities: Float32 = np.nan_to_num(softmax(logits))
     return probabilities
 
 
 def _quantiles(difference: Float32) -> dict[str, float]:
-    """Quantiles of the absolute values by the quantile as text; infinite where an answer is not finite."""
+    """Return quantiles of the absolute values, by the quantile as text; infinity if an answer is not finite."""
     finite = bool(np.isfinite(difference).all())
     errors = np.quantile(np.abs(difference), QUANTILES).tolist() if finite else [float("inf")] * len(QUANTILES)
     return {f"{quantile:g}": error for quantile, error in zip(QUANTILES, errors, strict=True)}
 
 
 def largest(difference: npt.NDArray[np.float32]) -> float:
-    """Return the largest absolute value; infinity where a number is not finite, so that it fails every limit."""
+    """Return the largest absolute value, or infinity if a number is not finite, so that it exceeds every limit."""
     return float(np.abs(difference).max()) if np.isfinite(difference).all() else float("inf")

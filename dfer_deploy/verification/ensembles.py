@@ -1,9 +1,9 @@
-"""The ensembles beside the one for clips, for streams and for encoded images, compared with what is verified.
+"""Verify the ensembles for streams and encoded images by comparison with the verified ensemble for clips.
 
-Verified are the answers of the ensemble for clips and of its two models. Images are decoded by the server, so their
-answers must be those of the clip. A stream shows the encoder one frame at a time, which rounds otherwise than sixteen
-together: so the features of single frames are compared with what rounding costs the model, and the answers with those
-of the temporal head for the very same features.
+The answers of the ensemble for clips and of its two models are verified already. The server decodes encoded images, so
+their answers must equal those of the clip. A stream encodes one frame at a time, which rounds differently than encoding
+16 frames together. So the features of single frames are compared with the cost of rounding, and the answers with those
+of the temporal head for the same features.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from dfer_deploy.verification.comparison import largest
 from dfer_deploy.verification.limits import Limits, Rounding
 
 _NOT_YET_FULL = MAX_FRAMES // 2
-"""After so many frames a stream's window still repeats the newest one."""
+"""Number of frames after which a stream's window still repeats the newest one."""
 
 
 @dataclass(frozen=True)
 class EnsembleAnswers:
-    """How the other ensembles answered.
+    """The outcome of verifying the other ensembles.
 
     Attributes:
-        differences: largest difference of a logit from the ensemble's for clips, by the name of the ensemble; infinite
-            where one is not finite.
-        failures: sentences, one for each answer that leaves a limit.
+        differences: largest difference of a logit from the ensemble for clips, by the ensemble's name; infinite if an
+            answer is not finite.
+        failures: one sentence for each answer that exceeds a limit.
     """
 
     differences: dict[str, float]
@@ -53,15 +53,15 @@ def ensemble_answers(
     *,
     same_runtime: bool,
 ) -> EnsembleAnswers:
-    """Asks all ensembles about the same frames.
+    """Ask all ensembles about the same frames, and compare their answers.
 
     Args:
-        client: of the server.
-        contract: of the bundle that it serves.
-        clips: each 16 frames, at least one.
-        limits: what is accepted.
+        client: client of the server.
+        contract: contract of the served bundle.
+        clips: at least one clip, each with 16 frames.
+        limits: the accepted differences.
         rounding: what rounding to the precision of ``limits`` costs the model.
-        same_runtime: the server runs onnxruntime on a CPU, so that two runs of one graph may not differ.
+        same_runtime: whether the server runs onnxruntime on a CPU, so that two runs of one graph must agree.
 
     Raises:
         DferDeployError: the server refuses to answer, or its answer is not finite.
@@ -69,7 +69,7 @@ def ensemble_answers(
     asked = _Asked(client, contract, limits, same_runtime)
     for annotation, clip in clips:
         asked.ask(annotation.name, clip)
-    # Both are as far from PyTorch as rounding may take them, so they may differ by twice as much.
+    # Each may differ from PyTorch by the tolerance of rounding, so they may differ from each other by twice as much.
     moved, twice = np.stack(asked.moved), replace(rounding, features=2 * rounding.features)
     found = Rounding.of(moved, np.zeros(1, np.float32))
     failures = [f"{contract.stream.name}, one frame at a time: {f}" for f in limits.rounding_failures(found, twice)]
@@ -77,7 +77,7 @@ def ensemble_answers(
 
 
 class _Asked:
-    """The differences so far, and by how much features of frames moved that were encoded alone instead of together."""
+    """The differences so far, and how far features moved when frames were encoded one at a time."""
 
     def __init__(self, client: Client, contract: Contract, limits: Limits, same_runtime: bool) -> None:
         self._client, self._contract, self._limits = client, contract, limits
@@ -114,7 +114,7 @@ class _Asked:
     def _compare(
         self, name: str, which: str, answer: Answer, of_clip: Float32, due: Float32, other: str, limit: float
     ) -> None:
-        """Compare an answer with that of the ensemble for clips, and with what it must be: ``other``'s."""
+        """Compare an answer with that of the ensemble for clips, and with the answer ``other`` that it must equal."""
         logits, probabilities = _values(answer)
         self.differences[name] = max(self.differences[name], largest(logits - of_clip))
         softmax_error = largest(probabilities - softmax(logits[np.newaxis])[0])
@@ -129,14 +129,14 @@ class _Asked:
 
 
 def _png(frame: Clip) -> bytes:
-    """Without loss, so that the server sees the same pixels."""
+    """Return a frame as PNG, which is lossless, so that the server sees the same pixels."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, format="PNG")
     return file.getvalue()
 
 
 def _values(answer: Answer) -> tuple[Float32, Float32]:
-    """Logits and probabilities, float32 [C] each."""
+    """Return the logits and probabilities of an answer, float32 [C] each."""
     logits, probabilities = (
         np.array(list(values.values()), np.float32) for values in (answer.logits, answer.probabilities)
     )

@@ -1,4 +1,4 @@
-"""Results of earlier verifications whose clips count too: the folds of a cross-validation have a bundle each."""
+"""Results of earlier verifications whose clips count too. Each fold of a cross-validation has its own bundle."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dfer_deploy.verification.verification_result import VerificationResult
 
 @dataclass(frozen=True)
 class EarlierVerification:
-    """A verification whose clips count again.
+    """An earlier verification whose clips count again.
 
     Attributes:
-        path: of its file.
-        result: what it found.
+        path: path of its file.
+        result: its result.
     """
 
     path: Path
@@ -26,15 +26,15 @@ class EarlierVerification:
 
     @property
     def failure(self) -> str | None:
-        """Which file failed and what was first, in one sentence; None where it did not fail."""
+        """One sentence with the file and its first failure; None if it did not fail."""
         failures = self.result.failures
         return f"the pooled verification {self.path} failed: {failures[0]}" if failures else None
 
     def check_alike(self, limits: Limits, target: str) -> None:
-        """Refuse what proves nothing for a verification with these limits of a bundle for this target.
+        """Refuse an earlier verification that cannot support one with these limits and this target.
 
         Raises:
-            DferDeployError: it has another precision or target, or it accepted more.
+            DferDeployError: its precision or target is different, or its limits are wider.
         """
         its_limits, its_target = self.result.limits, self.result.provenance.target
         for what, its, ours in (("precision", its_limits.precision, limits.precision), ("target", its_target, target)):
@@ -53,10 +53,10 @@ class EarlierVerification:
 
 
 def earlier_from_json(path: Path) -> EarlierVerification:
-    """Read what ``verify --json`` wrote.
+    """Read a result that ``verify --json`` wrote.
 
     Raises:
-        DferDeployError: the file is missing, too large, or not a result of this version's ``verify``.
+        DferDeployError: the file is missing or too large, or is not a result of a supported format.
     """
     values = read_json(path, "verify")
     try:

@@ -1,7 +1,7 @@
-"""Whether a reference checkpoint was read rightly: PyTorch must reproduce the file's own ``best_acc``.
+"""Check that a reference checkpoint was read correctly: PyTorch must reproduce the file's own ``best_acc``.
 
-The file does not say where the contexts stand in the prompt. A wrong assumption is invisible to every comparison of the
-exported model with the same wrongly read model; only the accuracy that the authors measured can tell.
+The file does not contain the position of the contexts in the prompt. A wrong assumption affects the exported model and
+PyTorch's model alike, so comparing them cannot reveal it. Only the accuracy that the authors measured can.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.specs import PromptPosition
 
 TOLERANCE_POINTS = 0.1
+"""Largest difference in percentage points at which a WAR reproduces ``best_acc``."""
 
 _ROUNDING_POINTS = 1e-4
-"""``best_acc`` is a mean of batch accuracies in float32."""
+"""Rounding error of ``best_acc`` in percentage points: the authors compute it as a mean of batch accuracies in
+float32."""
 
 
 @dataclass(frozen=True)
 class ReadingCheck:
-    """The outcome.
+    """The outcome of the check.
 
     Attributes:
-        best_acc: what the file states, in percent.
-        war: what PyTorch reaches with the contexts at ``position``, in percent.
-        position: where the contexts were taken to stand.
+        best_acc: the WAR that the file states, in percent.
+        war: PyTorch's WAR with the contexts at ``position``, in percent.
+        position: the assumed position of the contexts.
         reproducing: the positions whose WAR is within 0.1 point of ``best_acc``.
     """
 
@@ -57,7 +59,7 @@ class ReadingCheck:
 
 
 def is_own_test_list(best_acc: float, clips: int) -> bool:
-    """Whether ``best_acc`` is a whole number of hits out of ``clips``, as it must be on the list it was measured on."""
+    """Return whether ``best_acc`` is a whole number of hits out of ``clips``, as on the list where it was measured."""
     hits = round(best_acc * clips / 100)
     return abs(100 * hits / clips - best_acc) < _ROUNDING_POINTS
 
@@ -65,13 +67,13 @@ def is_own_test_list(best_acc: float, clips: int) -> bool:
 def check_reading(
     logits: Mapping[PromptPosition, Float32], labels: npt.NDArray[np.int64], best_acc: float, position: PromptPosition
 ) -> ReadingCheck:
-    """Compares the WAR at every position with ``best_acc``.
+    """Compare the WAR at every position with ``best_acc``.
 
     Args:
-        logits: PyTorch's, [N, C] with the contexts at each position that is known, ``position`` at least.
+        logits: PyTorch's logits [N, C] for each known position of the contexts, which must include ``position``.
         labels: int64 [N].
-        best_acc: percent.
-        position: where the export put them.
+        best_acc: the stated WAR, in percent.
+        position: the position that the export assumed.
     """
     wars = {p: 100 * float(np.mean(answers.argmax(axis=1) == labels)) for p, answers in logits.items()}
     reproducing = tuple(p for p, war in wars.items() if abs(war - best_acc) <= TOLERANCE_POINTS)

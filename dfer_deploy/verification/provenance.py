@@ -1,4 +1,4 @@
-"""Where a result comes from: checkpoint, graphs, engines, configuration and clips, each by its SHA-256."""
+"""The origin of a result: checkpoint, graphs, engines, configuration and clips, each with its SHA-256."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from dfer_deploy.specs import require
 from dfer_deploy.verification.baseline import Truth
 
 CHECKPOINT, MANIFEST, COMPARED_CHECKPOINT = "checkpoint", "manifest", "compared checkpoint"
-"""Stages of the chain: what the bundle was exported from, what names its files, and what it is compared with."""
+"""Stages of the chain: the exported checkpoint, the manifest, and the checkpoint that the bundle is compared with."""
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
+"""Largest description of a drawn data set. A larger file of that name is something else."""
+
 _FOLDERS_ABOVE = 4
-"""A drawn data set says what it is at its root; its clips and lists lie at most so many folders below."""
+"""Largest depth of clips and lists below the root of a drawn data set, where its description lies."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """A file of the chain from weights to result: its stage, its name in the bundle or the list, and its SHA-256."""
+    """A file in the chain from weights to result: its stage, its name in the bundle or the list, and its SHA-256."""
 
     stage: str
     file: str
@@ -32,18 +34,18 @@ class Link:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result comes from.
+    """The origin of a result.
 
     Attributes:
-        chain: in the order in which one file was made from the other: checkpoint, ONNX graphs, TensorRT plans, Triton
-            configurations, manifest; then the compared checkpoint, the baseline, the annotation lists and the pooled
-            verifications.
-        name: of the bundle's ensemble, like the next four.
-        version: of the models.
-        target: what serves them.
-        precision: of the graphs.
-        tools: versions by the name of what exported them.
-        synthetic: what a drawn data set says about itself, or None.
+        chain: the files in the order in which they were made from each other: checkpoint, ONNX graphs, TensorRT plans,
+            Triton configurations, manifest; then the compared checkpoint, the baseline, the annotation lists and the
+            pooled verifications.
+        name: name of the bundle's ensemble.
+        version: version of the bundle's models.
+        target: target of the bundle.
+        precision: precision of the graphs.
+        tools: versions of the packages that exported the bundle, by name.
+        synthetic: what a drawn data set says about itself; None for other clips.
     """
 
     chain: tuple[Link, ...]
@@ -61,7 +63,7 @@ class Provenance:
         )
 
     def sha256(self, stage: str) -> str | None:
-        """Return the SHA-256 of the first file of a stage, None where there is none."""
+        """Return the SHA-256 of the first file of a stage; None if there is no such file."""
         return next((link.sha256 for link in self.chain if link.stage == stage), None)
 
 
@@ -73,18 +75,18 @@ def provenance(
     clips: Iterable[Path],
     pool_files: Sequence[Path] = (),
 ) -> Provenance:
-    """Hash the chain from the weights to what was asked.
+    """Hash the files from the weights to the clips.
 
     Args:
-        bundle: opened with its files checked.
-        truth: what it was compared with.
-        baseline: the file that the truth's answers were read from, where they were.
+        bundle: a bundle whose files have been checked.
+        truth: the truth that it was compared with.
+        baseline: the file that the truth was read from; None for PyTorch.
         lists: the annotation lists.
-        clips: where the clips are on this machine.
+        clips: paths of the clips on this machine.
         pool_files: results of earlier verifications whose clips count too.
 
     Raises:
-        DferDeployError: the record of the engines is damaged, or an engine is not the recorded one.
+        DferDeployError: the record of the engines is damaged, or an engine differs from the recorded one.
     """
     built = bundle.engines
     manifest = bundle.manifest
@@ -109,7 +111,7 @@ def provenance(
 
 
 def synthetic_note(paths: Iterable[Path]) -> str | None:
-    """What a drawn data set says in the ``dataset.json`` at its root, where one of the files belongs to one."""
+    """Return the note in the ``dataset.json`` of a drawn data set if one of the files belongs to one, else None."""
     folders = {folder for path in paths for folder in list(path.resolve().parents)[:_FOLDERS_ABOVE]}
     notes = {note for folder in sorted(folders) if (note := _note(folder / "dataset.json"))}
     return min(notes, default=None)

@@ -1,7 +1,7 @@
-"""What rounding costs a model: a copy of it whose weights are off by what a number format cannot hold.
+"""Measure what rounding costs a model, with a copy of it whose weights have random rounding errors.
 
-How large an error of an exported block is says little by itself: the same rounding moves one model's answers a thousand
-times further than another's. Beside what rounding does to this very model, an error is small or it is not.
+The absolute error of an exported block says little, because the same rounding can move the answers of one model a
+thousand times further than those of another. The error is therefore compared with the effect of rounding on this model.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ UNIT_ROUNDOFF: dict[Precision, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11}
 
 
 _DRAWS = 8
-"""Of the temporal head's weights: a few clips have few logits, and one draw may hit or miss them by chance."""
+"""Number of random copies of the temporal head. A few clips have few logits, so a single copy could hit or miss them
+by chance."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def rounding_costs(model: DferClip, frames: Frames) -> dict[Precision, Rounding]:
-    """How far rounding all matrices to a precision moves the model's answers on clips, for each precision.
+    """Return how far rounding all matrices to each precision moves the model's answers on clips.
 
     Args:
         model: it is not changed.
@@ -55,13 +56,14 @@ def rounding_costs(model: DferClip, frames: Frames) -> dict[Precision, Rounding]
 
 
 def rounded_copy(model: Model, half: Collection[str], prefix: str = "", seed: int = 0) -> Model:
-    """A copy of the model with every weight moved at random, but alike at every call, by at most a rounding error.
+    """Return a copy of the model whose weights are moved at random by at most a rounding error.
 
     Args:
-        model: ``DferClip``, or a part of it; it is not changed.
+        half: names of the blocks that are rounded to fp16 (``bundles.blocks``), except their LayerNorm; all else is
+            fp32.
         half: names of the blocks that are rounded to fp16 (``bundles.blocks``), but for LayerNorm; all else is to fp32.
-        prefix: of the names of a part's weights in the model, ``temporal_net.`` for example.
-        seed: of the random numbers.
+        prefix: prefix of the names of a part's weights in the model, for example ``temporal_net.``.
+        seed: seed of the random numbers.
     """
     moved = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -77,16 +79,17 @@ def rounded_copy(model: Model, half: Collection[str], prefix: str = "", seed: in
 
 
 def rounded(values: Tensor, precision: Precision, generator: torch.Generator) -> Tensor:
-    """Float32 values moved at random by at most the precision's unit roundoff, relative to each."""
-    # In double: in fp32 the factor itself would be rounded away.
+    """Return float32 values moved at random by at most the precision's unit roundoff, relative to each value."""
+    # In double precision, because in fp32 the factor itself would be rounded away.
     error = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
     return (values.cpu().double() * (1 + UNIT_ROUNDOFF[precision] * error)).float().to(values.device)
 
 
 _PREFIXES = {"patch_embedding": "image_encoder.conv1.", "projection": "image_encoder.proj"}
+"""Where the parameters of the blocks without a number are."""
 
 
 def _numbered(block: str) -> str:
-    """Where the parameters of ``encoder.3`` or ``head.0`` are."""
+    """Return the prefix of the parameters of a numbered block, such as ``encoder.3`` or ``head.0``."""
     part, index = block.split(".")
     return f"{'image_encoder.transformer.resblocks' if part == 'encoder' else 'temporal_net.blocks'}.{index}."

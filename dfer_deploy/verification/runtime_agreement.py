@@ -1,12 +1,12 @@
-"""Whether different ways of running one bundle give the same answers, where there is neither PyTorch nor data.
+"""Compare different ways of running one bundle with each other, without PyTorch and without data.
 
-Drawn clips show a broken runtime, not how good a model is: for that there is ``verify``.
+Drawn clips can show that a runtime is broken, but not how good a model is; ``verify`` does that.
 
-Without the checkpoint nobody knows what rounding costs the model, so the limits of logits are absolute, and say little
-where answers barely depend on the clip. Therefore frame features are also compared with how much they differ from frame
-to frame. In fp16 they err by 0.002 to 0.014 of that (onnxruntime; tiny models, the reference implementation's
-checkpoint, ViT-B/32 with random weights); with the colours or the frames in another order, by at least 0.98. A drift of
-the weights by 0.5 % is below 0.1 and is not seen here.
+Without the checkpoint the cost of rounding is unknown, so the limits of logits are absolute, and say little if the
+answers barely depend on the clip. Therefore frame features are also compared with how much they differ from frame to
+frame. In fp16 they err by 0.002 to 0.014 of that (onnxruntime; tiny models, the reference implementation's checkpoint,
+ViT-B/32 with random weights). With the colours or the frames in another order they err by at least 0.98. A drift of the
+weights by 0.5 % stays below 0.1 and is not detected here.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from dfer_deploy.verification.comparison import Collected, largest, limit_failur
 from dfer_deploy.verification.limits import Limits
 
 FEATURES = 0.25
-"""Largest error of frame features, as root mean square, beside their own deviation from their mean over all frames."""
+"""Largest error of frame features as root mean square, relative to their deviation from their mean over all frames."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One predictor against the first one.
+    """The comparison of one predictor with the first one.
 
     Attributes:
-        name: of the predictor.
-        encoder_logits: largest change of a logit that its image encoder causes; None where it is not finite.
-        head_logits: largest difference of a logit of the head, given the first one's frame features; None likewise.
-        logits: largest difference of a logit of the whole model; None likewise.
-        features: error of the frame features beside their deviation, see ``FEATURES``; None likewise.
-        answers_changed: clips whose most probable class is another one.
-        failures: sentences, one for each limit that was left.
+        name: name of the predictor.
+        encoder_logits: largest change of a logit that its image encoder causes; None if it is not finite.
+        head_logits: largest difference of a logit of the head, for the first predictor's features; None if not finite.
+        logits: largest difference of a logit of the whole model; None if it is not finite.
+        features: error of the frame features relative to their deviation (see ``FEATURES``); None if it is not finite.
+        answers_changed: number of clips whose most probable class changed.
+        failures: one sentence for each exceeded limit.
     """
 
     name: str
@@ -52,16 +52,16 @@ class Agreement:
 def agreement(
     predictors: Sequence[Predictor], clips: Clip, limits: Limits, *, time_steps: Sequence[int] = (16, 9, 1)
 ) -> list[Agreement]:
-    """Asks every predictor about the same clips: all at once, one alone, and with fewer frames.
+    """Ask every predictor about the same clips: all at once, one alone, and with fewer frames.
 
     Args:
-        predictors: the first one is what the others, and itself, are held against; at least one.
+        predictors: at least one. All, including the first, are compared with the answers of the first.
         clips: uint8 [N, 16, S, S, 3].
-        limits: what is accepted; those of logits, the head and probabilities count.
-        time_steps: how many of the frames are shown.
+        limits: the accepted differences; those of logits, the head and probabilities are used.
+        time_steps: the numbers of frames that are shown.
 
     Returns:
-        One for each predictor, in their order.
+        One agreement for each predictor, in their order.
     """
     requests = [clips[:, :count] for count in time_steps] + [clips[:1]]
     first = predictors[0]
@@ -104,5 +104,5 @@ def _finite(value: float) -> float | None:
 
 
 def _norm(values: Float32) -> float:
-    """Euclidean; infinity where a number is not finite."""
+    """Return the Euclidean norm, or infinity if a number is not finite."""
     return float(np.linalg.norm(values.astype(np.float64))) if np.isfinite(values).all() else float("inf")

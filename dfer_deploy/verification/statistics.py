@@ -1,8 +1,8 @@
-"""Paired statistics: two models on the same labelled clips, and whether they are as good as each other.
+"""Paired statistics of two models on the same labelled clips, and the test whether they are equivalent.
 
-Only clips on which exactly one of the two is right say anything about a difference. A served model changes few
-answers, often none, and a bootstrap of zero changes has zero width. So the bounds come from the exact distribution of
-the number of changes; where there are many, the bootstrap may widen them, never narrow them.
+Only clips on which exactly one of the two models is right carry information about a difference. A served model changes
+few answers, often none, and a bootstrap of zero changes has zero width. So the bounds come from the exact distribution
+of the number of changes. If there are many changes, a bootstrap may widen the bounds; it never narrows them.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
 ALPHA = 0.05
-"""Probability of calling two models equivalent whose true difference is the margin (two one-sided tests)."""
+"""Probability of a wrong "equivalent" for two models whose true difference equals the margin (two one-sided tests)."""
 
 FEW_CHANGES = 20
-"""With so many changed clips (or sources) the bootstrap is asked too; with fewer it would be too narrow."""
+"""Number of changed clips (or sources) from which a bootstrap is made too. With fewer it would be too narrow."""
 
 BOOTSTRAP_SAMPLES = 10_000
+"""Number of samples of the bootstrap."""
 
-MOST_CLIPS = 10_000_000
-"""A test of more clips is none that anybody could make."""
+MAX_CLIPS = 10_000_000
+"""Largest number of clips that is searched for a decision. Nobody could make a larger test."""
 
 _DRAWN_AT_ONCE = 1_000_000
-"""Counts in memory."""
+"""Number of counts that the bootstrap holds in memory at once."""
 
 _RULE_OF_THREE = 10
-"""From so many on 3 / n is near the bound of zero events."""
+"""Number of observations from which 3 / n is close to the upper bound for zero events."""
 
 Verdict = Literal["equivalent", "different", "undecided"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval of a difference in percentage points, 95 % at each end (90 % for both)."""
+    """A confidence interval of a difference in percentage points: 95 % at each end, 90 % for both."""
 
     low: float
     high: float
@@ -51,17 +52,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened: ``count`` of ``n``, and the exact interval of its probability.
+    """How often an event happened: ``count`` times out of ``n``, with the exact interval of its probability.
 
-    The interval is two-sided at 95 %. Where nothing, or everything, happened, it is one-sided at 95 %: with zero events
+    The interval is two-sided at 95 %. If the event happened never or always, it is one-sided at 95 %: with zero events
     the upper bound is 1 - 0.05^(1/n), a little less than 3 / n. Events of one source do not count as independent.
 
     Attributes:
-        count: of events.
-        n: how often there could have been one.
-        low: lower end, in [0, 1].
-        high: upper end, in [0, 1].
-        sources: how many sources they come from; None where every event counts as independent.
+        count: number of events.
+        n: number of occasions.
+        low: lower end of the interval, in [0, 1].
+        high: upper end of the interval, in [0, 1].
+        sources: number of sources of the occasions; None if all occasions count as independent.
     """
 
     count: int
@@ -80,22 +81,22 @@ class Rate:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """What paired answers say about UAR and WAR.
+    """The conclusion from paired answers about UAR and WAR.
 
     Attributes:
-        verdict: ``equivalent``: both intervals lie within the margin; ``different``: one of them lies beyond it;
-            ``undecided``: too few clips to tell.
-        margin: percentage points, fixed beforehand.
-        clips: how many were compared.
-        groups: sources that the clips come from; None where every clip counts as independent.
-        lost: clips that only the reference answers rightly.
-        gained: clips that only the candidate answers rightly.
-        mcnemar_p: exact p-value of McNemar's test that losing and gaining are equally likely; it takes clips as
+        verdict: ``equivalent`` if both intervals lie within the margin, ``different`` if one lies beyond it, else
+            ``undecided``, because there are too few clips.
+        margin: in percentage points, fixed beforehand.
+        clips: number of compared clips.
+        groups: number of sources of the clips; None if all clips count as independent.
+        lost: number of clips that only the reference answers correctly.
+        gained: number of clips that only the candidate answers correctly.
+        mcnemar_p: exact p-value of McNemar's test that losing and gaining are equally likely. It treats clips as
             independent, whatever the groups.
-        delta_uar, delta_war: candidate minus reference, percentage points.
-        interval_uar, interval_war: where the true differences lie.
-        needed: clips that would decide if the rates, the shares of the classes and the groups stay what they are; None
-            where it is decided, or where no number would decide.
+        delta_uar, delta_war: candidate minus reference, in percentage points.
+        interval_uar, interval_war: confidence intervals of the true differences.
+        needed: number of clips that would decide if the rates, the shares of the classes and the groups stayed the
+            same; None if it is decided, or if no number would decide.
     """
 
     verdict: Verdict
@@ -117,18 +118,18 @@ class Equivalence:
         if self.verdict == "different":
             return f"different: UAR or WAR differ by more than {self.margin:g} points"
         if self.needed is None:
-            return f"undecided: at these rates not even {MOST_CLIPS:,} clips tell for ±{self.margin:g} points"
+            return f"undecided: at these rates not even {MAX_CLIPS:,} clips tell for ±{self.margin:g} points"
         return f"too few clips to tell: n ≥ {self.needed} needed for ±{self.margin:g} points"
 
 
 def rate(happened: npt.NDArray[np.bool_], groups: Sequence[str] | None = None) -> Rate:
-    """The interval of the probability of an event.
+    """Return the rate of an event, with the interval of its probability.
 
-    Clopper and Pearson's where events are independent; of sources, as ``equivalence`` has it for the WAR.
+    The interval is Clopper and Pearson's for independent events. For sources it is that of ``equivalence`` for the WAR.
 
     Args:
-        happened: bool [N], N ≥ 1.
-        groups: the source of each; None where all are independent.
+        happened: whether the event happened on each occasion, bool [N], N ≥ 1.
+        groups: the source of each occasion; None if all are independent.
     """
     count, n = int(happened.sum()), len(happened)
     weight = np.full(n, 1 / n)
@@ -149,26 +150,26 @@ def equivalence(
     groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Equivalence:
-    """Decides whether a candidate's UAR and WAR are within ``margin`` of the reference's.
+    """Decide whether a candidate's UAR and WAR are within ``margin`` of the reference's.
 
-    The true differences are those of clips like these, with the classes' shares as they are. A wrong "equivalent" has a
-    probability of at most 5 %; so has a wrong "different", for UAR and for WAR each. A score's difference is what is
-    gained minus what is lost, two weighted sums of rare events. Their exact limits (Clopper-Pearson where every unit
-    weighs the same; otherwise Fay and Feuer's for weighted sums of Poisson counts, "Confidence intervals for directly
-    standardized rates", Statistics in Medicine 16, 1997) are joined by squares (Zou and Donner, "Construction of
-    confidence limits about effect measures: a general approach", Statistics in Medicine 27, 2008). Where nothing is
-    gained, the lower end is the exact limit of the loss: with zero flips 1 - 0.05^(1/n) for the WAR, and for the UAR
-    3 / (C · smallest class).
+    The true differences are those of clips like these, with the same shares of the classes. A wrong "equivalent" has a
+    probability of at most 5 %. The same holds for a wrong "different", for UAR and for WAR each. The difference of a
+    score is what is gained minus what is lost, two weighted sums of rare events. Their exact limits are joined by
+    squares (Zou and Donner, "Construction of confidence limits about effect measures: a general approach", Statistics
+    in Medicine 27, 2008). The limits are Clopper-Pearson's if all units weigh the same, otherwise Fay and Feuer's for
+    weighted sums of Poisson counts ("Confidence intervals for directly standardized rates", Statistics in Medicine 16,
+    1997). If nothing is gained, the lower end is the exact limit of the loss: with zero flips 1 - 0.05^(1/n) for the
+    WAR, and 3 / (C · smallest class) for the UAR.
 
     Args:
         labels: int64 [N] in [0, C), N ≥ 1.
         reference: predicted classes, int64 [N].
         candidate: predicted classes of the same clips, int64 [N].
-        classes: C; UAR is the mean recall of those that have clips.
-        margin: percentage points.
-        groups: the source of each clip (a film, a person). Errors on clips of one source are alike, so sources count
-            as independent instead of clips.
-        seed: of the bootstrap.
+        classes: C. The UAR is the mean recall of the classes that have clips.
+        margin: in percentage points, above 0.
+        groups: the source of each clip (a film, a person). Errors on clips of one source are correlated, so sources
+            instead of clips count as independent.
+        seed: seed of the bootstrap.
 
     Raises:
         DferDeployError: the margin is not positive.
@@ -177,7 +178,7 @@ def equivalence(
     lost, gained = (reference == labels) & (candidate != labels), (reference != labels) & (candidate == labels)
     unit = _units(len(labels), groups)
     sizes = np.bincount(labels, minlength=classes)
-    # By clip: how much of the WAR and of the UAR it decides.
+    # For each clip: how much of the WAR and of the UAR it decides.
     weights = [np.full(len(labels), 1 / len(labels)), 1 / (sizes[labels] * (sizes > 0).sum())]
     changes = [(_changes(weight * lost, weight, unit), _changes(weight * gained, weight, unit)) for weight in weights]
     war, uar = (_exact_interval(*change) for change in changes)
@@ -205,19 +206,19 @@ def equivalence(
 
 
 def _units(clips: int, groups: Sequence[str] | None) -> Int64:
-    """What counts as independent, by its number, [N]: every clip, or every source."""
+    """Return the index of each clip's independent unit, int64 [N]: the clip itself, or its source."""
     return np.arange(clips) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
 class _Changes:
-    """What was lost, or gained, of a score: the sum over independent units (clips or sources) of rare events.
+    """What was lost, or gained, of a score: the sum of rare events over independent units (clips or sources).
 
     Attributes:
-        share: the sum of what each unit lost, of the whole score in [0, 1].
-        squares: the sum of its squares.
-        heaviest: the most that one unit could lose.
-        units: their number where each weighs the same and lost all or nothing; None otherwise.
+        share: sum of what each unit lost, as a share of the whole score, in [0, 1].
+        squares: sum of the squares of these shares.
+        heaviest: largest share that one unit could lose.
+        units: number of units if each weighs the same and lost all or nothing; else None.
     """
 
     share: float
@@ -226,7 +227,7 @@ class _Changes:
     units: float | None
 
     def limits(self, alpha: float) -> tuple[float, float]:
-        """Lower and upper limit of the expected share, each wrong with a probability of ``alpha``."""
+        """Return the lower and upper limit of the expected share, each wrong with a probability of ``alpha``."""
         if self.units is not None:
             count = self.share * self.units
             return _lower_share(count, self.units, alpha), _upper_share(count, self.units, alpha)
@@ -235,13 +236,13 @@ class _Changes:
         return low, min(1.0, high)
 
     def with_more(self, factor: float) -> _Changes:
-        """The same rates in ``factor`` times as many units."""
+        """Return the changes at the same rates in ``factor`` times as many units."""
         units = None if self.units is None else self.units * factor
         return _Changes(self.share, self.squares / factor, self.heaviest / factor, units)
 
 
 def _changes(changed: Float64, weight: Float64, unit: Int64) -> _Changes:
-    """Sums what clips lost [N] and what they could lose [N] by unit."""
+    """Sum by unit what clips lost [N] and what they could lose [N]."""
     of_unit, most = np.bincount(unit, changed), np.bincount(unit, weight)
     whole = np.isclose(of_unit, most) | (of_unit == 0)
     alike = bool(np.allclose(most, most[0]) and whole.all())
@@ -259,7 +260,7 @@ def _upper_share(count: float, n: float, alpha: float) -> float:
 
 
 def _poisson_quantile(probability: float, mean: float, variance: float) -> float:
-    """Of the gamma distribution with this mean and variance, which gives the limits of a sum of Poisson counts."""
+    """Return a quantile of the gamma distribution with this mean and variance: a limit for a sum of Poisson counts."""
     return float(variance / (2 * mean) * stats.chi2.ppf(probability, 2 * mean**2 / variance)) if mean else 0.0
 
 
@@ -274,10 +275,10 @@ def _exact_interval(lost: _Changes, gained: _Changes) -> Interval:
 def _bootstrap(
     change: Float64, weights: Sequence[Float64], labels: Int64, unit: Int64, seed: int
 ) -> list[tuple[float, float]]:
-    """Percentile intervals in points of the sums of ``change`` by each of ``weights``, all [N].
+    """Return percentile intervals, in points, of the sums of ``change`` weighted by each of ``weights``, all [N].
 
-    Units are drawn anew within their class, or among all where sources have clips of several classes. What a drawn unit
-    adds is linear: how far its clips' changes are from the mean of their class.
+    Units are resampled within their class, or among all units if sources have clips of several classes. The
+    contribution of a unit is linear: how far the changes of its clips are from the mean of their class.
     """
     sizes = np.maximum(np.bincount(labels), 1)
     residual = change - (np.bincount(labels, change) / sizes)[labels]
@@ -288,7 +289,7 @@ def _bootstrap(
     rng = np.random.default_rng(seed)
     sums = np.tile([float(weight @ change) for weight in weights], (BOOTSTRAP_SAMPLES, 1))
     for k in np.unique(stratum):
-        # Units with the same influence are drawn together: mostly there are three kinds, lost, same and gained.
+        # Units with the same influence are drawn together. Usually there are three kinds: lost, same and gained.
         values, counts = np.unique(influence[stratum == k].round(15), axis=0, return_counts=True)
         at_once = max(1, _DRAWN_AT_ONCE // len(values))
         for start in range(0, BOOTSTRAP_SAMPLES, at_once):
@@ -312,13 +313,13 @@ def _verdict(intervals: Sequence[Interval], margin: float) -> Verdict:
 def _needed(
     changes: Sequence[tuple[_Changes, _Changes]], intervals: Sequence[Interval], clips: int, margin: float
 ) -> int | None:
-    """The smallest number of clips, more than these, that decides at the same rates; None if even the most do not."""
+    """Return the smallest larger number of clips that decides at the same rates; None if ``MAX_CLIPS`` do not."""
     now = [_exact_interval(lost, gained) for lost, gained in changes]
 
     def decides(number: int) -> bool:
         factor = number / clips
         more = [_exact_interval(lost.with_more(factor), gained.with_more(factor)) for lost, gained in changes]
-        # By what the bootstrap adds, which shrinks as all spread does.
+        # What the bootstrap adds shrinks like every spread.
         wider = [
             replace(
                 exact,
@@ -329,7 +330,7 @@ def _needed(
         ]
         return _verdict(wider, margin) != "undecided"
 
-    too_few, enough = clips, MOST_CLIPS
+    too_few, enough = clips, MAX_CLIPS
     if not decides(enough):
         return None
     while enough - too_few > 1:

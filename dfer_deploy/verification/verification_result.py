@@ -1,4 +1,4 @@
-"""The result of ``verify``: one frozen dataclass, of which tables, JSON, the report and the exit code are views."""
+"""The result of ``verify``: one frozen dataclass. Tables, JSON, the report and the exit code are made from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dfer_deploy.plain_data import json_values, result_from_json
 from dfer_deploy.specs import Precision, require
 from dfer_deploy.verification.blocks import Bisection, BlockComparison
 from dfer_deploy.verification.bounds import (
-    LARGEST_LOGIT_ERROR,
+    MAX_LOGIT_ERROR,
     MAX_POINTS,
     ROUNDING,
     check_between,
@@ -30,25 +30,30 @@ from dfer_deploy.verification.provenance import Provenance
 from dfer_deploy.verification.statistics import Equivalence, Rate
 
 FORMAT = "dfer-deploy-verify/2"
-"""The format of ``VerificationResult.to_dict`` and of what ``verify --json`` writes."""
+"""Format of ``VerificationResult.to_dict`` and of the JSON that ``verify --json`` writes."""
 
 _MAX_CLASSES = 200
+"""Largest number of classes in a result. Results come from files, and reading a larger one would cost memory."""
+
 _MAX_CANDIDATES = 16
+"""Largest number of ways of serving in a result, for the same reason."""
+
 _MAX_QUANTILES = 16
+"""Largest number of quantiles of a way of serving, for the same reason."""
 
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """How well answers fit the labels.
+    """The scores of a predictor's answers.
 
     Attributes:
-        name: of the predictor.
-        uar: percent.
-        war: percent.
-        recalls: percent by class name, None for a class without a clip.
-        confusion: counts; rows are labels, columns predictions.
+        name: name of the predictor.
+        uar: unweighted average recall, in percent.
+        war: weighted average recall, in percent.
+        recalls: recall in percent by class name; None for a class without clips.
+        confusion: counts, [C, C]; rows are labels, columns are predictions.
         calibration_error: expected calibration error in percent.
-        calibration_bins: confidence against accuracy.
+        calibration_bins: bins of confidence with their accuracy.
     """
 
     name: str
@@ -61,22 +66,22 @@ class ScoredAnswers:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Names of the classes that have no clip and so do not enter the UAR."""
+        """Names of the classes without clips, which therefore do not count in the UAR."""
         return tuple(name for name, recall in self.recalls.items() if recall is None)
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A clip whose answer is another one than PyTorch's.
+    """A clip with another answer than PyTorch's.
 
     Attributes:
-        clip: its name.
-        label: class name, like the next two.
-        expected: PyTorch's answer.
-        answered: the candidate's.
-        margin: difference of PyTorch's two largest logits: a small one was a close call.
-        probabilities: PyTorch's, in the order of the classes.
-        answered_probabilities: the candidate's.
+        clip: name of the clip.
+        label: class name of the label.
+        expected: class name of PyTorch's answer.
+        answered: class name of the candidate's answer.
+        margin: difference of PyTorch's two largest logits; a small one means a close decision.
+        probabilities: PyTorch's probabilities, in the order of the classes.
+        answered_probabilities: the candidate's probabilities, in the order of the classes.
     """
 
     clip: str
@@ -90,20 +95,20 @@ class Flip:
 
 @dataclass(frozen=True)
 class Comparison(ScoredAnswers):
-    """One way of serving against the truth. A difference is infinite where an answer was not finite.
+    """One way of serving compared with the truth. A difference is infinite if an answer was not finite.
 
     Attributes:
-        max_logit_difference: of the whole model.
-        max_logit_difference_encoder: the largest change of a logit that the image encoder causes.
-        max_logit_difference_head: of the head, given the truth's frame features.
-        errors: of both graphs on the first clips of the list.
+        max_logit_difference: largest difference of a logit of the whole model.
+        max_logit_difference_encoder: largest change of a logit that the image encoder causes.
+        max_logit_difference_head: largest difference of a logit of the head, for the truth's frame features.
+        errors: errors of both graphs on the first clips of the list.
         roundings: these errors in multiples of what rounding costs the model.
-        logit_errors: quantiles of |Δlogit| over all clips and classes, by the quantile as text, ``"0.99"``.
-        equivalence: of UAR and WAR with the truth's.
-        flip_rate: how many answers changed, on these clips and the pooled ones; equal clips count once.
-        flips: clips whose answer changed.
-        failures: one sentence for each limit that was left.
-        undecided: one sentence for each question that so few clips leave open.
+        logit_errors: quantiles of |Δlogit| over all clips and classes, by the quantile as text, such as ``"0.99"``.
+        equivalence: equivalence of UAR and WAR with the truth's.
+        flip_rate: rate of changed answers on these clips and the pooled ones; clips with equal frames count once.
+        flips: the clips whose answer changed.
+        failures: one sentence for each exceeded limit.
+        undecided: one sentence for each question that too few clips leave open.
     """
 
     max_logit_difference: float
@@ -119,33 +124,33 @@ class Comparison(ScoredAnswers):
     undecided: tuple[str, ...]
 
     def recall_deltas(self, truth: ScoredAnswers) -> dict[str, float | None]:
-        """Return by how many points each class's recall differs from the truth's; None for a class without a clip."""
+        """Return the recall of each class minus the truth's, in points; None for a class without clips."""
         pairs = {name: (before, self.recalls.get(name)) for name, before in truth.recalls.items()}
         return {name: None if a is None or b is None else b - a for name, (a, b) in pairs.items()}
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         class_names: in the order of the logits.
-        answers: of the truth and of every way of serving, by clip.
-        truth: the reference's score.
-        comparisons: one for each way of serving, at least one.
-        limits: what was accepted.
+        answers: answers of the truth and of every way of serving, by clip.
+        truth: the truth's score.
+        comparisons: one for each way of serving; at least one.
+        limits: the accepted differences.
         rounding: what rounding to each precision costs the model on the first clips.
-        failures: one sentence for everything that failed.
-        undecided: one sentence for each question that so few clips leave open.
-        unreadable: reasons by the name of a clip that could not be read.
-        left_out: reasons by what was not verified.
-        urls: servers that were named.
-        ensembles: largest difference of a logit by the ensemble for streams or encoded images; infinite where an answer
-            was not finite or missing. Empty where no server was asked.
-        provenance: where the result comes from.
-        reading: how a reference checkpoint was read, where that could be checked.
-        localisation: the blocks of the graphs, where PyTorch was.
-        bisection: which blocks must stay fp32, where that was asked.
+        failures: one sentence for each failure.
+        undecided: one sentence for each question that too few clips leave open.
+        unreadable: for each clip that could not be read, its name and the reason.
+        left_out: for everything that was not verified, its name and the reason.
+        urls: the given addresses of servers.
+        ensembles: largest difference of a logit, by the ensemble for streams or encoded images; infinite if an answer
+            was not finite or missing. Empty if no server was asked.
+        provenance: the origin of the result.
+        reading: the check how a reference checkpoint was read; None if it could not be made.
+        localisation: the comparison of the graphs' blocks; None without PyTorch.
+        bisection: the blocks that must stay fp32; None if they were not searched.
     """
 
     class_names: tuple[str, ...]
@@ -184,23 +189,23 @@ class VerificationResult:
 
     @property
     def clips(self) -> int:
-        """How many clips were compared."""
+        """Number of compared clips."""
         return len(self.answers.clips)
 
     @property
     def exit_code(self) -> ExitCode:
-        """The outcome: what failed counts before what too few clips leave open."""
+        """The exit code. A failure takes precedence over an open question."""
         if self.failures:
             return ExitCode.GATE_FAILED
         return ExitCode.UNDECIDED if self.undecided else ExitCode.DONE
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed; too few clips to decide is not a failure."""
+        """Whether nothing failed. Too few clips to decide is not a failure."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON holds it; ``from_dict`` reads it. None stands for what is not finite."""
+        """Return the result as JSON data, which ``from_dict`` reads. None replaces values that are not finite."""
         values: dict[str, Any] = json_values(self)
         del values["answers"]["class_names"]
         for candidate, found in zip(values["comparisons"], self.comparisons, strict=True):
@@ -221,10 +226,10 @@ class VerificationResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VerificationResult:
-        """Read what ``to_dict`` gave; keys that it does not know are ignored.
+        """Read a result from the data of ``to_dict``. Unknown keys are ignored.
 
         Raises:
-            DferDeployError: the format is another one, something is missing or has the wrong type, or cannot be.
+            DferDeployError: the format is not supported, or a value is missing, has the wrong type or is out of range.
         """
         found = values.get("format")
         require(found == FORMAT, f"the verification has the format {found!r}, expected {FORMAT!r}")
@@ -250,7 +255,7 @@ def scored_answers(
     """Score the answers of one predictor.
 
     Args:
-        name: of the predictor.
+        name: name of the predictor.
         labels: int64 [N].
         answers: class indices, int64 [N].
         probabilities: float32 [N, C].
@@ -269,7 +274,7 @@ def scored_answers(
 
 
 def _derived(found: BlockComparison) -> dict[str, Any]:
-    """What readers of the JSON need not compute themselves."""
+    """Return values for readers of the JSON that can be derived from the others."""
     return {
         "where": found.where or str(found),
         "suspect": found.suspect.block if found.failing else None,
@@ -328,7 +333,7 @@ def _check_candidate(candidate: Comparison, classes: int) -> None:
         f"the flip_rate {of_whom} is {flipped.count} of {flipped.n}, {flipped.low} to {flipped.high}, which cannot be",
     )
     for flip in candidate.flips:
-        check_between(f"the margin of {flip.clip!r} {of_whom}", flip.margin, LARGEST_LOGIT_ERROR)
+        check_between(f"the margin of {flip.clip!r} {of_whom}", flip.margin, MAX_LOGIT_ERROR)
         for vector in (flip.probabilities, flip.answered_probabilities):
             require(
                 len(vector) == classes and all(0 <= p <= 1 + ROUNDING for p in vector),
@@ -337,9 +342,9 @@ def _check_candidate(candidate: Comparison, classes: int) -> None:
 
 
 def _check_difference(what: str, value: float) -> None:
-    """Infinite is what is not finite."""
+    """Refuse a difference that is neither in range nor infinite; infinity replaces values that are not finite."""
     if not math.isinf(value) or value < 0:
-        check_between(what, value, LARGEST_LOGIT_ERROR)
+        check_between(what, value, MAX_LOGIT_ERROR)
 
 
 def _is_quantile(text: str) -> bool:

@@ -1,7 +1,8 @@
-"""Shows the same labelled clips to PyTorch and to every way of serving, and judges each.
+"""Show the same labelled clips to PyTorch and to every way of serving, and judge each.
 
-First finiteness and shapes, then the largest difference of a logit for each graph, then what users care about: UAR and
-WAR of each, whether they are equivalent or there are too few clips to tell, and every clip whose answer changed.
+The checks go from finiteness and shapes over the largest difference of a logit for each graph to what users care about:
+UAR and WAR of each, whether they are equivalent or there are too few clips to decide, and every clip whose answer
+changed.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from dfer_deploy.verification.limits import Limits, Rounding
 from dfer_deploy.verification.verification_result import Comparison, ScoredAnswers, scored_answers
 
 FEW_CLIPS = 4
-"""Errors are compared with what rounding costs on so many clips, the first of the list. Each is 16 frames of features,
-so more clips would not change the result."""
+"""Number of clips, the first of the list, on which errors are compared with the cost of rounding. Each clip has 16
+frames of features, so more clips would not change the result."""
 
 
 @dataclass(frozen=True)
 class ShownClips:
-    """The truth's and the predictors' answers to the same clips: the data behind a result.
+    """The answers of the truth and the predictors to the same clips: the data behind a result.
 
     Attributes:
-        truth: its name.
-        answers: of the truth and all predictors.
-        frame_features: the truth's, float32 [N, 16, L].
-        logits: the truth's, float32 [N, C].
-        collected: by the predictor's name.
+        truth: name of the truth.
+        answers: answers of the truth and all predictors.
+        frame_features: features of the truth, float32 [N, 16, L].
+        logits: logits of the truth, float32 [N, C].
+        collected: answers and errors by the predictor's name.
         rounding: what rounding to each precision costs the model on the first clips.
-        unreadable: clips that could not be read, with the reason.
-        lost_classes: names of the classes of which the list has clips and none could be read.
-        first_clips: the first clips of the list that could be read, at most four: where each is and its frames.
+        unreadable: for each clip that could not be read, its name and the reason.
+        lost_classes: names of the classes whose listed clips could all not be read.
+        first_clips: the first readable clips of the list, at most four, with their frames.
     """
 
     truth: str
@@ -59,7 +60,7 @@ class ShownClips:
 
     @property
     def truth_score(self) -> ScoredAnswers:
-        """The truth's own score."""
+        """The score of the truth."""
         of_truth = self.answers
         probabilities = finite_softmax(self.logits)
         return scored_answers(self.truth, of_truth.labels, of_truth.reference, probabilities, of_truth.class_names)
@@ -68,8 +69,8 @@ class ShownClips:
         """Judge every predictor.
 
         Args:
-            limits: what is accepted.
-            pool: earlier verifications, for example of other folds, whose answers count towards the equivalence.
+            limits: the accepted differences.
+            pool: earlier verifications, for example of other folds, whose answers count in the test of equivalence.
 
         Raises:
             DferDeployError: the pool does not fit.
@@ -94,14 +95,14 @@ class ShownClips:
         )
 
     def baseline(self, checkpoint_sha256: str, spec: ModelSpec) -> Baseline:
-        """Return the truth's answers, to be saved: those of a checkpoint with this hash and this model."""
+        """Return the truth's answers as a baseline to save, for a checkpoint with this hash and this model."""
         clips, hashes = list(self.answers.clips), list(self.answers.clip_hashes)
         return Baseline(
             checkpoint_sha256, spec.to_dict(), clips, hashes, self.frame_features, self.logits, self.rounding
         )
 
     def list_failures(self, limits: Limits) -> list[str]:
-        """One sentence for each limit that the list itself leaves: too many clips, or a whole class, unreadable."""
+        """Return one sentence for each limit that the list exceeds: too many unreadable clips, or a lost class."""
         lost, listed = len(self.unreadable), len(self.answers.clips) + len(self.unreadable)
         failures = [f"no clip of {name} could be read, so nothing is known of its recall" for name in self.lost_classes]
         if lost > limits.unreadable * listed:
@@ -129,12 +130,12 @@ def show_clips(
         class_names: in the order of the logits.
         truth: PyTorch or a saved baseline.
         predictors: ways of serving, at least one.
-        clips: the labelled list.
-        same_graphs: names of predictors that run the very same graphs with onnxruntime on one kind of device, so they
-            must agree with the first of them.
-        batch_size: clips in one request.
-        groups: the source of every clip, by its name.
-        pool: earlier verifications, whose clips must not come again.
+        clips: the clips of the annotation lists.
+        same_graphs: names of predictors that run the same graphs with onnxruntime on one kind of device. They must
+            agree with the first of them.
+        batch_size: number of clips in one request.
+        groups: the source of every clip, by the clip's name; None if clips are independent.
+        pool: earlier verifications; these clips must not occur in them.
 
     Raises:
         DferDeployError: no clip can be read, the truth is not finite, or a predictor refuses to answer.
@@ -187,7 +188,7 @@ def show_clips(
 
 @dataclass
 class _Reading:
-    """What has been read and answered by the truth so far, and the names of what was seen before by its hash."""
+    """What the truth has read and answered so far, and the names of all clips seen, by hash."""
 
     seen: dict[str, str]
     annotations: list[Annotation]
@@ -221,7 +222,7 @@ def _answers(logits: Sequence[Float32]) -> Int64:
 
 
 def _errors(predictor: Predictor, few: Frames, features: Float32, logits: Float32, batch_size: int) -> Rounding:
-    """Compare both graphs with the truth on the first clips; ``features`` and ``logits`` are the truth's of all."""
+    """Compare both graphs with the truth on the first clips; ``features`` and ``logits`` are the truth's for all."""
     batches = [slice(start, start + batch_size) for start in range(0, len(few), batch_size)]
     encoded = np.concatenate([predictor.encode(few[batch]) for batch in batches])
     classified = np.concatenate([predictor.classify(features[: len(few)][batch]).logits for batch in batches])

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 from dfer_deploy.runtimes.available import Runtime
 from dfer_deploy.specs import require
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 from dfer_deploy.verification.limits import Limits
 
 
 def require_limits(policy: Any, where: str) -> None:
-    """Check that the numbers of a policy's dataclass can be limits.
+    """Check that the numbers of a policy's dataclass are valid limits.
 
     Args:
         policy: the dataclass.
-        where: its table in the file, for messages.
+        where: name of its table in the file, for messages.
 
     Raises:
         DferDeployError: a number is negative or not finite.
@@ -32,15 +32,15 @@ def require_limits(policy: Any, where: str) -> None:
 
 @dataclass(frozen=True)
 class VerifyPolicy:
-    """Limits of ``verify``; what is not named keeps the precision's default.
+    """Limits of ``verify``. A limit that is None keeps the default of the precision.
 
     Attributes:
-        margin: of UAR and WAR, percentage points, in (0, 100].
+        margin: margin of UAR and WAR in percentage points, in (0, 100].
         max_logit_error: largest difference of a logit of the whole model.
         max_flip_rate: largest share of clips whose answer changes, in (0, 1].
-        max_recall_drop: by how many points the recall of a class may fall.
-        max_calibration_rise: by how many points the expected calibration error may rise.
-        require: ways of serving that must be compared, as ``--runtime`` names them.
+        max_recall_drop: largest fall of the recall of a class, in percentage points.
+        max_calibration_rise: largest rise of the expected calibration error, in percentage points.
+        require: ways of serving that must be compared, named as for ``--runtime``.
     """
 
     margin: float | None = None
@@ -55,8 +55,8 @@ class VerifyPolicy:
         require(self.margin != 0, "verify.margin is 0, expected more: no number of clips proves two models the same")
         require((self.margin or 0) <= MAX_POINTS, f"verify.margin is {self.margin}, expected at most {MAX_POINTS:g}")
         require(
-            (self.max_logit_error or 0) <= LARGEST_LOGIT_ERROR,
-            f"verify.max_logit_error is {self.max_logit_error}, expected at most {LARGEST_LOGIT_ERROR:g}",
+            (self.max_logit_error or 0) <= MAX_LOGIT_ERROR,
+            f"verify.max_logit_error is {self.max_logit_error}, expected at most {MAX_LOGIT_ERROR:g}",
         )
         require(
             self.max_flip_rate != 0,
@@ -66,14 +66,14 @@ class VerifyPolicy:
         require((self.max_flip_rate or 0) <= 1, f"verify.max_flip_rate is {self.max_flip_rate}, expected at most 1")
 
     def check_compared(self, compared: Collection[str], left_out: Collection[str]) -> None:
-        """Before anything is compared: what the policy requires must not be left out.
+        """Refuse to omit what the policy requires, before anything is compared.
 
         Args:
-            compared: what will be, as ``--runtime`` names it.
-            left_out: why something will not be.
+            compared: the ways of serving to compare, named as for ``--runtime``.
+            left_out: reasons why something is omitted.
 
         Raises:
-            DferDeployError: a way that is required is not among them.
+            DferDeployError: a required way of serving is not among them.
         """
         for name in self.require:
             reasons = "".join(f" ({reason})" for reason in left_out)
@@ -84,7 +84,7 @@ class VerifyPolicy:
             )
 
     def limits(self, default: Limits) -> Limits:
-        """The default's limits, with those of the policy instead where it has some."""
+        """Return the default limits, replaced by those that the policy gives."""
         given: dict[str, Any] = {
             "points": self.margin,
             "logits": self.max_logit_error,

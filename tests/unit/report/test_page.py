@@ -27,7 +27,7 @@ from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import json_text
 from dfer_deploy.measurement.bench_result import BenchResult
-from dfer_deploy.report.changes import MOST_PICTURED
+from dfer_deploy.report.changes import MAX_PICTURED
 
 CASES = {
     "equivalent": planted(4200, (0, 1), synthetic=NOTE),
@@ -282,14 +282,14 @@ def test_candidates_with_the_same_probabilities_are_one_unless_they_answer_other
 
 def test_the_surest_answers_come_first_and_their_number_is_bounded(pages: dict[str, Page]) -> None:
     content, page = CASES["many flips"], pages["many flips"]
-    assert page.text.count("says") == MOST_PICTURED
+    assert page.text.count("says") == MAX_PICTURED
     margins = {f["clip"]: f["margin"] for found in reversed(content["comparisons"]) for f in found["flips"]}
     surest = max(margins, key=lambda clip: margins[clip])
     assert page.text.index(surest) < min(
         page.text.index(clip) for clip in margins if clip != surest and clip in page.text
     )
     assert f"{len(margins)} clips of 600." in page.text
-    assert f"{len(margins) - MOST_PICTURED - 200} more are in the JSON." in page.text
+    assert f"{len(margins) - MAX_PICTURED - 200} more are in the JSON." in page.text
 
 
 def test_the_page_carries_the_json_and_names_its_hash(pages: dict[str, Page], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.model.prompts import class_tokens
 from dfer_deploy.train.descriptors import (
-    MOST_TOKENS,
+    MAX_TOKENS,
     UnusableAnswerError,
     descriptor_from_features,
     features_from_answer,
@@ -56,7 +56,7 @@ def test_what_clip_does_not_read_is_cut_at_a_whole_feature() -> None:
     kept = len(features) - len(dropped)
     assert dropped == features[kept:]
     assert all(feature in text for feature in features[:kept])
-    assert len(class_tokens(text)) <= MOST_TOKENS < len(class_tokens(f"{text[:-1]}, {features[kept]}."))
+    assert len(class_tokens(text)) <= MAX_TOKENS < len(class_tokens(f"{text[:-1]}, {features[kept]}."))
 
 
 @pytest.mark.parametrize("features", [[], ["i cannot help with that"], ["long " * 80, "short"]])
