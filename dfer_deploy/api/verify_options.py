@@ -13,7 +13,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import SettingError
 from dfer_deploy.specs import require
-from dfer_deploy.verification.bounds import LARGEST_LOGIT_ERROR, MAX_POINTS
+from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class VerifyOptions:
             f"the margin is {self.margin}, expected more than 0 and at most {MAX_POINTS:g} points",
         )
         require(
-            self.max_logit_error is None or 0 <= self.max_logit_error <= LARGEST_LOGIT_ERROR,
-            f"the largest logit error is {self.max_logit_error}, expected 0 to {LARGEST_LOGIT_ERROR:g}",
+            self.max_logit_error is None or 0 <= self.max_logit_error <= MAX_LOGIT_ERROR,
+            f"the largest logit error is {self.max_logit_error}, expected 0 to {MAX_LOGIT_ERROR:g}",
         )
         require(
             (self.checkpoint is None) != (self.baseline is None), "give either --checkpoint CKPT or --baseline FILE"
