@@ -26,10 +26,10 @@ PromptPosition = Literal["front", "middle", "end"]
 PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
 Classifier = Literal["text", "image_conditioned_text", "linear"]
 
-LARGEST_SIZE = 16384
+MAX_SIZE = 16384
 """Of any width, number of pixels or number of tokens: four times that of the largest CLIP. Specs come from files."""
 
-MOST_LAYERS = 128
+MAX_LAYERS = 128
 
 
 def require(condition: bool, message: str) -> None:
@@ -38,7 +38,7 @@ def require(condition: bool, message: str) -> None:
         raise SettingError(message)
 
 
-def _require_sizes(spec: Any, where: str, *names: str, largest: int = LARGEST_SIZE) -> None:
+def _require_sizes(spec: Any, where: str, *names: str, largest: int = MAX_SIZE) -> None:
     for name in names:
         value = getattr(spec, name)
         require(0 < value <= largest, f"{where}{name} is {value}, expected 1 to {largest}")
@@ -57,7 +57,7 @@ class VisionSpec:
 
     def __post_init__(self) -> None:
         _require_sizes(self, "vision.", "image_size", "patch_size", "width", "head_width")
-        _require_sizes(self, "vision.", "layers", largest=MOST_LAYERS)
+        _require_sizes(self, "vision.", "layers", largest=MAX_LAYERS)
         require(0 < self.mlp_ratio <= 64, f"vision.mlp_ratio is {self.mlp_ratio}, expected more than 0 and at most 64")
         require(
             self.image_size % self.patch_size == 0,
@@ -85,7 +85,7 @@ class TextSpec:
 
     def __post_init__(self) -> None:
         _require_sizes(self, "text.", "context_length", "width", "heads")
-        _require_sizes(self, "text.", "layers", largest=MOST_LAYERS)
+        _require_sizes(self, "text.", "layers", largest=MAX_LAYERS)
         _require_sizes(self, "text.", "vocab_size", largest=1_000_000)
         require(
             self.width % self.heads == 0,

@@ -22,8 +22,8 @@ TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "embedded")
 ExecutionProvider = Literal["cuda", "tensorrt"]
 EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
 
-LARGEST_BATCH = 1024
-LARGEST_QUEUE = 1_000_000
+MAX_BATCH = 1024
+MAX_QUEUE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class ServingOptions:
 
     def __post_init__(self) -> None:
         require(
-            1 <= self.max_batch_size <= LARGEST_BATCH,
-            f"the maximal batch is {self.max_batch_size}, expected 1 to {LARGEST_BATCH}",
+            1 <= self.max_batch_size <= MAX_BATCH,
+            f"the maximal batch is {self.max_batch_size}, expected 1 to {MAX_BATCH}",
         )
         require(1 <= self.instances <= 64, f"the number of instances is {self.instances}, expected 1 to 64")
         require(
@@ -57,8 +57,8 @@ class ServingOptions:
             f"the queue delay is {self.queue_delay_us} µs, expected 0 to 10000000",
         )
         require(
-            0 <= self.max_queue_size <= LARGEST_QUEUE,
-            f"the longest queue is {self.max_queue_size}, expected 0 (without limit) to {LARGEST_QUEUE}",
+            0 <= self.max_queue_size <= MAX_QUEUE,
+            f"the longest queue is {self.max_queue_size}, expected 0 (without limit) to {MAX_QUEUE}",
         )
         for batch in self.cuda_graph_batches:
             require(

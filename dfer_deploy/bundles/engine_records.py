@@ -18,7 +18,7 @@ OLDEST_TENSORRT = (10, 12)
 SIDECAR = "engines/engines.json"
 SIDECAR_FORMAT = "dfer-deploy-engines/1"
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-MOST_WORKSPACE_BYTES = 1 << 40
+MAX_WORKSPACE_BYTES = 1 << 40
 
 _MODULE_NAME = re.compile(r"[a-z_]{1,32}")
 _MODULE_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
@@ -58,9 +58,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.optimization_level <= 5:
             raise EngineError(f"the optimisation level is {self.optimization_level}, expected 0 to 5")
-        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MOST_WORKSPACE_BYTES:
+        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MAX_WORKSPACE_BYTES:
             raise EngineError(
-                f"the workspace has {self.workspace_bytes >> 20} MiB, expected 1 to {MOST_WORKSPACE_BYTES >> 20}"
+                f"the workspace has {self.workspace_bytes >> 20} MiB, expected 1 to {MAX_WORKSPACE_BYTES >> 20}"
             )
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise EngineError(

@@ -19,7 +19,7 @@ from dfer_deploy.triton.address import Address, channel_options
 
 T = TypeVar("T")
 
-_LONGEST_S = 86_400.0
+_MAX_TIMEOUT_S = 86_400.0
 """For the libraries' own timeouts over HTTP; every request has its limit from outside."""
 
 _RECONNECT = [
@@ -126,7 +126,7 @@ class AsyncConnection:
         else:
             from tritonclient.http import aio as library
 
-            options = {"conn_timeout": _LONGEST_S}
+            options = {"conn_timeout": _MAX_TIMEOUT_S}
         self._library = library
         self._opened = functools.partial(library.InferenceServerClient, address.netloc, **options)
         self._client: Any = self._opened()

@@ -18,7 +18,7 @@ from dfer_deploy.clips.reading import Clip, clip_from_path, frame_paths
 from dfer_deploy.console import warn
 from dfer_deploy.errors import ClipError, DferDeployError
 
-MOST_UNREADABLE = 0.05
+MAX_UNREADABLE = 0.05
 """Largest share of a list's clips that may be unreadable where a number or a model comes from the others."""
 
 _READ_AHEAD = 32
@@ -96,10 +96,10 @@ class LabelledClips:
         Raises:
             DferDeployError: more than 5 % of the clips could not be read.
         """
-        if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
+        if len(self.unreadable) > MAX_UNREADABLE * len(self.annotations):
             raise ClipError(
                 f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read, at most "
-                f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
+                f"{MAX_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
 
 

@@ -48,12 +48,12 @@ A choice: no clip of DFEW, FERV39k or MAFW was at hand to compare with. For MAFW
 (katerynaCh/MMA-DFER, ``data_utils/extract_faces_mfaw.py``) takes a square on the box's longer side, without margin.
 """
 
-LARGEST_MARGIN = 2.0
+MAX_MARGIN = 2.0
 
 _SAME_FACE_IOU = 0.3
 _LOG_SIDES = (-1.0, 6.0)
 """In cells: what no face of the network's input leaves, so that every box is finite and none is empty."""
-_LARGEST_SQUARE = 4096
+_MAX_CROP_SIDE = 4096
 """Pixels; a larger square is cut short around its centre, so that memory is bounded."""
 _MAX_THREADS = 4
 _STRIDE = 4
@@ -208,7 +208,7 @@ def face_crop(image: Image, box: Box, image_size: int, *, margin: float = DEFAUL
         uint8 [S, S, 3], Pillow's bilinear resize.
     """
     height, width = image.shape[:2]
-    side = min(max(1, round(max(box.width, box.height) * (1 + 2 * margin))), _LARGEST_SQUARE)
+    side = min(max(1, round(max(box.width, box.height) * (1 + 2 * margin))), _MAX_CROP_SIDE)
     # A square far outside is as black as one that has just left.
     x, y = (min(max(at, -side), end + side) for at, end in zip(box.centre, (width, height), strict=True))
     left, top = round(x - side / 2), round(y - side / 2)

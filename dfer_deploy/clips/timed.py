@@ -17,11 +17,11 @@ from dfer_deploy.specs import require
 ROUNDING_S = 0.001
 """Matroska rounds the times of frames to milliseconds, so a frame may be shown so much before its stated time."""
 
-SMALLEST_INTERVAL_S = 0.01
-LARGEST_INTERVAL_S = 60.0
+MIN_INTERVAL_S = 0.01
+MAX_INTERVAL_S = 60.0
 
 _USUAL_FRAME_S = 1 / 25
-_LONGEST_FRAME_S = 3600.0
+_MAX_FRAME_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ShownFrame:
 def check_interval(interval_s: float) -> None:
     """Raises a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
     require(
-        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
-        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
+        MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S,
+        f"the frame interval is {interval_s} s, expected {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g}",
     )
 
 
@@ -72,7 +72,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
     packets_in_video(video)
     step = 0
     for shown in shown_frames(video):
-        if shown.end_s - shown.start_s > _LONGEST_FRAME_S:
+        if shown.end_s - shown.start_s > _MAX_FRAME_S:
             raise ClipError(
                 f"{video} has no frame between {shown.start_s:.1f} s and {shown.end_s:.1f} s, expected one at least "
                 "every hour; its times are damaged, so write it anew"
@@ -105,7 +105,7 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
     if held is not None:
         last = held.frame
         last_s = float(last.duration * last.time_base) if last.duration and last.time_base else usual_s
-        yield ShownFrame(start_s, start_s + min(last_s, _LONGEST_FRAME_S), held)
+        yield ShownFrame(start_s, start_s + min(last_s, _MAX_FRAME_S), held)
 
 
 def duration_s(video: Path) -> float | None:

@@ -16,8 +16,8 @@ from dfer_deploy.files import atomic_file
 from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.windows import WHOLE
 
-LONGEST_SIDE = 1280
-SHORTEST_SIDE = 480
+MAX_SIDE = 1280
+MIN_SIDE = 480
 """Pixels of the written video's longer side: larger ones are made smaller, and smaller ones larger, so that the text
 can be read."""
 
@@ -120,6 +120,6 @@ def _between(first: Box, second: Box, share: float) -> Edges:
 def _size(image: Image.Image) -> tuple[int, int]:
     """Even width and height of the written video."""
     longer = max(image.size)
-    scale = min(1.0, LONGEST_SIDE / longer) if longer >= SHORTEST_SIDE else SHORTEST_SIDE / longer
+    scale = min(1.0, MAX_SIDE / longer) if longer >= MIN_SIDE else MIN_SIDE / longer
     width, height = (max(2, round(side * scale / 2) * 2) for side in image.size)
     return width, height

@@ -12,7 +12,7 @@ from dfer_deploy.clips.tracks import MAX_TRACKS
 from dfer_deploy.drawing.contact_sheet import MAX_ROWS, CropRow
 from dfer_deploy.inference.windows import Face
 
-_LARGEST_SIDE = 112
+_MAX_SIDE = 112
 """Pixels; the contact sheet shows no more."""
 
 _MAX_CROPS = 48
@@ -65,6 +65,6 @@ class _Track:
 
 
 def _small(crop: Clip) -> Clip:
-    if crop.shape[0] <= _LARGEST_SIDE:
+    if crop.shape[0] <= _MAX_SIDE:
         return crop
-    return np.asarray(Image.fromarray(crop).resize((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(crop).resize((_MAX_SIDE, _MAX_SIDE), Image.Resampling.BILINEAR))

@@ -25,7 +25,7 @@ _ROOM_TO_GROW = 1.15
 _AROUND_NAMES = "0123456789.: "
 """Characters of the titles."""
 
-_SMALLEST_TEXT, _LINES_IN_A_PICTURE = 11, 32
+_MIN_TEXT, _LINES_IN_A_PICTURE = 11, 32
 """Pixels, and text lines that the shorter side of a picture has room for."""
 
 
@@ -44,9 +44,7 @@ class Overlay:
             size: width and height of the pictures in pixels.
         """
         self.labels, self.size = tuple(labels), size
-        self._letters = Letters(
-            "".join([*labels, _AROUND_NAMES]), max(_SMALLEST_TEXT, min(size) // _LINES_IN_A_PICTURE)
-        )
+        self._letters = Letters("".join([*labels, _AROUND_NAMES]), max(_MIN_TEXT, min(size) // _LINES_IN_A_PICTURE))
         self._line = self._letters.line
         self._names = max((self._letters.length(label) for label in labels), default=0)
         self._bar = 4 * self._line

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.clips.timed import SMALLEST_INTERVAL_S
+from dfer_deploy.clips.timed import MIN_INTERVAL_S
 from dfer_deploy.drawing.fonts import font_paths
 from dfer_deploy.files import atomic_file
 from dfer_deploy.inference.recording import Recording, TrackSummary
@@ -145,7 +145,7 @@ def _draw_tracks(
     end_s: float,
 ) -> None:
     labels = recording.labels
-    end_s = max(end_s, *(track.end_s for track in tracks), SMALLEST_INTERVAL_S)
+    end_s = max(end_s, *(track.end_s for track in tracks), MIN_INTERVAL_S)
     curves = [averaged(recording.windows(number, track.track), track.windows, MAX_POINTS) for track in tracks]
     # The last frame stands until the next one would come.
     curves = [replace(found, end_s=min(found.end_s + interval_s, end_s)) for found in curves]

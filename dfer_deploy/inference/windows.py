@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN, Box, FaceDetector, face_crop
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, MAX_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.prefetch import prefetched
 from dfer_deploy.clips.reading import Clip, DecodedFrame, clip_from_path, resized
 from dfer_deploy.clips.sampling import Indices, padded, sample_indices
@@ -208,7 +208,7 @@ def check_following(detector: FaceDetector | None, interval_s: float, margin: fl
     Raises:
         DferDeployError: they cannot.
     """
-    require(0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}")
+    require(0 <= margin <= MAX_MARGIN, f"the margin around a face is {margin}, expected 0 to {MAX_MARGIN:g}")
     require(
         detector is None or interval_s <= HOLD_S,
         f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "

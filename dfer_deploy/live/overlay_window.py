@@ -16,7 +16,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer
 
-LONGEST_SIDE = 960
+MAX_SIDE = 960
 
 
 class OverlayWindow:
@@ -85,7 +85,7 @@ class LiveOverlay:
     def drawn(self, image: Pixels, faces: Sequence[FaceAnswer]) -> Image.Image:
         """The frame, at most 960 pixels long, with every face's box, its expression and the class probabilities."""
         picture = Image.fromarray(image)
-        scale = min(1.0, LONGEST_SIDE / max(picture.size))
+        scale = min(1.0, MAX_SIDE / max(picture.size))
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
         boxes = {face.track: _scaled(face.box, scale) for face in faces}
         self._answers = {

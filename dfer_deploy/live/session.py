@@ -20,7 +20,7 @@ from dfer_deploy.inference.windows import WHOLE, check_following
 from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import MAX_FRAMES
 
-_LONGEST_STEP_S = HOLD_S / 3
+_MAX_STEP_S = HOLD_S / 3
 """Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
 for nobody looks, so no face can be said to be gone: it goes on if the next frame shows it, however late that comes."""
 
@@ -80,7 +80,7 @@ class LiveSession:
         check_following(detector, interval_s, margin)
         self._new_stream, self._image_size, self._detector, self._margin = new_stream, image_size, detector, margin
         self._tracker = FaceTracker()
-        self._longest_step_s = max(interval_s, _LONGEST_STEP_S)
+        self._longest_step_s = max(interval_s, _MAX_STEP_S)
         self._frame_s = self._tracker_s = 0.0
         self._faces: dict[int, _Face] = {}
 
