@@ -19,7 +19,7 @@ MAX_FRAMES = 16
 """Frames of a clip, and the number of temporal positions that the model learns (paper, section 4.1)."""
 
 MAX_IMAGE_BYTES = 16 << 20
-"""Of one encoded image: more the server does not take, and the client does not send."""
+"""Limits the bytes of one encoded image (16 MiB). The server refuses larger ones, and the client does not send them."""
 
 Precision = Literal["fp32", "fp16"]
 PromptPosition = Literal["front", "middle", "end"]
@@ -27,9 +27,11 @@ PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
 Classifier = Literal["text", "image_conditioned_text", "linear"]
 
 MAX_SIZE = 16384
-"""Of any width, number of pixels or number of tokens: four times that of the largest CLIP. Specs come from files."""
+"""Limits every width, number of pixels and number of tokens, because specs come from files. It is four times that of
+the largest CLIP."""
 
 MAX_LAYERS = 128
+"""Limits the layers of a transformer, because specs come from files."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -200,7 +202,7 @@ class ModelSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers: what JSON, TOML and ``weights_only`` can hold."""
+        """Return plain dictionaries, lists, strings and numbers, which JSON, TOML and ``weights_only`` can hold."""
         return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
@@ -252,7 +254,7 @@ class Contract:
 
 
 def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
-    """What ``spec`` is served as, under the name prefix ``name``.
+    """Return what ``spec`` is served as, under the name prefix ``name``.
 
     Frames are RGB in [0, 255], already resized to the model's image size; all arithmetic on them is in the graph.
     """

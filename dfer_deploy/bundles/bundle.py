@@ -23,7 +23,10 @@ ExecutionProvider = Literal["cuda", "tensorrt"]
 EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
 
 MAX_BATCH = 1024
+"""Limits the clips of one batch, so that a mistyped option is refused before a server reserves memory for it."""
+
 MAX_QUEUE = 1_000_000
+"""Limits the number of waiting requests that an option may ask for. A queue without a limit is 0."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ServingOptions:
 
 
 def check_serving(target: Target, serving: ServingOptions) -> None:
-    """Refuses what the target's server would ignore.
+    """Refuse what the target's server would ignore.
 
     Raises:
         DferDeployError: CUDA graphs or an execution provider are asked of a target that has none.
@@ -219,7 +222,7 @@ class Bundle:
 
 
 def check_model_name(name: str) -> str:
-    """Refuses names that could not be a folder of a model repository."""
+    """Refuse names that could not be a folder of a model repository."""
     if not name or not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
         raise BundleError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
     return name

@@ -1,4 +1,4 @@
-"""What the builder of TensorRT engines is told, and what it records beside them. Needs only the standard library.
+"""The settings of the builder of TensorRT engines, and what it records beside them. Needs only the standard library.
 
 A part of ``build_engines.py`` in a bundle; see ``export.standalone``.
 """
@@ -19,6 +19,7 @@ SIDECAR = "engines/engines.json"
 SIDECAR_FORMAT = "dfer-deploy-engines/1"
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 MAX_WORKSPACE_BYTES = 1 << 40
+"""Limits the builder's workspace to 1 TiB, which is more than a GPU has: a larger value is a mistake."""
 
 _MODULE_NAME = re.compile(r"[a-z_]{1,32}")
 _MODULE_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
@@ -39,7 +40,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the builder is told.
+    """The builder's settings.
 
     Attributes:
         optimization_level: 0 (builds fast) to 5 (searches longest); 3 is TensorRT's default.

@@ -20,7 +20,7 @@ from dfer_deploy.triton.address import Address, channel_options
 T = TypeVar("T")
 
 _MAX_TIMEOUT_S = 86_400.0
-"""For the libraries' own timeouts over HTTP; every request has its limit from outside."""
+"""Seconds. Keeps the HTTP library's own timeout out of the way: every request has its own deadline."""
 
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -57,7 +57,7 @@ class Connection:
             self._abandoned = weakref.finalize(self, _close_later, self._process, self._loop, self._http)
 
     def run(self, steps: Steps[T]) -> T:
-        """Performs every step of ``steps`` and returns their result.
+        """Perform every step of ``steps`` and return their result.
 
         Raises:
             DferDeployError: what the steps raise.
@@ -82,7 +82,7 @@ class Connection:
             steps.close()
 
     def close(self) -> None:
-        """Closes the connection. Can be repeated. In a forked process, the parent's stays open."""
+        """Close the connection. Can be repeated. In a forked process, the parent's stays open."""
         self._is_closed = True
         if self._process != os.getpid():
             return
@@ -132,7 +132,7 @@ class AsyncConnection:
         self._client: Any = self._opened()
 
     async def run(self, steps: Steps[T]) -> T:
-        """Performs every step of ``steps`` and returns their result.
+        """Perform every step of ``steps`` and return their result.
 
         Raises:
             DferDeployError: what the steps raise.

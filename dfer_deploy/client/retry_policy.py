@@ -14,6 +14,7 @@ from dfer_deploy.specs import require
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
+"""Limits the wait between two attempts, in seconds, so that a client notices soon that a server is back."""
 
 DEFAULT_DEADLINE_S = 60.0
 DEFAULT_RETRIES = 20
@@ -24,7 +25,7 @@ CONNECT_RETRIES = 5
 just being started."""
 
 _MIN_TIMEOUT_S = 1e-6
-"""Every attempt has some time, so that it is the libraries that say that it is over."""
+"""The shortest timeout of an attempt, in seconds. It is positive, so that the library reports that time is up."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RetryPolicy:
         )
 
     def start(self) -> RetryState:
-        """Starts the clock."""
+        """Start the clock."""
         return RetryState(self, self.clock() + self.deadline_s)
 
 

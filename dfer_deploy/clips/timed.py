@@ -18,10 +18,14 @@ ROUNDING_S = 0.001
 """Matroska rounds the times of frames to milliseconds, so a frame may be shown so much before its stated time."""
 
 MIN_INTERVAL_S = 0.01
+"""The shortest frame interval, in seconds; 100 frames a second are more than usual videos have."""
+
 MAX_INTERVAL_S = 60.0
+"""The longest frame interval, in seconds; a window of 16 frames then spans 15 minutes."""
 
 _USUAL_FRAME_S = 1 / 25
 _MAX_FRAME_S = 3600.0
+"""Seconds. A longer gap between frames means damaged times, and would repeat one frame many times."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ShownFrame:
 
 
 def check_interval(interval_s: float) -> None:
-    """Raises a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
+    """Raise a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
     require(
         MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S,
         f"the frame interval is {interval_s} s, expected {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g}",
@@ -55,7 +59,7 @@ def check_interval(interval_s: float) -> None:
 
 
 def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
-    """The frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
+    """Yield the frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
 
     Times are those of presentation, so a variable frame rate is kept: a frame that is shown for long comes several
     times, one that is shown between two of the times never. One frame is held in memory.
@@ -86,7 +90,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
 
 
 def shown_frames(video: Path) -> Iterator[ShownFrame]:
-    """All frames of a video that can be decoded, with their times; errors as ``clips.reading.decoded_frames``.
+    """Yield all frames of a video that can be decoded, with their times; errors as ``clips.reading.decoded_frames``.
 
     A frame without a time, or with one before its predecessor's, follows its predecessor at the usual distance.
     """
@@ -109,7 +113,7 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
 
 
 def duration_s(video: Path) -> float | None:
-    """The duration that a video's header states, in seconds; None where it states none."""
+    """Return the duration that a video's header states, in seconds; None where it states none."""
     with open_video(video) as (container, _):
         return container.duration / av.time_base if container.duration else None
 

@@ -21,8 +21,8 @@ from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import MAX_FRAMES
 
 _MAX_STEP_S = HOLD_S / 3
-"""Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
-for nobody looks, so no face can be said to be gone: it goes on if the next frame shows it, however late that comes."""
+"""Limits the tracker's time from one frame to the next, in seconds, unless the frame interval is longer. The session
+does not look for faces while it waits for an answer, so a track must not end because the next frame comes late."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LiveSession:
         self._faces: dict[int, _Face] = {}
 
     def answered(self, frame: LiveFrame) -> list[FaceAnswer]:
-        """The answers for all faces of the next frame.
+        """Return the answers for all faces of the next frame.
 
         A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
         windows of a whole video do it (``inference.windows``). Frames that were dropped while an answer was waited for
@@ -115,7 +115,7 @@ class LiveSession:
         ]
 
     def close(self) -> None:
-        """Ends the streams."""
+        """End the streams."""
         while self._faces:
             self._faces.popitem()[1].stream.close()
 
