@@ -40,7 +40,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """A text without what a terminal would obey, such as an escape sequence in a file's name: it is spelled out."""
+    """Return a text with control characters, such as an escape sequence in a file's name, spelled out."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
@@ -81,7 +81,7 @@ stderr = _console("stderr")
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[list[str]]:
-    """Shows a running step, then a tick, what was done and the seconds. Strings appended to the list are shown too."""
+    """Show a running step, then a tick, what was done and the seconds. Strings appended to the list are shown too."""
     notes: list[str] = []
     start = time.perf_counter()
     what = escape(what)
@@ -98,7 +98,7 @@ def step(what: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _said_to_go_on(what: str, start: float) -> Iterator[None]:
-    """Prints a line now and then until the context ends."""
+    """Print a line now and then until the context ends."""
     done = threading.Event()
 
     def speak() -> None:
@@ -144,7 +144,7 @@ class _Lines(Progress):
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and the time left; where there is no terminal, a line now and then says the same."""
+    """Iterate with a progress bar and the time left; without a terminal, print a line now and then."""
     with progress_bar() as bar:
         yield from bar.track(items, total=total, description=what)
 
@@ -169,12 +169,12 @@ def progress_bar(*, counts: bool = True) -> Progress:
 
 
 def warn(message: str) -> None:
-    """One warning on stderr."""
+    """Print one warning on stderr."""
     stderr.print(f"[yellow]warning:[/] {escape(message)}")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table; numbers are formatted by the caller, and columns of numbers are set to the right."""
+    """Print a table; numbers are formatted by the caller, and columns of numbers are set to the right."""
     # Spelled out before the columns are measured.
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     grid = Table(title=Text(title, style="bold"), title_justify="left")

@@ -6,7 +6,7 @@ import os
 
 
 def usable_cores() -> int:
-    """How many cores this process may use; where the system does not tell (macOS, Windows), all of them."""
+    """Return how many cores this process may use; all of them where the system does not report it (macOS, Windows)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
-"""Of the attributes of a device (CUdevice_attribute)."""
+"""Numbers of a device's attributes (CUdevice_attribute)."""
 
 
 @dataclass(frozen=True)

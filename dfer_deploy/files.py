@@ -21,13 +21,13 @@ _MAX_JSON_BYTES = 256 << 20
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return file_digest(file)
 
 
 def file_digest(file: Any) -> str:
-    """Hexadecimal SHA-256 of an open binary file, read in pieces of 1 MiB."""
+    """Return the hexadecimal SHA-256 of an open binary file, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
     while piece := file.read(1 << 20):
         digest.update(piece)
@@ -36,7 +36,7 @@ def file_digest(file: Any) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed.
+    """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed.
 
     Args:
         path: the final file.
@@ -62,7 +62,7 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yields an empty temporary folder beside ``path`` that becomes ``path`` on success and vanishes on failure.
+    """Yield an empty temporary folder beside ``path`` that becomes ``path`` on success and vanishes on failure.
 
     Args:
         path: the final folder.
@@ -88,7 +88,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuses to write over what is read, by whatever names and links the two are called.
+    """Refuse to write over what is read, by whatever names and links the two are called.
 
     Raises:
         DferDeployError: ``output`` is one of ``inputs``.
@@ -100,7 +100,7 @@ def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
-    """Refuses a file in a bundle's folder, where it would replace a part of it or be one too many.
+    """Refuse a file in a bundle's folder, where it would replace a part of it or be one too many.
 
     Raises:
         DferDeployError: ``output`` lies in ``bundle``.
@@ -112,7 +112,7 @@ def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
 def check_outputs(
     outputs: Mapping[str, Path | None], inputs: Sequence[Path | None], bundle: Path | None = None
 ) -> None:
-    """Refuses, before the work, files whose writing after it would fail or lose something.
+    """Refuse, before the work, files whose writing after it would fail or lose something.
 
     Args:
         outputs: by the option that names them; None where it was not given.
@@ -139,7 +139,7 @@ def check_outputs(
 
 
 def link_or_copy(source: Path, destination: Path) -> None:
-    """A hard link to ``source`` where the file system allows it, else a copy."""
+    """Return a hard link to ``source`` where the file system allows it, else a copy."""
     try:
         destination.hardlink_to(source)
     except OSError as error:
@@ -150,13 +150,13 @@ def link_or_copy(source: Path, destination: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys and a final newline, atomically. Every number must be finite."""
+    """Write JSON with sorted keys and a final newline, atomically. Every number must be finite."""
     with atomic_file(path) as temporary:
         temporary.write_text(json_text(value), encoding="utf-8")
 
 
 def json_text(value: Any) -> str:
-    """What ``write_json`` writes."""
+    """Return what ``write_json`` writes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -189,7 +189,7 @@ def _finite(text: str) -> float:
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    """Puts ``new`` in the place of ``path``; if that fails, what was there is there again."""
+    """Put ``new`` in the place of ``path``; if that fails, what was there is there again."""
     if not path.exists():
         new.replace(path)
         return

@@ -33,7 +33,7 @@ class Score:
 
 
 def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequence[str]) -> Score:
-    """Scores integer predictions [N] against integer labels [N], both in [0, C).
+    """Score integer predictions [N] against integer labels [N], both in [0, C).
 
     Raises:
         DferDeployError: there are no clips, or a label is not one of the C classes.
@@ -54,7 +54,7 @@ def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequen
 
 
 def score_from_confusion(confusion: Int64, class_names: Sequence[str]) -> Score:
-    """The score behind counts, int64 [C, C] with at least one clip; rows are labels, columns predictions."""
+    """Return the score behind counts, int64 [C, C] with at least one clip; rows are labels, columns predictions."""
     clips = confusion.sum(axis=1)
     hits = np.diag(confusion)
     recalls = tuple(100.0 * int(h) / int(n) if n else None for h, n in zip(hits, clips, strict=True))
@@ -95,7 +95,7 @@ class Calibration:
 
 
 def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -> Calibration:
-    """Confidence against accuracy: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+    """Compare confidence with accuracy: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
 
     The confidence of a clip is the largest probability. With 15 bins (0, 1/15], …, (14/15, 1] of confidence, the error
     is the mean over all clips of |share of hits in the clip's bin - mean confidence in it|.
@@ -123,7 +123,7 @@ def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities [B, C] of logits [B, C]."""
+    """Return probabilities [B, C] of logits [B, C]."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: npt.NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities

@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 
 def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
-    """Builds a frozen dataclass from plain data, checking names and types all the way down.
+    """Build a frozen dataclass from plain data, checking names and types all the way down.
 
     Args:
         cls: the dataclass to build.
@@ -107,7 +107,7 @@ def _integers(value: Any, path: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Turns tuples, however deep, into lists, as JSON, TOML and ``weights_only`` know them."""
+    """Turn tuples, however deep, into lists, as JSON, TOML and ``weights_only`` know them."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

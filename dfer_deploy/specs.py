@@ -19,17 +19,19 @@ MAX_FRAMES = 16
 """Frames of a clip, and the number of temporal positions that the model learns (paper, section 4.1)."""
 
 MAX_IMAGE_BYTES = 16 << 20
-"""Of one encoded image: more the server does not take, and the client does not send."""
+"""Limits the bytes of one encoded image (16 MiB). The server refuses larger ones, and the client does not send them."""
 
 Precision = Literal["fp32", "fp16"]
 PromptPosition = Literal["front", "middle", "end"]
 PROMPT_POSITIONS: tuple[PromptPosition, ...] = ("front", "middle", "end")
 Classifier = Literal["text", "image_conditioned_text", "linear"]
 
-LARGEST_SIZE = 16384
-"""Of any width, number of pixels or number of tokens: four times that of the largest CLIP. Specs come from files."""
+MAX_SIZE = 16384
+"""Limits every width, number of pixels and number of tokens, because specs come from files. It is four times that of
+the largest CLIP."""
 
-MOST_LAYERS = 128
+MAX_LAYERS = 128
+"""Limits the layers of a transformer, because specs come from files."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -38,7 +40,7 @@ def require(condition: bool, message: str) -> None:
         raise SettingError(message)
 
 
-def _require_sizes(spec: Any, where: str, *names: str, largest: int = LARGEST_SIZE) -> None:
+def _require_sizes(spec: Any, where: str, *names: str, largest: int = MAX_SIZE) -> None:
     for name in names:
         value = getattr(spec, name)
         require(0 < value <= largest, f"{where}{name} is {value}, expected 1 to {largest}")
@@ -57,7 +59,7 @@ class VisionSpec:
 
     def __post_init__(self) -> None:
         _require_sizes(self, "vision.", "image_size", "patch_size", "width", "head_width")
-        _require_sizes(self, "vision.", "layers", largest=MOST_LAYERS)
+        _require_sizes(self, "vision.", "layers", largest=MAX_LAYERS)
         require(0 < self.mlp_ratio <= 64, f"vision.mlp_ratio is {self.mlp_ratio}, expected more than 0 and at most 64")
         require(
             self.image_size % self.patch_size == 0,
@@ -85,7 +87,7 @@ class TextSpec:
 
     def __post_init__(self) -> None:
         _require_sizes(self, "text.", "context_length", "width", "heads")
-        _require_sizes(self, "text.", "layers", largest=MOST_LAYERS)
+        _require_sizes(self, "text.", "layers", largest=MAX_LAYERS)
         _require_sizes(self, "text.", "vocab_size", largest=1_000_000)
         require(
             self.width % self.heads == 0,
@@ -200,7 +202,7 @@ class ModelSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers: what JSON, TOML and ``weights_only`` can hold."""
+        """Return plain dictionaries, lists, strings and numbers, which JSON, TOML and ``weights_only`` can hold."""
         return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
@@ -252,7 +254,7 @@ class Contract:
 
 
 def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
-    """What ``spec`` is served as, under the name prefix ``name``.
+    """Return what ``spec`` is served as, under the name prefix ``name``.
 
     Frames are RGB in [0, 255], already resized to the model's image size; all arithmetic on them is in the graph.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.clips.dataset import MOST_UNREADABLE, is_present
+from dfer_deploy.clips.dataset import MAX_UNREADABLE, is_present
 from dfer_deploy.clips.reading import Clip, Sampler, clip_from_path, frame_paths
 from dfer_deploy.clips.sampling import Indices, sample_indices, training_indices
 from dfer_deploy.clips.timed import check_interval
@@ -242,10 +242,10 @@ class TrainingClips:
         new = {name: reason for name, reason in problems.items() if name not in self.unreadable}
         self.unreadable |= new
         self.found = {}
-        if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
+        if len(self.unreadable) > MAX_UNREADABLE * len(self.annotations):
             raise TrainingError(
                 f"{len(self.unreadable)} of {len(self.annotations)} training clips cannot be read, at most "
-                f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
+                f"{MAX_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
         if new:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in new.items())

@@ -14,17 +14,17 @@ _PACKAGE = "dfer_deploy.triton_models"
 
 
 def config_template(*path: str) -> str:
-    """The text of a template, for example ``config_template("embedded", "image_encoder.pbtxt")``."""
+    """Return the text of a template, for example ``config_template("embedded", "image_encoder.pbtxt")``."""
     return _text(*path)
 
 
 def onnx_model_sources() -> dict[str, str]:
-    """The files, by name, of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
+    """Return the files, by name, of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
     return {"model.py": _text("onnx_model", "model.py"), "model_requests.py": _text("model_requests.py")}
 
 
 def preprocess_sources() -> dict[str, str]:
-    """The files, by name, of the Python-backend model that turns encoded images into frames."""
+    """Return the files, by name, of the Python-backend model that turns encoded images into frames."""
     decoding = resources.files("dfer_deploy.clips").joinpath("image_decoding.py")
     return {
         "model.py": _text("preprocess", "model.py"),

@@ -14,18 +14,18 @@ from dfer_deploy.specs import ModelSpec
 
 
 def encoder_blocks(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the image encoder's blocks, in the order of the computation."""
+    """Return the names of the image encoder's blocks, in the order of the computation."""
     layers = (f"encoder.{index}" for index in range(spec.clip.vision.layers))
     return ("patch_embedding", *layers, "projection")
 
 
 def head_blocks(spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the temporal head's blocks, in the order of the computation; none at depth 0."""
+    """Return the names of the temporal head's blocks, in the order of the computation; none at depth 0."""
     return tuple(f"head.{index}" for index in range(spec.temporal.depth))
 
 
 def checked_blocks(names: Iterable[str], spec: ModelSpec) -> tuple[str, ...]:
-    """The named blocks, each once and in the order of the computation.
+    """Return the named blocks, each once and in the order of the computation.
 
     Raises:
         DferDeployError: the model has no such block; with the nearest name.

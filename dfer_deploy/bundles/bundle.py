@@ -22,8 +22,11 @@ TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "embedded")
 ExecutionProvider = Literal["cuda", "tensorrt"]
 EXECUTION_PROVIDERS: tuple[ExecutionProvider, ...] = ("cuda", "tensorrt")
 
-LARGEST_BATCH = 1024
-LARGEST_QUEUE = 1_000_000
+MAX_BATCH = 1024
+"""Limits the clips of one batch, so that a mistyped option is refused before a server reserves memory for it."""
+
+MAX_QUEUE = 1_000_000
+"""Limits the number of waiting requests that an option may ask for. A queue without a limit is 0."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class ServingOptions:
 
     def __post_init__(self) -> None:
         require(
-            1 <= self.max_batch_size <= LARGEST_BATCH,
-            f"the maximal batch is {self.max_batch_size}, expected 1 to {LARGEST_BATCH}",
+            1 <= self.max_batch_size <= MAX_BATCH,
+            f"the maximal batch is {self.max_batch_size}, expected 1 to {MAX_BATCH}",
         )
         require(1 <= self.instances <= 64, f"the number of instances is {self.instances}, expected 1 to 64")
         require(
@@ -57,8 +60,8 @@ class ServingOptions:
             f"the queue delay is {self.queue_delay_us} µs, expected 0 to 10000000",
         )
         require(
-            0 <= self.max_queue_size <= LARGEST_QUEUE,
-            f"the longest queue is {self.max_queue_size}, expected 0 (without limit) to {LARGEST_QUEUE}",
+            0 <= self.max_queue_size <= MAX_QUEUE,
+            f"the longest queue is {self.max_queue_size}, expected 0 (without limit) to {MAX_QUEUE}",
         )
         for batch in self.cuda_graph_batches:
             require(
@@ -72,7 +75,7 @@ class ServingOptions:
 
 
 def check_serving(target: Target, serving: ServingOptions) -> None:
-    """Refuses what the target's server would ignore.
+    """Refuse what the target's server would ignore.
 
     Raises:
         DferDeployError: CUDA graphs or an execution provider are asked of a target that has none.
@@ -219,7 +222,7 @@ class Bundle:
 
 
 def check_model_name(name: str) -> str:
-    """Refuses names that could not be a folder of a model repository."""
+    """Refuse names that could not be a folder of a model repository."""
     if not name or not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
         raise BundleError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
     return name

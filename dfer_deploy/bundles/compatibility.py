@@ -1,7 +1,7 @@
 """Whether a TensorRT plan runs on a GPU and with a version of TensorRT.
 
 Source: NVIDIA TensorRT documentation 10.16 and 11.4, "Engine Compatibility" and "Support Matrix". Nothing but loading a
-plan proves that it can be loaded; this tells what is known before.
+plan proves that it can be loaded; this module reports what is known before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONTAINERS = (
 
 
 def gpu_mismatch(builder: Builder, device: Device | None, gpu: Gpu) -> str:
-    """Why a plan does not fit a GPU, or nothing."""
+    """Return why a plan does not fit a GPU, or nothing."""
     if builder.module != "tensorrt":
         return f"they were built with {builder.module}, whose engines Triton does not load"
     if device is None:
@@ -54,7 +54,7 @@ def gpu_mismatch(builder: Builder, device: Device | None, gpu: Gpu) -> str:
 
 
 def tensorrt_mismatch(builder: Builder, version: str) -> str:
-    """Why a plan does not run with a TensorRT, or nothing; of a shortened version, only the given parts count."""
+    """Return why a plan does not run with a TensorRT, or nothing; only the given parts of a version count."""
     built, runs = version_numbers(builder.version), version_numbers(version)
     length = min(len(built), len(runs))
     built, runs = built[:length], runs[:length]
@@ -68,7 +68,7 @@ def tensorrt_mismatch(builder: Builder, version: str) -> str:
 
 
 def fitting_containers(builder: Builder) -> list[Container]:
-    """The known releases without known critical vulnerabilities whose TensorRT runs the plans, the oldest first."""
+    """Return the releases without known critical vulnerabilities that run the plans, the oldest first."""
     return [
         container
         for container in CONTAINERS
@@ -77,7 +77,7 @@ def fitting_containers(builder: Builder) -> list[Container]:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (10, 16, 0, 72) of ``10.16.0.72``, (11, 4) of ``11.4rc1``."""
+    """Return the leading numbers of a version: (10, 16, 0, 72) of ``10.16.0.72``, (11, 4) of ``11.4rc1``."""
     numbers = []
     for part in version.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

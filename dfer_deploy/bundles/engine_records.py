@@ -1,4 +1,4 @@
-"""What the builder of TensorRT engines is told, and what it records beside them. Needs only the standard library.
+"""The settings of the builder of TensorRT engines, and what it records beside them. Needs only the standard library.
 
 A part of ``build_engines.py`` in a bundle; see ``export.standalone``.
 """
@@ -18,7 +18,8 @@ OLDEST_TENSORRT = (10, 12)
 SIDECAR = "engines/engines.json"
 SIDECAR_FORMAT = "dfer-deploy-engines/1"
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
-MOST_WORKSPACE_BYTES = 1 << 40
+MAX_WORKSPACE_BYTES = 1 << 40
+"""Limits the builder's workspace to 1 TiB, which is more than a GPU has: a larger value is a mistake."""
 
 _MODULE_NAME = re.compile(r"[a-z_]{1,32}")
 _MODULE_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
@@ -39,7 +40,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the builder is told.
+    """The builder's settings.
 
     Attributes:
         optimization_level: 0 (builds fast) to 5 (searches longest); 3 is TensorRT's default.
@@ -58,9 +59,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.optimization_level <= 5:
             raise EngineError(f"the optimisation level is {self.optimization_level}, expected 0 to 5")
-        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MOST_WORKSPACE_BYTES:
+        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MAX_WORKSPACE_BYTES:
             raise EngineError(
-                f"the workspace has {self.workspace_bytes >> 20} MiB, expected 1 to {MOST_WORKSPACE_BYTES >> 20}"
+                f"the workspace has {self.workspace_bytes >> 20} MiB, expected 1 to {MAX_WORKSPACE_BYTES >> 20}"
             )
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise EngineError(

@@ -19,7 +19,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder has a bundle's manifest, intact or not, of this version or another."""
+    """Return whether a folder has a bundle's manifest, intact or not, of this version or another."""
     manifest = path / MANIFEST_NAME
     try:
         values = (
@@ -31,14 +31,14 @@ def is_bundle(path: Path) -> bool:
 
 
 def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
-    """Opens a bundle.
+    """Open a bundle.
 
     Args:
         path: the bundle's folder.
         check_files: compare the bytes of every file with the manifest.
 
     Raises:
-        DferDeployError: it is no bundle, its manifest is not understood, or a file was changed.
+        DferDeployError: it is not a bundle, its manifest is not understood, or a file was changed.
     """
     manifest_path = path / MANIFEST_NAME
     if not path.exists():
@@ -84,7 +84,7 @@ def _typed(path: Path) -> str:
 
 
 def is_intact(bundle: Bundle) -> bool:
-    """Whether ``check_bundle_files`` passes."""
+    """Return whether ``check_bundle_files`` passes."""
     try:
         check_bundle_files(bundle)
     except DferDeployError:
@@ -93,7 +93,7 @@ def is_intact(bundle: Bundle) -> bool:
 
 
 def check_bundle_files(bundle: Bundle) -> None:
-    """Compares every file with the manifest, and the engines with the record of their build.
+    """Compare every file with the manifest, and the engines with the record of their build.
 
     Raises:
         DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
@@ -110,7 +110,7 @@ def check_bundle_files(bundle: Bundle) -> None:
 
 
 def check_file(bundle: Bundle, name: str) -> None:
-    """Compares one file with the manifest.
+    """Compare one file with the manifest.
 
     Args:
         bundle: whose files may be damaged.

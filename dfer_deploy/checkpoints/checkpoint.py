@@ -55,7 +55,7 @@ class Checkpoint:
         return float(interval) if isinstance(interval, int | float) and math.isfinite(interval) else None
 
     def build_model(self) -> DferClip:
-        """The model in fp32 on the CPU, in evaluation mode.
+        """Return the model in fp32 on the CPU, in evaluation mode.
 
         Raises:
             DferDeployError: parameters are missing, superfluous, of the wrong shape, or not finite.
@@ -83,7 +83,7 @@ class Checkpoint:
 def load_checkpoint(
     path: Path, *, prompt_position: PromptPosition | None = None, class_names: Sequence[str] | None = None
 ) -> Checkpoint:
-    """Reads a checkpoint without executing anything from it.
+    """Read a checkpoint without executing anything from it.
 
     Args:
         path: a file of ours or of the reference implementation.
@@ -112,7 +112,7 @@ def load_checkpoint(
 
 
 def holds_dfer_clip(path: Path) -> bool:
-    """Whether a file of weights is a DFER-CLIP checkpoint, ours or the reference implementation's, or something else.
+    """Return whether a file of weights is a DFER-CLIP checkpoint, ours or the reference implementation's.
 
     Raises:
         DferDeployError: it would be one by its format, but is refused or damaged.
@@ -128,7 +128,7 @@ def holds_dfer_clip(path: Path) -> bool:
 
 
 def save_checkpoint(path: Path, model: DferClip, provenance: Mapping[str, Any]) -> None:
-    """Writes our own format, atomically: weights, spec and provenance, all loadable with ``weights_only=True``.
+    """Write our own format, atomically: weights, spec and provenance, all loadable with ``weights_only=True``.
 
     Args:
         path: the file to write; an existing one is replaced.

@@ -24,7 +24,7 @@ def _names_by_text() -> dict[str, str]:
 
 
 def names_for_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    """A name for every class text: the released one where the text is known, otherwise ``class_0``, ``class_1``, …"""
+    """Return a name for every class text: the released one of a known text, else ``class_0``, ``class_1``, …"""
     known = _names_by_text()
     names = [known.get(text, f"class_{index}") for index, text in enumerate(texts)]
     if len(set(names)) < len(names):

@@ -37,14 +37,14 @@ _TEMPORAL_KEY = re.compile(r"temporal_net\.temporal_transformer\.layers\.(\d+)\.
 
 
 def is_reference_state(state: State) -> bool:
-    """Whether these names (without ``module.``) are the reference implementation's."""
+    """Return whether these names (without ``module.``) are the reference implementation's."""
     return "prompt_learner.ctx" in state and "image_encoder.conv1.weight" in state
 
 
 def state_from_reference(
     path: Path, state: State, position: PromptPosition, class_names: Sequence[str] | None
 ) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The spec and the parameters, by the names of ``DferClip``.
+    """Return the spec and the parameters, by the names of ``DferClip``.
 
     Args:
         path: for messages.

@@ -32,7 +32,7 @@ class _Inert:
 
 
 def load_tensors(path: Path) -> Any:
-    """Loads a file that ``torch.save`` wrote, with its tensors mapped from the disk.
+    """Load a file that ``torch.save`` wrote, with its tensors mapped from the disk.
 
     The reference implementation stores an instance of ``__main__.RecorderMeter`` with NumPy arrays in it; these become
     inert objects. Every other global name refuses the file.

@@ -23,7 +23,7 @@ _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 def clip_from_file(spec: ClipSpec, path: Path) -> CLIP:
-    """A CLIP with the weights of a file, in fp32.
+    """Return a CLIP with the weights of a file, in fp32.
 
     Args:
         spec: the sizes; nothing is resized.
@@ -57,7 +57,7 @@ def clip_from_file(spec: ClipSpec, path: Path) -> CLIP:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether ``safe_pickle.load_tensors`` is for this file: what ``torch.save`` wrote rather than another format."""
+    """Return whether ``torch.save`` wrote the file, so that ``safe_pickle.load_tensors`` reads it."""
     return path.suffix != ".safetensors" and not _is_torchscript(path)
 
 
@@ -113,6 +113,6 @@ def _openai_archive(path: Path) -> dict[str, Tensor]:
 
 
 def openai_digests() -> set[str]:
-    """SHA-256 of OpenAI's archives, which their addresses contain (open_clip's table of them)."""
+    """Return the SHA-256 of OpenAI's archives, which their addresses contain (open_clip's table of them)."""
     addresses = (open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in open_clip.list_models())
     return {digest for address in addresses for digest in re.findall(r"/([0-9a-f]{64})/", address)}

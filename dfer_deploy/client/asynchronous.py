@@ -42,7 +42,7 @@ class AsyncClient(ConnectedModel):
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: int = DEFAULT_RETRIES,
     ) -> None:
-        """Arguments as of ``Client``; entering the context (or ``connect``) connects.
+        """Take the arguments of ``Client``; entering the context (or ``connect``) connects.
 
         Raises:
             DferDeployError: an argument is out of range.
@@ -52,7 +52,7 @@ class AsyncClient(ConnectedModel):
         self._connection: AsyncConnection | None = None
 
     async def connect(self) -> None:
-        """Connects, and reads what the model is, class names included.
+        """Connect, and read what the model is, class names included.
 
         Raises:
             DferDeployError: no server answers there, or it has no such model.
@@ -75,7 +75,7 @@ class AsyncClient(ConnectedModel):
     @overload
     async def predict(self, clip: ClipBatch) -> list[Answer]: ...
     async def predict(self, clip: Any) -> Any:
-        """As ``Client.predict``."""
+        """Answer as ``Client.predict`` does."""
         return await self.run(self._requests.answer(clip))
 
     async def predict_video(
@@ -87,7 +87,10 @@ class AsyncClient(ConnectedModel):
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> AsyncIterator[Window]:
-        """As ``Client.predict_video``. Decoding, detection and the requests run in threads beside the event loop."""
+        """Answer a video as ``Client.predict_video`` does.
+
+        Decoding, detection and the requests run in threads beside the event loop.
+        """
         policy, address, model = self._requests.policy, self._requests.address, self._requests.model.name
 
         def windows() -> Generator[Window, None, None]:
@@ -105,29 +108,29 @@ class AsyncClient(ConnectedModel):
             thread.shutdown(wait=False)
 
     def stream(self) -> AsyncStream:
-        """As ``Client.stream``: ``async with client.stream() as stream: await stream.push(frame)``."""
+        """Open a stream: ``async with client.stream() as stream: await stream.push(frame)``."""
         return AsyncStream(self, StreamRequests(self._requests))
 
     async def encode(self, frames: Frames) -> Float32:
-        """As ``Client.encode``."""
+        """Encode as ``Client.encode`` does."""
         return await self.run(self._requests.encode(frames))
 
     async def classify(self, frame_features: Float32) -> Prediction:
-        """As ``Client.classify``."""
+        """Classify as ``Client.classify`` does."""
         return await self.run(self._requests.classify(frame_features))
 
     async def predict_frames(self, frames: Frames) -> Prediction:
-        """As ``Client.predict_frames``."""
+        """Predict as ``Client.predict_frames`` does."""
         return await self.run(self._requests.predict(frames))
 
     async def run(self, steps: Steps[T]) -> T:
-        """Performs steps of ``request_steps.py``, and returns their result."""
+        """Perform steps of ``request_steps.py``, and return their result."""
         if self._connection is None:
             raise not_connected()
         return await self._connection.run(steps)
 
     async def close(self) -> None:
-        """As ``Client.close``."""
+        """Close the connection as ``Client.close`` does."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
@@ -149,11 +152,11 @@ class AsyncStream:
         self._client, self._requests = client, requests
 
     async def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
-        """As ``Stream.push``."""
+        """Push a frame as ``Stream.push`` does."""
         return await self._client.run(self._requests.push(frame))
 
     async def close(self) -> None:
-        """As ``Stream.close``."""
+        """Forget the frames as ``Stream.close`` does."""
         self._requests.close()
 
     async def __aenter__(self) -> AsyncStream:

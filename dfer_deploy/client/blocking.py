@@ -52,7 +52,7 @@ class Client(ConnectedModel):
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: int = DEFAULT_RETRIES,
     ) -> None:
-        """Connects, and reads what the model is.
+        """Connect, and read what the model is.
 
         Args:
             url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
@@ -75,7 +75,7 @@ class Client(ConnectedModel):
 
     @property
     def address(self) -> Address:
-        """Of the server."""
+        """The server's address."""
         return self._requests.address
 
     @property
@@ -120,11 +120,11 @@ class Client(ConnectedModel):
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> VideoWindows:
-        """Windows of 16 frames over a whole video, each frame encoded once by the server.
+        """Answer for windows of 16 frames over a whole video, each frame encoded once by the server.
 
         Args:
             path: a video file.
-            interval_s: seconds between the frames of a window; by default as in training, as far as the server tells.
+            interval_s: seconds between the frames of a window; by default as in training, if the server reports it.
             stride: frames from one window to the next.
             faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
                 the picture is a cropped face.
@@ -150,23 +150,23 @@ class Client(ConnectedModel):
         return Stream(self, StreamRequests(self._requests))
 
     def encode(self, frames: Frames) -> Float32:
-        """The image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
+        """Run the image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
         return self.run(self._requests.encode(frames))
 
     def classify(self, frame_features: Float32) -> Prediction:
-        """The temporal head alone: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
+        """Run the temporal head alone: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
         return self.run(self._requests.classify(frame_features))
 
     def predict_frames(self, frames: Frames) -> Prediction:
-        """The ensemble on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16: nothing is padded or sampled."""
+        """Run the ensemble on frames uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16; they are neither padded nor sampled."""
         return self.run(self._requests.predict(frames))
 
     def run(self, steps: Steps[T]) -> T:
-        """Performs steps of ``request_steps.py``, and returns their result."""
+        """Perform steps of ``request_steps.py``, and return their result."""
         return self._connection.run(steps)
 
     def close(self) -> None:
-        """Closes the connection. Can be repeated."""
+        """Close the connection. Can be repeated."""
         self._connection.close()
 
     def __enter__(self) -> Client:
@@ -245,11 +245,11 @@ class ServedPredictor:
 
     @property
     def graphs_sha256(self) -> tuple[str, str] | None:
-        """SHA-256 of the image encoder's and the temporal head's ONNX files; None where the server does not tell."""
+        """SHA-256 of the image encoder's and the temporal head's ONNX files; None if the server does not report it."""
         return self._client.graphs_sha256
 
     def labels(self) -> tuple[str, ...]:
-        """The class names, in the order of the logits.
+        """Return the class names, in the order of the logits.
 
         Raises:
             DferDeployError: the server knows no label for a class.
@@ -257,15 +257,15 @@ class ServedPredictor:
         return self._client.labels
 
     def encode(self, frames: Frames) -> Float32:
-        """The image encoder alone: frames uint8 [B, T, H, W, 3] to frame features float32 [B, T, L]."""
+        """Run the image encoder alone: frames uint8 [B, T, H, W, 3] to frame features float32 [B, T, L]."""
         return self._client.encode(frames)
 
     def classify(self, frame_features: Float32) -> Prediction:
-        """The temporal head alone: frame features float32 [B, T, L] to a prediction."""
+        """Run the temporal head alone: frame features float32 [B, T, L] to a prediction."""
         return self._client.classify(frame_features)
 
     def predict(self, frames: Frames) -> Prediction:
-        """The ensemble: frames uint8 [B, T, H, W, 3], RGB in [0, 255], 1 ≤ T ≤ 16, to a prediction."""
+        """Run the ensemble: frames uint8 [B, T, H, W, 3], RGB in [0, 255], 1 ≤ T ≤ 16, to a prediction."""
         return self._client.predict_frames(frames)
 
     def __enter__(self: P) -> P:

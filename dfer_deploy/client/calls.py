@@ -30,11 +30,11 @@ class Call(Protocol):
         ...
 
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
-        """The method of ``library``'s client to call, and its keyword arguments."""
+        """Return the method of ``library``'s client to call, and its keyword arguments."""
         ...
 
     def response(self, raw: Any) -> Any:
-        """What the method returned, in a form that does not depend on the library."""
+        """Return what the method returned, in a form that does not depend on the library."""
         ...
 
 
@@ -87,7 +87,7 @@ class Infer:
         return "infer", arguments | _limit(scheme, timeout_s)
 
     def response(self, raw: Any) -> list[Any]:
-        """One array for each output, None where the server gave none."""
+        """Return one array for each output, None where the server gave none."""
         return [raw.as_numpy(output) for output in self.outputs]
 
 

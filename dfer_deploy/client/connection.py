@@ -19,8 +19,8 @@ from dfer_deploy.triton.address import Address, channel_options
 
 T = TypeVar("T")
 
-_LONGEST_S = 86_400.0
-"""For the libraries' own timeouts over HTTP; every request has its limit from outside."""
+_MAX_TIMEOUT_S = 86_400.0
+"""Seconds. Keeps the HTTP library's own timeout out of the way: every request has its own deadline."""
 
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -57,7 +57,7 @@ class Connection:
             self._abandoned = weakref.finalize(self, _close_later, self._process, self._loop, self._http)
 
     def run(self, steps: Steps[T]) -> T:
-        """Performs every step of ``steps`` and returns their result.
+        """Perform every step of ``steps`` and return their result.
 
         Raises:
             DferDeployError: what the steps raise.
@@ -82,7 +82,7 @@ class Connection:
             steps.close()
 
     def close(self) -> None:
-        """Closes the connection. Can be repeated. In a forked process, the parent's stays open."""
+        """Close the connection. Can be repeated. In a forked process, the parent's stays open."""
         self._is_closed = True
         if self._process != os.getpid():
             return
@@ -126,13 +126,13 @@ class AsyncConnection:
         else:
             from tritonclient.http import aio as library
 
-            options = {"conn_timeout": _LONGEST_S}
+            options = {"conn_timeout": _MAX_TIMEOUT_S}
         self._library = library
         self._opened = functools.partial(library.InferenceServerClient, address.netloc, **options)
         self._client: Any = self._opened()
 
     async def run(self, steps: Steps[T]) -> T:
-        """Performs every step of ``steps`` and returns their result.
+        """Perform every step of ``steps`` and return their result.
 
         Raises:
             DferDeployError: what the steps raise.

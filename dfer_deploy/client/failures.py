@@ -26,7 +26,7 @@ _OTHER_STREAM = (
 """Triton's words where a stream's inputs or outputs are not those of the configuration that was read."""
 
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
-"""Modules whose exceptions mean a broken connection, or that what answers is no Triton (rapidjson)."""
+"""Modules whose exceptions mean a broken connection, or that what answers is not a Triton server (rapidjson)."""
 
 
 class Failures:
@@ -38,7 +38,7 @@ class Failures:
 
     @contextlib.contextmanager
     def translated(self, what: str, deadline_s: float) -> Iterator[None]:
-        """Around one request to the model ``what``, which may take ``deadline_s``."""
+        """Translate the errors of one request to the model ``what``, which may take ``deadline_s``."""
         try:
             yield
         except InferenceServerException as error:

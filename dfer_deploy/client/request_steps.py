@@ -65,7 +65,7 @@ class ModelRequests:
         return self._labels
 
     def connect(self) -> Steps[None]:
-        """Reads the model's configuration."""
+        """Read the model's configuration."""
         state = replace(self._policy, retries=min(CONNECT_RETRIES, self._policy.retries)).start()
         try:
             config = yield from state.response_to(ReadConfig(self._name))
@@ -74,7 +74,7 @@ class ModelRequests:
         self._model = served_model(self._name, self._address, config)
 
     def labels_of(self, encoder_id: int) -> Steps[tuple[str, ...]]:
-        """The class names, asked for again where another encoder answers than when they were read.
+        """Return the class names, asked for again where another encoder answers than when they were read.
 
         Raises:
             DferDeployError: as ``labels``.
@@ -85,7 +85,7 @@ class ModelRequests:
         return (yield from self.labels())
 
     def labels(self) -> Steps[tuple[str, ...]]:
-        """The class names, in the order of the logits, as the server's classification extension gives them.
+        """Return the class names, in the order of the logits, as the server's classification extension gives them.
 
         Raises:
             DferDeployError: the server knows no label for a class.
@@ -121,21 +121,21 @@ class ModelRequests:
         return self._stream
 
     def encode(self, frames: Frames) -> Steps[Float32]:
-        """The image encoder alone."""
+        """Run the image encoder alone."""
         (features,) = yield from self._infer(self.model.image_encoder, "frames", frames, ("frame_features",))
         answer: Float32 = self.checked(features, "frame_features", frames.shape[:2] + features.shape[2:])
         return answer
 
     def classify(self, frame_features: Float32) -> Steps[Prediction]:
-        """The temporal head alone."""
+        """Run the temporal head alone."""
         return (yield from self._prediction(self.model.temporal_head, "frame_features", frame_features))
 
     def predict(self, frames: Frames) -> Steps[Prediction]:
-        """The ensemble, on frames as they are."""
+        """Run the ensemble on frames as they are."""
         return (yield from self._prediction(self.model.name, "frames", frames))
 
     def answer(self, clip: Frames | EncodedImages) -> Steps[Answer | list[Answer]]:
-        """The answer for a clip, or one for every clip of a batch; always from 16 frames."""
+        """Return the answer for a clip, or one for every clip of a batch; always from 16 frames."""
         labels = yield from self.labels()
         if isinstance(clip, np.ndarray):
             frames = self._sixteen(clip)
@@ -189,7 +189,7 @@ class ModelRequests:
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
     def responses(self, state: RetryState, call: Infer) -> Steps[list[Any]]:
-        """The arrays of one inference, with retries."""
+        """Return the arrays of one inference, with retries."""
         try:
             return self._complete(call, (yield from state.response_to(call)))
         except CallError as error:
@@ -247,17 +247,17 @@ class ConnectedModel:
 
     @property
     def frame_interval_s(self) -> float | None:
-        """Seconds between the frames of a training clip, None where the server does not tell."""
+        """Seconds between the frames of a training clip, None where the server does not report it."""
         return self._requests.model.frame_interval_s
 
     @property
     def graphs_sha256(self) -> tuple[str, str] | None:
-        """SHA-256 of the image encoder's and the temporal head's ONNX files, None where the server does not tell."""
+        """SHA-256 of the encoder's and the head's ONNX files, None where the server does not report them."""
         return self._requests.model.graphs_sha256
 
 
 def not_connected() -> DferDeployError:
-    """What an asynchronous client says before it has connected, and after it was closed."""
+    """Return what an asynchronous client says before it has connected, and after it was closed."""
     return DferDeployError("the client is not connected; use it as: async with AsyncClient(…) as client")
 
 

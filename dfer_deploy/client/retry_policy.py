@@ -13,7 +13,8 @@ from dfer_deploy.errors import CallError
 from dfer_deploy.specs import require
 
 FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 2.0
+"""Limits the wait between two attempts, in seconds, so that a client notices soon that a server is back."""
 
 DEFAULT_DEADLINE_S = 60.0
 DEFAULT_RETRIES = 20
@@ -23,8 +24,8 @@ CONNECT_RETRIES = 5
 """At most, about 1.6 s of backoff, where nothing was ever answered: an address is mistyped more often than a server is
 just being started."""
 
-_LEAST_S = 1e-6
-"""Every attempt has some time, so that it is the libraries that say that it is over."""
+_MIN_TIMEOUT_S = 1e-6
+"""The shortest timeout of an attempt, in seconds. It is positive, so that the library reports that time is up."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RetryPolicy:
         )
 
     def start(self) -> RetryState:
-        """Starts the clock."""
+        """Start the clock."""
         return RetryState(self, self.clock() + self.deadline_s)
 
 
@@ -67,7 +68,7 @@ class RetryState:
     def send(self, call: Call) -> Steps[Any]:
         """Send the call once, with the time that is left."""
         left = self._end - self._policy.clock()
-        return (yield Send(call, max(left, _LEAST_S), self._policy.deadline_s))
+        return (yield Send(call, max(left, _MIN_TIMEOUT_S), self._policy.deadline_s))
 
     def back_off(self, error: CallError) -> Steps[None]:
         """Wait before the next attempt: exponentially, with full jitter, so that many clients do not come at once.
@@ -77,7 +78,7 @@ class RetryState:
         Raises:
             CallError: ``error`` itself, if there is no attempt or no time left.
         """
-        seconds = self._policy.uniform(0, min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures))
+        seconds = self._policy.uniform(0, min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures))
         self._failures += 1
         if self._failures > self._policy.retries or self._policy.clock() + seconds >= self._end:
             raise error

@@ -21,8 +21,8 @@ class ServedModel:
         image_size: S, height and width of the frames in pixels.
         num_classes: C.
         max_batch_size: the largest number of clips in one request.
-        frame_interval_s: seconds between the frames of a training clip; None where the server does not tell.
-        graphs_sha256: of the exported image encoder and temporal head; None where the server does not tell.
+        frame_interval_s: seconds between the frames of a training clip; None where the server does not report it.
+        graphs_sha256: of the exported image encoder and temporal head; None where the server does not report it.
     """
 
     name: str
@@ -51,10 +51,10 @@ class ServedStream:
 
 
 def served_model(name: str, address: Address, config: Any) -> ServedModel:
-    """Reads the configuration of the model ``name``, as JSON knows it.
+    """Read the configuration of the model ``name``, as JSON knows it.
 
     Raises:
-        DferDeployError: it is none of an ensemble from frames to classes.
+        DferDeployError: it is not an ensemble from frames to classes.
     """
     try:
         return _read(name, address, config)

@@ -138,7 +138,7 @@ class StreamRequests:
     def _sent(
         self, state: RetryState, served: ServedStream, image: Image, recent: Sequence[Float32]
     ) -> Steps[_Response]:
-        """Sends an image as the frame that follows those of the features ``recent``."""
+        """Send an image as the frame that follows those of the features ``recent``."""
         recent_features = np.zeros((1, served.recent_frames, served.features), np.float32)
         if recent:
             recent_features[0, : len(recent)] = recent

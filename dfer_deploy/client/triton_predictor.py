@@ -14,7 +14,7 @@ class TritonPredictor(ServedPredictor):
     """
 
     def __init__(self, url: str, model: Contract | str = "dfer", *, timeout_s: float = 120.0) -> None:
-        """Connects and reads the configuration.
+        """Connect and read the configuration.
 
         Args:
             url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).

@@ -33,7 +33,7 @@ class Annotation:
 
 
 def read_annotations(list_file: Path, num_classes: int, data_root: str | None = None) -> list[Annotation]:
-    """Reads a list.
+    """Read a list.
 
     Args:
         list_file: the list.
@@ -59,7 +59,7 @@ def read_annotations(list_file: Path, num_classes: int, data_root: str | None = 
 
 
 def warn_about_frame_counts(annotations: list[Annotation]) -> None:
-    """One warning for all clips whose folder holds another number of frames than the list claims."""
+    """Print one warning for all clips whose folder holds another number of frames than the list claims."""
     wrong = []
     for annotation in annotations:
         with contextlib.suppress(OSError):  # reported as unreadable when the clip is read

@@ -18,8 +18,8 @@ from dfer_deploy.clips.reading import Clip, clip_from_path, frame_paths
 from dfer_deploy.console import warn
 from dfer_deploy.errors import ClipError, DferDeployError
 
-MOST_UNREADABLE = 0.05
-"""Largest share of a list's clips that may be unreadable where a number or a model comes from the others."""
+MAX_UNREADABLE = 0.05
+"""The largest share of a list's clips that may be unreadable where a number or a model comes from the others."""
 
 _READ_AHEAD = 32
 
@@ -46,7 +46,7 @@ class LabelledClips:
     def from_list(
         cls, list_file: Path, num_classes: int, image_size: int, data_root: str | None = None
     ) -> LabelledClips:
-        """Reads a list; see ``read_annotations`` for the arguments and errors. Wrong frame counts are warned about."""
+        """Read a list; see ``read_annotations`` for the arguments and errors. Wrong frame counts are warned about."""
         annotations = read_annotations(list_file, num_classes, data_root)
         warn_about_frame_counts(annotations)
         return cls(annotations, image_size, (list_file,))
@@ -72,13 +72,13 @@ class LabelledClips:
             return error
 
     def warn_about_unreadable(self) -> None:
-        """One warning that names every clip that could not be read."""
+        """Print one warning that names every clip that could not be read."""
         if self.unreadable:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in self.unreadable.items())
             warn(f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read and are left out:{lines}")
 
     def require_present(self) -> None:
-        """Looks whether the clips are there, without decoding those that are.
+        """Look whether the clips are there, without decoding those that are.
 
         Raises:
             DferDeployError: more than 5 % of the clips are not.
@@ -96,10 +96,10 @@ class LabelledClips:
         Raises:
             DferDeployError: more than 5 % of the clips could not be read.
         """
-        if len(self.unreadable) > MOST_UNREADABLE * len(self.annotations):
+        if len(self.unreadable) > MAX_UNREADABLE * len(self.annotations):
             raise ClipError(
                 f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read, at most "
-                f"{MOST_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
+                f"{MAX_UNREADABLE:.0%} is accepted; the first: {next(iter(self.unreadable.values()))}"
             )
 
 
@@ -141,7 +141,7 @@ class SpooledClips(LabelledClips):
 
 
 def is_present(path: Path) -> bool:
-    """Whether there is a file or a folder of frames, readable or not."""
+    """Return whether there is a file or a folder of frames, readable or not."""
     try:
         return path.is_file() or bool(frame_paths(path))
     except (OSError, DferDeployError):
@@ -149,7 +149,7 @@ def is_present(path: Path) -> bool:
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` items in their order; the last one may be shorter."""
+    """Yield lists of ``size`` items in their order; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

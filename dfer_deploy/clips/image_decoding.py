@@ -42,7 +42,7 @@ class ImageError(ValueError):
 
 @contextlib.contextmanager
 def opened_image(file: Path | BinaryIO, *, formats: Sequence[str], max_pixels: int) -> Iterator[Image.Image]:
-    """An image whose header has been read and whose pixels have not.
+    """Return an image whose header has been read and whose pixels have not.
 
     Args:
         file: where its bytes are.
@@ -74,7 +74,7 @@ def opened_image(file: Path | BinaryIO, *, formats: Sequence[str], max_pixels: i
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an opened image: RGB, upright.
+    """Decode an opened image: RGB, upright.
 
     Raises:
         Exception: whatever Pillow raises for a damaged one; ``opened_image`` turns it into an ``ImageError``.
@@ -90,5 +90,5 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
-    """Pillow's bilinear resize straight to the square, uint8 [S, S, 3] (upstream class ``GroupResize``)."""
+    """Resize with Pillow's bilinear filter straight to the square, uint8 [S, S, 3] (upstream class ``GroupResize``)."""
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))

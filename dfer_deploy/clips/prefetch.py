@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def prefetched(items: Iterator[T], ahead: int) -> Iterator[Iterator[T]]:
-    """Lets an iterator run in a thread, at most ``ahead`` items before who takes them.
+    """Let an iterator run in a thread, at most ``ahead`` items before the consumer.
 
     What the iterator raises is raised where its items are taken, after those before. Leaving the context, for whatever
     reason, stops the thread after the item that it works on, closes the iterator in it and waits for both.
@@ -53,7 +53,7 @@ class Buffer(Generic[T]):
         self.dropped = 0
 
     def fill(self, items: Iterator[T]) -> None:
-        """Puts all items; for the thread that makes them."""
+        """Put all items; for the thread that makes them."""
         error: BaseException | None = None
         try:
             try:
@@ -80,7 +80,7 @@ class Buffer(Generic[T]):
             return not self._stopped
 
     def taken(self) -> Iterator[T]:
-        """The items, as they come; then what the maker raised."""
+        """Yield the items, as they come; then what the maker raised."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._items or self._ended)
@@ -93,7 +93,7 @@ class Buffer(Generic[T]):
             raise self._error
 
     def stop(self) -> None:
-        """Lets the maker end after the item that it works on."""
+        """Let the maker end after the item that it works on."""
         with self._change:
             self._stopped = True
             self._change.notify_all()

@@ -53,7 +53,7 @@ MAX_PIXELS = 64_000_000
 def clip_from_path(
     path: Path, image_size: int, sampler: Sampler = sample_indices, decoded: Decoder | None = None
 ) -> Clip:
-    """A clip from a frame folder or a video file, whichever ``path`` is.
+    """Return a clip from a frame folder or a video file, whichever ``path`` is.
 
     Args:
         path: a folder of images, one per frame, or a video file.
@@ -81,12 +81,12 @@ def clip_from_path(
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether a path that does not exist was meant as an address; as a path, it has lost a slash."""
+    """Return whether a path that does not exist was meant as an address; as a path, it has lost a slash."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
 
 
 def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
-    """A clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
+    """Return a clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
     paths = frame_paths(folder)
     if not paths:
         raise ClipError(f"{folder} has no images; expected one file per frame ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -98,7 +98,7 @@ def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_in
 def clip_from_video(
     video: Path, image_size: int, sampler: Sampler = sample_indices, decoded: Decoder | None = None
 ) -> Clip:
-    """A clip from a video file; arguments, result and errors as in ``clip_from_path``.
+    """Return a clip from a video file; arguments, result and errors as in ``clip_from_path``.
 
     Only the wanted frames are converted and kept, so that memory does not grow with the length.
     """
@@ -113,7 +113,7 @@ def clip_from_video(
 
 
 def frame_paths(folder: Path) -> list[Path]:
-    """The images in a folder in the order of time: by name, numbers in it compared as numbers.
+    """Return the images in a folder in the order of time: by name, numbers in it compared as numbers.
 
     The reference implementation sorts names as text, which scrambles unpadded numbers (``10.jpg`` before ``2.jpg``);
     for the zero-padded names of the released data sets both orders are the same.
@@ -123,13 +123,13 @@ def frame_paths(folder: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """A sort key that compares runs of digits as numbers; the name itself decides between equals (01 and 1)."""
+    """Return a sort key that compares runs of digits as numbers; the name itself decides between equals (01 and 1)."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in pieces], name
 
 
 def image_from_file(path: Path) -> Image.Image:
-    """An RGB image, upright; what the parts of its format mean, ``image_decoding`` says.
+    """Return an RGB image, upright; what the parts of its format mean, ``image_decoding`` says.
 
     Raises:
         DferDeployError: it cannot be read, has more than 64 million pixels or 8 bits a channel, or is an animation.
@@ -142,7 +142,7 @@ def image_from_file(path: Path) -> Image.Image:
 
 
 def packets_in_video(video: Path) -> int:
-    """The number of the video's packets, which is that of its frames in nearly all files. Nothing is decoded.
+    """Return the number of the video's packets, which is that of its frames in nearly all files. Nothing is decoded.
 
     Raises:
         DferDeployError: there is none, or the file ends long before the time that its header states.
@@ -183,7 +183,7 @@ class DecodedFrame:
         return max(1, round(self.frame.width * self.pixel_aspect))
 
     def upright(self) -> Image.Image:
-        """The frame as an RGB image of square pixels, turned and mirrored as the file's display matrix says."""
+        """Return the frame as an RGB image of square pixels, turned and mirrored as the file's display matrix says."""
         image: Image.Image = self.frame.to_image()  # type: ignore[no-untyped-call]
         if self.shown_width != image.width:
             image = image.resize((self.shown_width, image.height), Image.Resampling.BICUBIC)
@@ -194,12 +194,12 @@ class DecodedFrame:
 
 
 def decoded_frames(video: Path) -> Iterator[DecodedFrame]:
-    """All frames of a video that can be decoded, in the order in which they are shown.
+    """Yield all frames of a video that can be decoded, in the order in which they are shown.
 
     A damaged packet costs its frame, not the video; how many are missing is said in a warning at the end.
 
     Raises:
-        DferDeployError: it is no video that can be read, or none of its frames can be decoded.
+        DferDeployError: it is not a video that can be read, or none of its frames can be decoded.
     """
     count = damaged = 0
     with open_video(video) as (container, stream):
@@ -235,7 +235,7 @@ def _warn_once(message: str) -> None:
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
-    """Whether to mirror the frame left to right, and by how many degrees to turn it then, counter-clockwise.
+    """Return whether to mirror the frame left to right, and by how many degrees to turn it then, counter-clockwise.
 
     The matrix takes [x, y, 1] to the place where it is shown. Source: FFmpeg, libavutil/display.h.
     """
@@ -265,16 +265,16 @@ def _frames_at(decoded: Iterator[DecodedFrame], image_size: int, indices: Indice
 
 @contextlib.contextmanager
 def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its first video stream.
+    """Return the container and its first video stream.
 
     Raises:
-        DferDeployError: it is no video file, holds no video, its pictures are too large, or reading fails later.
+        DferDeployError: it is not a video file, holds no video, its pictures are too large, or reading fails later.
     """
     try:
         with av.open(
             f"file:{video.absolute()}", metadata_errors="ignore", options={"format_whitelist": _VIDEO_FORMATS}
         ) as container:
-            # The picture on the cover of a song is none.
+            # Embedded cover art is ignored.
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise ClipError(f"{video} has no video stream; expected a video file")

@@ -16,7 +16,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
-    """The frames of the test-time clip: the middle of each of ``n_samples`` equal parts.
+    """Return the frames of the test-time clip: the middle of each of ``n_samples`` equal parts.
 
     A clip of at most ``n_samples`` frames gives all of them, then the last one repeated.
 
@@ -38,7 +38,7 @@ def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
 
 
 def padded(frames: Sequence[npt.NDArray[T]], n_samples: int = 16) -> npt.NDArray[T]:
-    """The test-time clip of frames or of their features: of at most ``n_samples`` all, then the last one repeated.
+    """Return the test-time clip of frames or of their features, padded with the last one where there are too few.
 
     Args:
         frames: at least one, all of one shape and dtype.
@@ -54,7 +54,7 @@ def padded(frames: Sequence[npt.NDArray[T]], n_samples: int = 16) -> npt.NDArray
 
 
 def training_indices(n_frames: int, rng: np.random.Generator, n_samples: int = 16) -> Indices:
-    """The frames of a training clip: a random one of each of ``n_samples`` parts of ``n_frames // n_samples`` frames.
+    """Draw a training clip: a random frame of each of ``n_samples`` parts of ``n_frames // n_samples`` frames.
 
     The rest at the end is never drawn, as upstream. A clip of at most ``n_samples`` frames gives the test-time clip.
 

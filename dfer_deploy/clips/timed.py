@@ -17,11 +17,15 @@ from dfer_deploy.specs import require
 ROUNDING_S = 0.001
 """Matroska rounds the times of frames to milliseconds, so a frame may be shown so much before its stated time."""
 
-SMALLEST_INTERVAL_S = 0.01
-LARGEST_INTERVAL_S = 60.0
+MIN_INTERVAL_S = 0.01
+"""The shortest frame interval, in seconds; 100 frames a second are more than usual videos have."""
+
+MAX_INTERVAL_S = 60.0
+"""The longest frame interval, in seconds; a window of 16 frames then spans 15 minutes."""
 
 _USUAL_FRAME_S = 1 / 25
-_LONGEST_FRAME_S = 3600.0
+_MAX_FRAME_S = 3600.0
+"""Seconds. A longer gap between frames means damaged times, and would repeat one frame many times."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,15 @@ class ShownFrame:
 
 
 def check_interval(interval_s: float) -> None:
-    """Raises a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
+    """Raise a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
     require(
-        SMALLEST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S,
-        f"the frame interval is {interval_s} s, expected {SMALLEST_INTERVAL_S:g} to {LARGEST_INTERVAL_S:g}",
+        MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S,
+        f"the frame interval is {interval_s} s, expected {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g}",
     )
 
 
 def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
-    """The frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
+    """Yield the frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
 
     Times are those of presentation, so a variable frame rate is kept: a frame that is shown for long comes several
     times, one that is shown between two of the times never. One frame is held in memory.
@@ -72,7 +76,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
     packets_in_video(video)
     step = 0
     for shown in shown_frames(video):
-        if shown.end_s - shown.start_s > _LONGEST_FRAME_S:
+        if shown.end_s - shown.start_s > _MAX_FRAME_S:
             raise ClipError(
                 f"{video} has no frame between {shown.start_s:.1f} s and {shown.end_s:.1f} s, expected one at least "
                 "every hour; its times are damaged, so write it anew"
@@ -86,7 +90,7 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
 
 
 def shown_frames(video: Path) -> Iterator[ShownFrame]:
-    """All frames of a video that can be decoded, with their times; errors as ``clips.reading.decoded_frames``.
+    """Yield all frames of a video that can be decoded, with their times; errors as ``clips.reading.decoded_frames``.
 
     A frame without a time, or with one before its predecessor's, follows its predecessor at the usual distance.
     """
@@ -105,11 +109,11 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
     if held is not None:
         last = held.frame
         last_s = float(last.duration * last.time_base) if last.duration and last.time_base else usual_s
-        yield ShownFrame(start_s, start_s + min(last_s, _LONGEST_FRAME_S), held)
+        yield ShownFrame(start_s, start_s + min(last_s, _MAX_FRAME_S), held)
 
 
 def duration_s(video: Path) -> float | None:
-    """The duration that a video's header states, in seconds; None where it states none."""
+    """Return the duration that a video's header states, in seconds; None where it states none."""
     with open_video(video) as (container, _):
         return container.duration / av.time_base if container.duration else None
 

@@ -16,7 +16,7 @@ START_SCORE = 0.5
 """A face with a lower score goes on with a track and begins none, as in ByteTrack (Zhang et al., 2022)."""
 
 HOLD_S = 0.75
-"""Seconds for which a face that is not found goes on; then its track ends, and who comes back is a new one."""
+"""Seconds for which the track of a face that is not found goes on. A face that reappears later gets a new track."""
 
 SMOOTHING_S = 0.2
 """Time constant of the smoothing, in seconds; what it does in a second does not depend on the frame rate."""
@@ -58,7 +58,7 @@ class FaceTracker:
     """
 
     def __init__(self, smoothing_s: float = SMOOTHING_S) -> None:
-        """A tracker without tracks.
+        """Return a tracker without tracks.
 
         Args:
             smoothing_s: time constant in seconds; 0 for boxes as they are detected.
@@ -70,7 +70,7 @@ class FaceTracker:
         self._time_s = -math.inf
 
     def update(self, time_s: float, detections: Sequence[Detection]) -> list[Sighting]:
-        """The faces at a time.
+        """Return the faces at a time.
 
         Args:
             time_s: seconds, later than in the call before.

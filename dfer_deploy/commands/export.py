@@ -13,7 +13,7 @@ import click
 from dfer_deploy.api.export_bundle import export_bundle
 from dfer_deploy.bundles.blocks import encoder_blocks, head_blocks
 from dfer_deploy.bundles.bundle import TARGETS, Bundle, Manifest, Target
-from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
+from dfer_deploy.clips.timed import MAX_INTERVAL_S, MIN_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
@@ -47,7 +47,7 @@ from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 @class_names_option
 @click.option(
     "--frame-interval-s",
-    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
+    type=click.FloatRange(MIN_INTERVAL_S, MAX_INTERVAL_S),
     help="Seconds between the 16 frames that the model saw of a training clip, which a reference checkpoint does not "
     "say; predict and stream keep to it.  [default: CHECKPOINT's, where it knows]",
 )

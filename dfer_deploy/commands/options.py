@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from dfer_deploy.api.contestants import TRITON
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN
-from dfer_deploy.clips.timed import LARGEST_INTERVAL_S, SMALLEST_INTERVAL_S
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, MAX_MARGIN
+from dfer_deploy.clips.timed import MAX_INTERVAL_S, MIN_INTERVAL_S
 from dfer_deploy.runtimes.available import RUNTIMES
 from dfer_deploy.specs import PROMPT_POSITIONS
 
@@ -43,13 +43,13 @@ data_root_option = click.option(
 
 frame_interval_option = click.option(
     "--frame-interval-s",
-    type=click.FloatRange(SMALLEST_INTERVAL_S, LARGEST_INTERVAL_S),
+    type=click.FloatRange(MIN_INTERVAL_S, MAX_INTERVAL_S),
     help="Seconds between two frames of a window.  [default: as in training where that is known, else 1/6]",
 )
 
 margin_option = click.option(
     "--margin",
-    type=click.FloatRange(0.0, LARGEST_MARGIN),
+    type=click.FloatRange(0.0, MAX_MARGIN),
     default=DEFAULT_MARGIN,
     show_default=True,
     help="Around each face, as a share of it.",

@@ -16,10 +16,11 @@ from dfer_deploy.files import atomic_file
 from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.windows import WHOLE
 
-LONGEST_SIDE = 1280
-SHORTEST_SIDE = 480
-"""Pixels of the written video's longer side: larger ones are made smaller, and smaller ones larger, so that the text
-can be read."""
+MAX_SIDE = 1280
+"""The longer side of the written video in pixels, at most. Larger videos are scaled down."""
+
+MIN_SIDE = 480
+"""The longer side of the written video in pixels, at least. Smaller videos are scaled up, so that text is readable."""
 
 _TIME_BASE = Fraction(1, 60_000)
 """MPEG-4 part 2, where there is no x264, counts to 65535 at most."""
@@ -35,7 +36,7 @@ def write_annotated(
     interval_s: float,
     position: Callable[[float], None],
 ) -> None:
-    """Reads a video once more and writes it as MP4 with boxes and answers; the sound is left out.
+    """Read a video once more and write it as MP4 with boxes and answers; the sound is omitted.
 
     Between the times at which faces were looked for, boxes move in a straight line. The answer at a time is that of the
     window whose middle is nearest, as in the timeline.
@@ -46,7 +47,7 @@ def write_annotated(
         recording: holds its windows and boxes.
         number: of the input in it.
         interval_s: seconds between the times at which faces were looked for.
-        position: is told the time in the video after every frame.
+        position: is called with the time in the video after every frame.
 
     Raises:
         DferDeployError: the video cannot be read or the file cannot be written.
@@ -84,7 +85,7 @@ class _View:
         self._after: dict[int, Box] = {}
 
     def drawn(self, image: Image.Image, size: tuple[int, int], shown: ShownFrame) -> Image.Image:
-        """The frame at its final size with everything on it."""
+        """Return the frame at its final size with everything on it."""
         step = int((shown.start_s + ROUNDING_S) / self._interval_s)
         if step != self._step:
             self._step = step
@@ -120,6 +121,6 @@ def _between(first: Box, second: Box, share: float) -> Edges:
 def _size(image: Image.Image) -> tuple[int, int]:
     """Even width and height of the written video."""
     longer = max(image.size)
-    scale = min(1.0, LONGEST_SIDE / longer) if longer >= SHORTEST_SIDE else SHORTEST_SIDE / longer
+    scale = min(1.0, MAX_SIDE / longer) if longer >= MIN_SIDE else MIN_SIDE / longer
     width, height = (max(2, round(side * scale / 2) * 2) for side in image.size)
     return width, height

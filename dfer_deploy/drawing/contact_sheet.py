@@ -33,7 +33,7 @@ class CropRow:
 
 
 def write_contact_sheet(path: Path, rows: Mapping[int, CropRow], tracks: int) -> None:
-    """Draws the crops of every track as a row of a PNG, from left to right in time.
+    """Draw the crops of every track as a row of a PNG, from left to right in time.
 
     At most 16 tracks are drawn, those with the most crops, and of each at most 12 crops, the first one and then every
     second, third, … one, so that they are as far apart in time as each other; the picture says how many there were.

@@ -12,11 +12,11 @@ from dfer_deploy.clips.tracks import MAX_TRACKS
 from dfer_deploy.drawing.contact_sheet import MAX_ROWS, CropRow
 from dfer_deploy.inference.windows import Face
 
-_LARGEST_SIDE = 112
-"""Pixels; the contact sheet shows no more."""
+_MAX_SIDE = 112
+"""Pixels. The contact sheet shows crops of this size, so larger ones would only take memory."""
 
 _MAX_CROPS = 48
-"""Of a track: four times what the contact sheet shows, so that it finds crops at equal distances to the end."""
+"""Limits the crops kept of a track to four times what the contact sheet shows. So it finds crops at equal distances."""
 
 
 class CropSample:
@@ -27,7 +27,7 @@ class CropSample:
         self._newest = 0
 
     def add(self, time_s: float, face: Face) -> None:
-        """Takes the next crop of a track."""
+        """Take the next crop of a track."""
         self._newest = max(self._newest, face.track)
         # Those that were seen last stand at the end.
         track = self._tracks[face.track] = self._tracks.pop(face.track, _Track())
@@ -40,7 +40,7 @@ class CropSample:
         return max(self._newest, len(self._tracks))
 
     def rows(self) -> dict[int, CropRow]:
-        """By track, what is kept of it."""
+        """Return what is kept, by track."""
         return {number: CropRow(track.kept, track.count) for number, track in self._tracks.items()}
 
     def _make_room(self) -> None:
@@ -65,6 +65,6 @@ class _Track:
 
 
 def _small(crop: Clip) -> Clip:
-    if crop.shape[0] <= _LARGEST_SIDE:
+    if crop.shape[0] <= _MAX_SIDE:
         return crop
-    return np.asarray(Image.fromarray(crop).resize((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(crop).resize((_MAX_SIDE, _MAX_SIDE), Image.Resampling.BILINEAR))

@@ -17,7 +17,7 @@ _FILES = (
     *("DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
     *("Arial Unicode.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
 )
-"""Of many writings, the first ones of Linux, the last ones of macOS and Windows; Pillow knows the systems' folders.
+"""Fonts of many writings: first Linux's, then those of macOS and Windows. Pillow knows the systems' folders.
 Its own font, which comes before them, knows little more than English."""
 
 _NO_CHARACTER = "\uffff"
@@ -34,7 +34,7 @@ class Letters:
     """
 
     def __init__(self, text: str, size: int) -> None:
-        """Chooses the fonts: a single one if that has everything, else several, in which characters are looked up.
+        """Choose the fonts: a single one if that has everything, else several, in which characters are looked up.
 
         What no font has is drawn as boxes, and a warning says so, once for each text.
 
@@ -48,11 +48,11 @@ class Letters:
         self.line = int(self._fonts[0].getbbox("Ág")[3])
 
     def length(self, text: str) -> float:
-        """The width of a text in pixels."""
+        """Return the width of a text in pixels."""
         return float(sum(font.getlength(run) for font, run in self._runs(text)))
 
     def draw(self, pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: str) -> None:
-        """Draws a text whose line has its left upper corner at ``place``."""
+        """Draw a text whose line has its left upper corner at ``place``."""
         x, y = place
         for font, run in self._runs(text):
             pen.text((x, y + self._baseline), run, fill=colour, font=font, anchor="ls")

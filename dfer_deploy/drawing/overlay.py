@@ -14,7 +14,7 @@ Edges = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the picture."""
 
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Okabe and Ito's; a track's number stands at its box, so that colour alone tells nothing."""
+"""Okabe and Ito's; a track's number stands at its box, so that colour alone carries nothing."""
 
 _BACK = (0, 0, 0, 165)
 _GAP = 4
@@ -25,8 +25,8 @@ _ROOM_TO_GROW = 1.15
 _AROUND_NAMES = "0123456789.: "
 """Characters of the titles."""
 
-_SMALLEST_TEXT, _LINES_IN_A_PICTURE = 11, 32
-"""Pixels, and text lines that the shorter side of a picture has room for."""
+_MIN_TEXT, _LINES_IN_A_PICTURE = 11, 32
+"""The smallest text in pixels, and the number of text lines that fit on a picture's shorter side."""
 
 
 class Overlay:
@@ -44,9 +44,7 @@ class Overlay:
             size: width and height of the pictures in pixels.
         """
         self.labels, self.size = tuple(labels), size
-        self._letters = Letters(
-            "".join([*labels, _AROUND_NAMES]), max(_SMALLEST_TEXT, min(size) // _LINES_IN_A_PICTURE)
-        )
+        self._letters = Letters("".join([*labels, _AROUND_NAMES]), max(_MIN_TEXT, min(size) // _LINES_IN_A_PICTURE))
         self._line = self._letters.line
         self._names = max((self._letters.length(label) for label in labels), default=0)
         self._bar = 4 * self._line
@@ -58,7 +56,7 @@ class Overlay:
         self._panels_fitted = True
 
     def draw(self, picture: Image.Image, boxes: Mapping[int, Edges], answers: Mapping[int, Float32]) -> None:
-        """Draws the box of every track, and a panel with all classes beside those that have an answer.
+        """Draw the box of every track, and a panel with all classes beside those that have an answer.
 
         Where one of the panels would cover a face or another panel, every answer is a line with the most probable class
         instead.

@@ -22,7 +22,7 @@ _DARK = 0.68
 
 
 def draw_confusion(axes: Axes, confusion: Int64, names: Sequence[str]) -> None:
-    """Draws a confusion matrix: each row's shares as shades of one colour and in percent, counts below them.
+    """Draw a confusion matrix: each row's shares as shades of one colour and in percent, counts below them.
 
     One hue from light to dark is read alike with every colour vision and in grey.
 
@@ -64,7 +64,7 @@ def draw_confusion(axes: Axes, confusion: Int64, names: Sequence[str]) -> None:
 
 
 def write_confusion_picture(path: Path, confusion: Int64, class_names: Sequence[str], title: str) -> None:
-    """Draws a confusion matrix as a PNG.
+    """Draw a confusion matrix as a PNG.
 
     Args:
         path: the file; its folder exists. Written atomically.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.clips.timed import SMALLEST_INTERVAL_S
+from dfer_deploy.clips.timed import MIN_INTERVAL_S
 from dfer_deploy.drawing.fonts import font_paths
 from dfer_deploy.files import atomic_file
 from dfer_deploy.inference.recording import Recording, TrackSummary
@@ -32,7 +32,7 @@ MAX_PANELS = 12
 """The tracks with the most windows are drawn."""
 
 MAX_POINTS = 400
-"""Of a curve; where there are more windows, neighbours are averaged."""
+"""Limits the points of a curve; where there are more windows, neighbours are averaged."""
 
 MAX_CURVE_POINTS = 80
 """Over the width of a panel, as far apart as the windows of the longest track; closer ones are drawn as bands."""
@@ -73,7 +73,7 @@ class Curves:
 def write_timeline(
     path: Path, recording: Recording, number: int, title: str, *, interval_s: float, end_s: float
 ) -> bool:
-    """Draws one input as a PNG; the longest twelve tracks, each with at most 400 points.
+    """Draw one input as a PNG; the longest twelve tracks, each with at most 400 points.
 
     The answer of a window stands at its middle; the first one holds from the beginning of its window on, the last one
     to the end of its window, as in the annotated video.
@@ -84,7 +84,7 @@ def write_timeline(
         number: of the input in it.
         title: stands above.
         interval_s: seconds between two frames of a window.
-        end_s: of the video, so that the picture shows when nobody was there.
+        end_s: of the video, so that the picture also shows times without a face.
 
     Returns:
         False where the input has no window with a time; then nothing is written.
@@ -108,7 +108,7 @@ def write_timeline(
 
 
 def averaged(windows: Iterable[Window], count: int, points: int) -> Curves:
-    """The curves of ``count`` windows in the order of time, averaged over neighbours to at most ``points`` points."""
+    """Return the curves of ``count`` windows by time, averaged over neighbours to at most ``points`` points."""
     together = -(-count // points)
     times: list[float] = []
     probabilities: list[Float32] = []
@@ -145,7 +145,7 @@ def _draw_tracks(
     end_s: float,
 ) -> None:
     labels = recording.labels
-    end_s = max(end_s, *(track.end_s for track in tracks), SMALLEST_INTERVAL_S)
+    end_s = max(end_s, *(track.end_s for track in tracks), MIN_INTERVAL_S)
     curves = [averaged(recording.windows(number, track.track), track.windows, MAX_POINTS) for track in tracks]
     # The last frame stands until the next one would come.
     curves = [replace(found, end_s=min(found.end_s + interval_s, end_s)) for found in curves]
@@ -209,7 +209,7 @@ def _draw_curves(axes: Axes, curves: Curves, labels: Sequence[str], narrowest_s:
 
 
 def _name_the_spans(axes: Axes, curves: Curves, labels: Sequence[str], narrowest_s: float) -> None:
-    """Writes the most probable expression above the times at which it is, where there is room."""
+    """Write the most probable expression above the times at which it is, where there is room."""
     edges, best = curves.edges, curves.probabilities.argmax(axis=1)
     starts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
     for start, end in itertools.pairwise(starts):
@@ -222,7 +222,7 @@ def _name_the_spans(axes: Axes, curves: Curves, labels: Sequence[str], narrowest
 
 @contextlib.contextmanager
 def _fonts_for(text: str) -> Iterator[None]:
-    """Lets matplotlib draw these characters, as far as a font of this machine has them, and warn of none."""
+    """Let matplotlib draw these characters, as far as a font of this machine has them, and warn of none."""
     import warnings
 
     from matplotlib import rc_context

@@ -59,7 +59,7 @@ class StreamAnswer(Answer):
 
 
 def answer_from(labels: Sequence[str], logits: Float32, probabilities: Float32) -> Answer:
-    """The answer of one clip.
+    """Return the answer of one clip.
 
     Args:
         labels: C class names in the order of the logits.
@@ -78,7 +78,7 @@ def answer_from(labels: Sequence[str], logits: Float32, probabilities: Float32) 
 def stream_answer_from(
     labels: Sequence[str], logits: Float32, probabilities: Float32, *, frames: int, resumed: bool = False
 ) -> StreamAnswer:
-    """As ``answer_from``, for a window of ``frames`` distinct frames."""
+    """Return an answer as ``answer_from`` does, for a window of ``frames`` distinct frames."""
     answer = answer_from(labels, logits, probabilities)
     return StreamAnswer(
         answer.expression, answer.confidence, answer.probabilities, answer.logits, frames=frames, resumed=resumed

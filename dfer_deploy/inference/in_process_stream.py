@@ -20,11 +20,11 @@ class FrameStream(Protocol):
     """What frames are pushed into: a stream in this process, or one through a server (``client.Stream``)."""
 
     def push(self, frame: Clip) -> StreamAnswer:
-        """The answer for the window that ends with ``frame``, uint8 [S, S, 3]."""
+        """Return the answer for the window that ends with ``frame``, uint8 [S, S, 3]."""
         ...
 
     def close(self) -> None:
-        """No frame will follow."""
+        """End the stream."""
         ...
 
 
@@ -45,7 +45,7 @@ class InProcessStream:
         self._is_closed = False
 
     def push(self, frame: Clip) -> StreamAnswer:
-        """The answer for the window that ends with ``frame``.
+        """Return the answer for the window that ends with ``frame``.
 
         Args:
             frame: uint8 [S, S, 3], RGB in [0, 255], one frame interval after the last.
@@ -62,6 +62,6 @@ class InProcessStream:
         )
 
     def close(self) -> None:
-        """Forgets the frames. Can be repeated."""
+        """Forget the frames. Can be repeated."""
         self._is_closed = True
         self._features.clear()

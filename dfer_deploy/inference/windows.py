@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, LARGEST_MARGIN, Box, FaceDetector, face_crop
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, MAX_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.prefetch import prefetched
 from dfer_deploy.clips.reading import Clip, DecodedFrame, clip_from_path, resized
 from dfer_deploy.clips.sampling import Indices, padded, sample_indices
@@ -141,7 +141,7 @@ class ConfirmedFaces:
         self._held: dict[int, list[tuple[float, Face]]] = {}
 
     def add(self, frame: SeenFrame) -> list[tuple[float, Face]]:
-        """Takes the next frame; gives the faces that are certain by now with their times, those of a track in order."""
+        """Take the next frame; give the faces that are certain by now with their times, those of a track in order."""
         self._held = {face.track: self._held.get(face.track, []) for face in frame.faces}
         confirmed = []
         for face in frame.faces:
@@ -165,7 +165,7 @@ def windows_of_video(
     margin: float = DEFAULT_MARGIN,
     seen: Callable[[SeenFrame], None] | None = None,
 ) -> Generator[Window, None, None]:
-    """The answers for a video, those of a track in the order of time.
+    """Return the answers for a video, those of a track in the order of time.
 
     The windows of a track begin ``stride`` frames apart. Its last frames are answered by a window that ends with them,
     which may be nearer to the one before; a track of fewer than 16 frames is one window. Without a detector, a video of
@@ -180,7 +180,7 @@ def windows_of_video(
         stride: frames from one window to the next, 1 or more.
         detector: finds the faces; None where the whole picture is the face.
         margin: around the face, as ``clips.faces.face_crop``.
-        seen: is told of every frame, in the order of time, before the windows that end with it.
+        seen: is called with every frame, in the order of time, before the windows that end with it.
 
     Raises:
         DferDeployError: the video cannot be read (``clips.timed.timed_frames``), a number is out of its range, or the
@@ -203,12 +203,12 @@ def windows_of_video(
 
 
 def check_following(detector: FaceDetector | None, interval_s: float, margin: float) -> None:
-    """Whether faces can be followed in such steps, and cropped with such a margin.
+    """Return whether faces can be followed in such steps, and cropped with such a margin.
 
     Raises:
         DferDeployError: they cannot.
     """
-    require(0 <= margin <= LARGEST_MARGIN, f"the margin around a face is {margin}, expected 0 to {LARGEST_MARGIN:g}")
+    require(0 <= margin <= MAX_MARGIN, f"the margin around a face is {margin}, expected 0 to {MAX_MARGIN:g}")
     require(
         detector is None or interval_s <= HOLD_S,
         f"the frame interval is {interval_s:g} s, but faces are followed in steps of at most {HOLD_S:g} s; "
@@ -217,7 +217,7 @@ def check_following(detector: FaceDetector | None, interval_s: float, margin: fl
 
 
 def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequence[str]) -> Window:
-    """One answer for a video or a folder of frames: 16 frames spread over the whole, as at test time.
+    """Return one answer for a video or a folder of frames: 16 frames spread over the whole, as at test time.
 
     ``end_s`` is the time until which a video's last frame is shown; NaN for a folder, which has no times.
 
@@ -265,7 +265,7 @@ class WindowMaker:
         self._waiting: list[_Frame | _End] = []
 
     def add(self, frame: SeenFrame) -> Iterator[Window]:
-        """Takes the next frame; gives the windows that are answered by now, which may end some frames before."""
+        """Take the next frame; give the windows that are answered by now, which may end some frames before."""
         present = {face.track for face in frame.faces}
         for number in [number for number in self._tracks if number not in present]:
             self._end(number)
@@ -276,7 +276,7 @@ class WindowMaker:
             yield from self._answered()
 
     def finish(self) -> Iterator[Window]:
-        """The windows that are left at the video's end."""
+        """Yield the windows that are left at the video's end."""
         for number in list(self._tracks):
             self._end(number)
         yield from self._answered()
@@ -353,7 +353,7 @@ class _Encoded:
 def _seen_frames(
     video: Path, image_size: int, interval_s: float, detector: FaceDetector | None, margin: float
 ) -> Iterator[Iterator[SeenFrame]]:
-    """Decodes in one thread and looks for faces in a second one."""
+    """Decode in one thread and look for faces in a second one."""
     with prefetched(timed_frames(video, interval_s), _IMAGES_AHEAD) as frames:
         found = _faces(frames, image_size, detector, margin) if detector else _wholes(frames, image_size)
         with prefetched(found, _CROPS_AHEAD) as ahead:

@@ -17,7 +17,7 @@ _PATIENCE_S = 2.0
 
 @contextlib.contextmanager
 def newest(items: Iterator[T], stopped: threading.Event) -> Iterator[Buffer[T]]:
-    """Lets an iterator run as fast as it goes; who takes its items gets the newest one.
+    """Let an iterator run as fast as it goes; the consumer gets the newest item.
 
     What the iterator raises is raised where its items are taken.
 

@@ -16,14 +16,15 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer
 
-LONGEST_SIDE = 960
+MAX_SIDE = 960
+"""The longer side of the shown frame in pixels, at most, so that the window fits on a screen."""
 
 
 class OverlayWindow:
     """A window; closing it ends the session. To be used by the thread that made it."""
 
     def __init__(self, title: str) -> None:
-        """Opens the window.
+        """Open the window.
 
         Raises:
             DferDeployError: Python has no tkinter, or there is no display.
@@ -51,7 +52,7 @@ class OverlayWindow:
         self._root.protocol("WM_DELETE_WINDOW", self._closed)
 
     def show(self, image: Pixels, faces: Sequence[FaceAnswer]) -> None:
-        """Shows a frame, uint8 [H, W, 3], with its answers."""
+        """Show a frame, uint8 [H, W, 3], with its answers."""
         if self.is_open:
             # Tk shows a picture only as long as somebody holds it.
             self._shown = self._photo(self._overlay.drawn(image, faces), master=self._root)
@@ -83,9 +84,9 @@ class LiveOverlay:
         self._answers: dict[int, StreamAnswer] = {}
 
     def drawn(self, image: Pixels, faces: Sequence[FaceAnswer]) -> Image.Image:
-        """The frame, at most 960 pixels long, with every face's box, its expression and the class probabilities."""
+        """Return the frame, at most 960 pixels long, with every face's box, expression and probabilities."""
         picture = Image.fromarray(image)
-        scale = min(1.0, LONGEST_SIDE / max(picture.size))
+        scale = min(1.0, MAX_SIDE / max(picture.size))
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
         boxes = {face.track: _scaled(face.box, scale) for face in faces}
         self._answers = {

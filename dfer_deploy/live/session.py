@@ -20,9 +20,9 @@ from dfer_deploy.inference.windows import WHOLE, check_following
 from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import MAX_FRAMES
 
-_LONGEST_STEP_S = HOLD_S / 3
-"""Of the tracker's time from one frame to the next, where the frame interval is no longer. While an answer is waited
-for nobody looks, so no face can be said to be gone: it goes on if the next frame shows it, however late that comes."""
+_MAX_STEP_S = HOLD_S / 3
+"""Limits the tracker's time from one frame to the next, in seconds, unless the frame interval is longer. The session
+does not look for faces while it waits for an answer, so a track must not end because the next frame comes late."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class LiveSession:
         check_following(detector, interval_s, margin)
         self._new_stream, self._image_size, self._detector, self._margin = new_stream, image_size, detector, margin
         self._tracker = FaceTracker()
-        self._longest_step_s = max(interval_s, _LONGEST_STEP_S)
+        self._longest_step_s = max(interval_s, _MAX_STEP_S)
         self._frame_s = self._tracker_s = 0.0
         self._faces: dict[int, _Face] = {}
 
     def answered(self, frame: LiveFrame) -> list[FaceAnswer]:
-        """The answers for all faces of the next frame.
+        """Return the answers for all faces of the next frame.
 
         A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
         windows of a whole video do it (``inference.windows``). Frames that were dropped while an answer was waited for
@@ -115,7 +115,7 @@ class LiveSession:
         ]
 
     def close(self) -> None:
-        """Ends the streams."""
+        """End the streams."""
         while self._faces:
             self._faces.popitem()[1].stream.close()
 

@@ -62,7 +62,7 @@ class LiveFrames:
 
 @contextlib.contextmanager
 def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterator[LiveFrames]:
-    """Opens a source; a thread reads it until the context ends.
+    """Open a source; a thread reads it until the context ends.
 
     Args:
         source: a camera's number, device or name, or the path of a video file.
@@ -89,12 +89,12 @@ def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterat
 
 
 def is_camera(source: str) -> bool:
-    """Whether a source is a camera of this system; otherwise it is a file."""
+    """Return whether a source is a camera of this system; otherwise it is a file."""
     return camera_of(source, sys.platform) is not None
 
 
 def camera_of(source: str, platform: str) -> tuple[str, str] | None:
-    """What FFmpeg calls a camera, and its input device; None for a file.
+    """Return what FFmpeg calls a camera, and its input device; None for a file.
 
     Args:
         source: ``0`` or ``/dev/video0``; on macOS a number or a name, on Windows a name.
@@ -122,7 +122,7 @@ def camera_of(source: str, platform: str) -> tuple[str, str] | None:
 
 
 def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFrame]:
-    """The frames of a camera at the times 0, ``interval_s``, … as they pass.
+    """Yield the frames of a camera at the times 0, ``interval_s``, … as they pass.
 
     Args:
         name: what FFmpeg calls the camera.

@@ -27,7 +27,7 @@ class TrackTally:
     expressions: Counter[str] = field(default_factory=Counter)
 
     def shares(self, count: int) -> str:
-        """The most frequent expressions with their share of the answers."""
+        """Return the most frequent expressions with their share of the answers."""
         total = self.expressions.total()
         return ", ".join(f"{name} {100 * n / total:.0f} %" for name, n in self.expressions.most_common(count))
 
@@ -44,7 +44,7 @@ class Tally:
         self.tracks: OrderedDict[int, TrackTally] = OrderedDict()
 
     def add(self, answers: Sequence[FaceAnswer]) -> None:
-        """Counts one frame with its answers."""
+        """Count one frame with its answers."""
         self.frames += 1
         self._recent.append(self._clock())
         for face in answers:
@@ -66,17 +66,17 @@ class Tally:
 
     @property
     def frames_per_s(self) -> float:
-        """Of the last seconds."""
+        """The rate over the last seconds."""
         now = self._clock()
         recent = sum(now - moment <= _RECENT_S for moment in self._recent)
         return recent / max(1e-3, min(_RECENT_S, self.seconds))
 
     def latency_ms(self, percentile: float) -> float:
-        """Of the last thousand answers; NaN before the first."""
+        """Return a percentile of the latency of the last thousand answers in milliseconds; NaN before the first."""
         return 1000 * float(np.percentile(self._latencies, percentile)) if self._latencies else float("nan")
 
     def to_dict(self, dropped: int) -> dict[str, Any]:
-        """For JSON."""
+        """Return the tally as JSON holds it."""
         return {
             "seconds": self.seconds,
             "frames": self.frames,

@@ -55,7 +55,7 @@ class LiveView:
         self.update(0.0, ())
 
     def update(self, time_s: float, faces: Sequence[FaceAnswer]) -> None:
-        """Shows the answers for a frame. A face that has none at the moment keeps its last one, and it is said why."""
+        """Show the answers for a frame. A face that has none at the moment keeps its last one, and it is said why."""
         tally, last = self._tally, {face.track: last for face, last in self._shown.faces}
         shown = tuple((face, face if face.answer else last.get(face.track, face)) for face in faces)
         latency = f"{tally.latency_ms(50):.0f} ms" if tally.answers else "–"

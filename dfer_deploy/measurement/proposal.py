@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dfer_deploy.bundles.bundle import LARGEST_BATCH, ServingOptions, Target
+from dfer_deploy.bundles.bundle import MAX_BATCH, ServingOptions, Target
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.measurement.bench_result import Spread, ratio
 from dfer_deploy.measurement.trials import Candidate, Load
@@ -222,5 +222,5 @@ def _other_batches(best: Candidate, concurrency: int) -> tuple[int, ...]:
     occurred = max(batch for load in best.loads for counts in load.batches.values() for batch in counts)
     limit = best.serving.max_batch_size
     smaller = {batch for batch in (occurred // 4, occurred // 2) if batch >= 1}
-    larger = {min(2 * limit, LARGEST_BATCH)} if occurred == limit < concurrency else set()
+    larger = {min(2 * limit, MAX_BATCH)} if occurred == limit < concurrency else set()
     return tuple(sorted((smaller | larger) - {limit}))

@@ -19,7 +19,7 @@ _TOP_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 
 
 def build_clip(spec: ClipSpec) -> CLIP:
-    """An open_clip ``CLIP`` with random weights and the sizes of ``spec``, in fp32."""
+    """Return an open_clip ``CLIP`` with random weights and the sizes of ``spec``, in fp32."""
     vision = CLIPVisionCfg(
         layers=spec.vision.layers,
         width=spec.vision.width,
@@ -39,7 +39,7 @@ def build_clip(spec: ClipSpec) -> CLIP:
 
 
 def clip_spec_from_open_clip(name: str) -> ClipSpec:
-    """The sizes behind an open_clip model name, for example ``ViT-B-32-quickgelu``.
+    """Return the sizes behind an open_clip model name, for example ``ViT-B-32-quickgelu``.
 
     Raises:
         DferDeployError: the name is unknown to open_clip, or the model is not a plain CLIP with a vision transformer.
@@ -65,7 +65,7 @@ def clip_spec_from_open_clip(name: str) -> ClipSpec:
 
 
 def pretrained_clip(name: str, tag: str) -> CLIP:
-    """An open_clip model with trained weights.
+    """Return an open_clip model with trained weights.
 
     Args:
         name: open_clip's model name.

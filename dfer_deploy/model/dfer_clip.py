@@ -28,7 +28,7 @@ class DferClip(nn.Module):
     """
 
     def __init__(self, spec: ModelSpec, clip: CLIP | None = None) -> None:
-        """Builds the model.
+        """Build the model.
 
         Args:
             spec: all sizes and texts.
@@ -50,12 +50,12 @@ class DferClip(nn.Module):
         self._kept_text: tuple[tuple[object, ...], Tensor] | None = None
 
     def encode_frames(self, images: Tensor) -> Tensor:
-        """Images, float [B, T, 3, H, W] in [0, 1] (no CLIP mean and std), to frame features [B, T, L]."""
+        """Encode images, float [B, T, 3, H, W] in [0, 1] (no CLIP mean and std), to frame features [B, T, L]."""
         batch, time = images.shape[:2]
         return self.image_encoder(images.flatten(0, 1)).unflatten(0, (batch, time))  # type: ignore[no-any-return]
 
     def encode_text(self, position: PromptPosition | None = None) -> Tensor:
-        """Text features t [C, L] of unit length.
+        """Return text features t [C, L] of unit length.
 
         Unless a gradient is asked for and there are contexts to train, they are computed once, in fp32, and kept until
         a weight of the text side changes.
@@ -83,7 +83,7 @@ class DferClip(nn.Module):
         return self._kept_text[1]
 
     def classify(self, frame_features: Tensor, position: PromptPosition | None = None) -> Tensor:
-        """Frame features [B, T, L] to logits [B, C], in fp32 also within ``torch.autocast``.
+        """Convert frame features [B, T, L] to logits [B, C], in fp32 also within ``torch.autocast``.
 
         Args:
             frame_features: of the image encoder.
@@ -103,7 +103,7 @@ class DferClip(nn.Module):
             return cosines / self.spec.temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images, float [B, T, 3, H, W] in [0, 1], to logits [B, C]."""
+        """Convert images, float [B, T, 3, H, W] in [0, 1], to logits [B, C]."""
         return self.classify(self.encode_frames(images))
 
     def _text_features(self, position: PromptPosition | None, video: Tensor | None = None) -> Tensor:
@@ -113,5 +113,5 @@ class DferClip(nn.Module):
 
 
 def images_from_frames(frames: Tensor) -> Tensor:
-    """Frames, uint8 [B, T, H, W, 3], to images, float32 [B, T, 3, H, W] in [0, 1]."""
+    """Convert frames, uint8 [B, T, H, W, 3], to images, float32 [B, T, 3, H, W] in [0, 1]."""
     return frames.to(torch.float32).div(255).permute(0, 1, 4, 2, 3)

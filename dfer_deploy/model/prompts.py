@@ -23,17 +23,17 @@ END_OF_TEXT = 49407
 
 @functools.cache
 def tokenizer() -> SimpleTokenizer:
-    """CLIP's byte-pair tokenizer, 49,408 tokens."""
+    """Return CLIP's byte-pair tokenizer, 49,408 tokens."""
     return SimpleTokenizer()
 
 
 def class_tokens(text: str) -> list[int]:
-    """Token ids of a class text, without start and end of text."""
+    """Return the token ids of a class text, without start and end of text."""
     return list(tokenizer().encode(text))
 
 
 def text_from_tokens(tokens: Sequence[int]) -> str:
-    """The text of token ids, written so that tokenising it again gives the same ids.
+    """Return the text of token ids, written so that tokenising it again gives the same ids.
 
     CLIP's vocabulary marks the ends of words but not the spaces, so the plain decoding has a space before every
     comma; the usual English spacing is restored wherever that does not change the tokens.
@@ -70,7 +70,7 @@ class TextEncoder(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, prompts: Tensor, end_of_text: Tensor) -> Tensor:
-        """Prompt embeddings to text features, not normalised.
+        """Convert prompt embeddings to text features, not normalised.
 
         Args:
             prompts: [..., C, N, D], N ≤ 77 tokens, behind the longest prompt's end of text or later.
@@ -108,7 +108,7 @@ class PromptLearner(nn.Module):
         context_length: int,
         image_features: int | None = None,
     ) -> None:
-        """Builds the contexts.
+        """Build the contexts.
 
         Args:
             spec: class texts and contexts.
@@ -153,7 +153,7 @@ class PromptLearner(nn.Module):
     def forward(
         self, token_embedding: nn.Embedding, position: PromptPosition | None = None, video: Tensor | None = None
     ) -> Tensor:
-        """Prompt embeddings [C, N, D], N the length of the longest prompt with its end; with ``video`` [B, C, N, D].
+        """Return prompt embeddings [C, N, D], N the length of the longest prompt; with ``video`` [B, C, N, D].
 
         Args:
             token_embedding: CLIP's.

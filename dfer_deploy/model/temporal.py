@@ -55,7 +55,7 @@ class TemporalTransformer(nn.Module):
         self.blocks = nn.ModuleList(TemporalBlock(dim, spec) for _ in range(spec.depth))
 
     def forward(self, frame_features: Tensor) -> Tensor:
-        """Frame features [B, T, L], 1 ≤ T ≤ 16, to video features [B, L], not normalised."""
+        """Convert frame features [B, T, L], 1 ≤ T ≤ 16, to video features [B, L], not normalised."""
         cls_token = self.cls_token.expand(frame_features.shape[0], -1, -1)
         x = torch.cat([cls_token, frame_features], dim=1)
         x = x + self.pos_embedding[:, : x.shape[1]]
@@ -68,10 +68,10 @@ class TemporalMean(nn.Module):
     """Depth 0: the mean over frames, without parameters (the paper's ablation without a temporal model)."""
 
     def forward(self, frame_features: Tensor) -> Tensor:
-        """Frame features [B, T, L] to video features [B, L]."""
+        """Convert frame features [B, T, L] to video features [B, L]."""
         return frame_features.mean(dim=1)
 
 
 def build_temporal_net(dim: int, spec: TemporalSpec) -> TemporalTransformer | TemporalMean:
-    """The temporal model of ``spec.depth`` layers over features of ``dim`` dimensions."""
+    """Return the temporal model of ``spec.depth`` layers over features of ``dim`` dimensions."""
     return TemporalTransformer(dim, spec) if spec.depth else TemporalMean()

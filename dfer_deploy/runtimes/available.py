@@ -20,7 +20,7 @@ RUNTIMES: tuple[Runtime, ...] = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorr
 
 @dataclass(frozen=True)
 class UsualRuntimes:
-    """What is used where nobody chose: onnxruntime on the best device, and TensorRT where the engines run here.
+    """The runtimes that are used by default: onnxruntime on the best device, and TensorRT where the engines run here.
 
     Attributes:
         runtimes: onnxruntime first.
@@ -32,7 +32,7 @@ class UsualRuntimes:
 
 
 def usual_runtimes(bundle: Bundle, *, host_code_allowed: bool = False) -> UsualRuntimes:
-    """The runtimes to compare where nobody chose.
+    """Return the runtimes to compare by default.
 
     Args:
         bundle: an opened bundle.
@@ -47,7 +47,7 @@ def usual_runtimes(bundle: Bundle, *, host_code_allowed: bool = False) -> UsualR
 
 
 def usual_runtime(bundle: Bundle, *, host_code_allowed: bool = False) -> Runtime:
-    """The one runtime to use where nobody chose: TensorRT, which then needs no onnxruntime beside it, else onnxruntime.
+    """Return the one runtime to use by default: TensorRT, which then needs no onnxruntime, else onnxruntime.
 
     Raises:
         DferDeployError: neither is there, or the record of the engines is damaged.
@@ -58,7 +58,7 @@ def usual_runtime(bundle: Bundle, *, host_code_allowed: bool = False) -> Runtime
 
 
 def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool = False) -> Predictor:
-    """A bundle's predictor in this process.
+    """Return a bundle's predictor in this process.
 
     Args:
         runtime: which one.
@@ -80,7 +80,7 @@ def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool 
 
 
 def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str:
-    """Why a bundle's engines are not expected to run in this process, or nothing.
+    """Return why a bundle's engines are not expected to run in this process, or nothing.
 
     Args:
         bundle: an opened bundle.
@@ -116,7 +116,7 @@ def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str
 
 
 def _usual_onnxruntime(bundle: Bundle) -> Runtime:
-    # The embedded server runs on the CPU, and is held against the same graphs on the same device.
+    # The embedded server runs on the CPU, and is compared with the same graphs on the same device.
     if bundle.manifest.target == "embedded" or not has_cuda_provider() or not ask_cuda_driver().gpus:
         return "onnxruntime-cpu"
     try:

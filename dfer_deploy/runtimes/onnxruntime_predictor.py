@@ -30,7 +30,7 @@ class OnnxRuntimePredictor:
         threads: int = 0,
         device: Device = "cpu",
     ) -> None:
-        """Opens both sessions.
+        """Open both sessions.
 
         Args:
             image_encoder: ONNX file, frames to frame features.
@@ -49,7 +49,7 @@ class OnnxRuntimePredictor:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: Device = "cpu") -> OnnxRuntimePredictor:
-        """The predictor of an opened bundle."""
+        """Return the predictor of an opened bundle."""
         name = f"onnxruntime {bundle.manifest.precision_name}{' CUDA' if device == 'cuda' else ''}"
         return cls(bundle.image_encoder_onnx, bundle.temporal_head_onnx, name=name, device=device)
 
@@ -74,12 +74,12 @@ class OnnxRuntimePredictor:
 
 
 def has_cuda_provider() -> bool:
-    """Whether the installed onnxruntime was built with CUDA; that says nothing about this machine."""
+    """Return whether the installed onnxruntime was built with CUDA; that says nothing about this machine."""
     return "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
 
 
 def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: Path | None = None) -> Any:
-    """An onnxruntime session.
+    """Return an onnxruntime session.
 
     Source: onnxruntime's documentation, "CUDA Execution Provider" and its Python API.
 
@@ -140,7 +140,7 @@ def _onnxruntime() -> Any:
 
 
 def _preloaded(onnxruntime: Any) -> str:
-    """Loads CUDA and cuDNN from NVIDIA's packages, where the system's loader does not look; gives what went wrong."""
+    """Load CUDA and cuDNN from NVIDIA's packages, where the system's loader does not look; give what went wrong."""
     if not hasattr(onnxruntime, "preload_dlls"):  # before 1.21
         return ""
     printed = io.StringIO()

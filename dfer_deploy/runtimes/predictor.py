@@ -32,15 +32,15 @@ class Predictor(Protocol):
         ...
 
     def encode(self, frames: Frames) -> Float32:
-        """The image encoder alone: frames [B, T, H, W, 3] to frame features [B, T, L]."""
+        """Run the image encoder alone: frames [B, T, H, W, 3] to frame features [B, T, L]."""
         ...
 
     def classify(self, frame_features: Float32) -> Prediction:
-        """The temporal head alone: frame features [B, T, L] to a prediction."""
+        """Run the temporal head alone: frame features [B, T, L] to a prediction."""
         ...
 
     def predict(self, frames: Frames) -> Prediction:
-        """Both, the way a client would ask: frames [B, T, H, W, 3] to a prediction."""
+        """Run both, as a client would ask: frames [B, T, H, W, 3] to a prediction."""
         ...
 
     def __enter__(self) -> Predictor: ...

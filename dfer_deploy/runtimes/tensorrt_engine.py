@@ -51,7 +51,7 @@ class ShapeRange:
         return self.largest[0]
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises ``DferDeployError`` unless every size of ``shape`` lies between the two."""
+        """Raise ``DferDeployError`` unless every size of ``shape`` lies between the two."""
         fits = len(shape) == len(self.largest) and all(
             low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
         )
@@ -63,13 +63,13 @@ class ShapeRange:
         )
 
     def room_for(self, tensor: TensorSpec) -> int:
-        """The largest number of values that a tensor of this engine's graph can have."""
+        """Return the largest number of values that a tensor of this engine's graph can have."""
         sizes = {"batch": self.largest[0], "time": self.largest[1]}
         return math.prod(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
 
 
 def pieces(batch: int, largest: int) -> list[slice]:
-    """Cuts a batch into slices of at most ``largest``; an empty batch is one empty slice."""
+    """Cut a batch into slices of at most ``largest``; an empty batch is one empty slice."""
     return [slice(start, min(start + largest, batch)) for start in range(0, max(batch, 1), largest)]
 
 
@@ -83,7 +83,7 @@ class EngineTensor:
     shape: tuple[int, ...]
 
     def fits(self, other: EngineTensor) -> bool:
-        """Whether both can be the same tensor; a dynamic size fits any."""
+        """Return whether both can be the same tensor; a dynamic size fits any."""
         same = (self.name, self.mode, self.dtype, len(self.shape)) == (
             other.name, other.mode, other.dtype, len(other.shape)
         )  # fmt: skip
@@ -94,7 +94,7 @@ class EngineTensor:
 
 
 def check_tensors(found: Iterable[EngineTensor], spec: GraphSpec, plan: Path) -> None:
-    """Raises ``DferDeployError`` unless an engine has the inputs and outputs of ``spec`` and no others."""
+    """Raise ``DferDeployError`` unless an engine has the inputs and outputs of ``spec`` and no others."""
     expected = [
         EngineTensor(
             tensor.name, mode, _DTYPES[tensor.dtype], tuple(-1 if isinstance(s, str) else s for s in tensor.shape)
@@ -112,7 +112,7 @@ def check_tensors(found: Iterable[EngineTensor], spec: GraphSpec, plan: Path) ->
 
 
 def import_tensorrt() -> Any:
-    """The module ``tensorrt``.
+    """Return the module ``tensorrt``.
 
     Raises:
         DferDeployError: it is missing, cannot be loaded, or is too old.
@@ -137,7 +137,7 @@ class LoadedEngine:
     """A plan that TensorRT has read, with the objects that must outlive it."""
 
     def __init__(self, module: Any, plan: Path, *, host_code_allowed: bool = False) -> None:
-        """Reads a plan.
+        """Read a plan.
 
         Args:
             module: ``tensorrt``, or one with its API.
@@ -166,7 +166,7 @@ class LoadedEngine:
         self.engine = engine
 
     def error(self, what: str) -> DferDeployError:
-        """What went wrong, with what TensorRT said last."""
+        """Return what went wrong, with what TensorRT said last."""
         said = "; ".join(dict.fromkeys(self.messages.texts)) or "it gave no reason"
         return DferDeployError(f"{what} ({said}); build the engines on this machine with: dfer-deploy build")
 
@@ -185,13 +185,13 @@ class LoadedEngine:
         ]
 
     def shapes(self, name: str) -> ShapeRange:
-        """The limits of an input in the one optimisation profile, 0."""
+        """Return the limits of an input in the one optimisation profile, 0."""
         engine = self.engine
         smallest, _, largest = engine.get_tensor_profile_shape(name, 0)
         return ShapeRange(smallest[:], largest[:])
 
     def close(self) -> None:
-        """TensorRT's objects in the order in which they may go: engine, runtime, logger."""
+        """Release TensorRT's objects in the order in which they may go: engine, runtime, logger."""
         del self.engine, self._runtime, self.messages
 
 
@@ -230,7 +230,7 @@ class EngineRunner:
     def __init__(
         self, module: Any, plan: Path, spec: GraphSpec, *, cuda_graphs: bool = True, host_code_allowed: bool = False
     ) -> None:
-        """Loads a plan and allocates its memory.
+        """Load a plan and allocate its memory.
 
         Args:
             module: ``tensorrt``, or one with its API.
@@ -261,7 +261,7 @@ class EngineRunner:
         self._captured: dict[tuple[tuple[int, ...], int], _Captured] = {}
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
-        """Copies an array through pinned memory into the engine's own input memory, on the current stream.
+        """Copy an array through pinned memory into the engine's own input memory, on the current stream.
 
         Nothing may be uploaded before an earlier upload has arrived: read an answer first.
 
@@ -279,7 +279,7 @@ class EngineRunner:
         return tensor.copy_(pinned, non_blocking=True)
 
     def run(self, tensor: Tensor, *, stays: bool = False) -> tuple[Tensor, ...]:
-        """Enqueues the engine behind the current stream's work, and the current stream's further work behind it.
+        """Enqueue the engine behind the current stream's work, and the current stream's further work behind it.
 
         Args:
             tensor: the input on this engine's device, contiguous; it is read where it lies.

@@ -33,7 +33,7 @@ class TensorRtPredictor:
         cuda_graphs: bool = True,
         host_code_allowed: bool = False,
     ) -> None:
-        """Loads both plans.
+        """Load both plans.
 
         Args:
             image_encoder: plan, frames to frame features.
@@ -63,7 +63,7 @@ class TensorRtPredictor:
     def from_bundle(
         cls, bundle: Bundle, *, cuda_graphs: bool = True, host_code_allowed: bool = False
     ) -> TensorRtPredictor:
-        """The predictor of a bundle whose engines are built.
+        """Return the predictor of a bundle whose engines are built.
 
         Raises:
             DferDeployError: they are not, or they carry code and ``host_code_allowed`` is not set.
@@ -127,7 +127,7 @@ class TensorRtPredictor:
             )
 
     def predict_tensors(self, frames: Tensor, *, stays: bool = False) -> tuple[Tensor, Tensor]:
-        """Like ``predict``, from device memory to device memory without a copy, behind the current stream's work.
+        """Predict from device memory to device memory without a copy, behind the current stream's work.
 
         Args:
             frames: uint8 [B, T, H, W, 3] on the engines' device, contiguous, B at most what the engines take.

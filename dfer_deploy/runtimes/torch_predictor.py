@@ -26,7 +26,7 @@ class TorchPredictor:
             return self.model.encode_frames(images).cpu().numpy()
 
     def classify(self, frame_features: Float32, position: PromptPosition | None = None) -> Prediction:
-        """Frame features [B, T, L] to a prediction; ``position`` overrides where the prompt's contexts stand."""
+        """Classify frame features [B, T, L]; ``position`` overrides where the prompt's contexts stand."""
         with torch.inference_mode():
             logits = self.model.classify(torch.from_numpy(frame_features).to(self.device), position)
             return Prediction(logits.cpu().numpy(), torch.softmax(logits, dim=-1).cpu().numpy())

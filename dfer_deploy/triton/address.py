@@ -25,7 +25,7 @@ class Address(NamedTuple):
 
 
 def parse_url(url: str) -> Address:
-    """Reads ``grpc://host:port``, ``http://host:port`` or ``host:port``, which is gRPC.
+    """Read ``grpc://host:port``, ``http://host:port`` or ``host:port``, which is gRPC.
 
     Raises:
         DferDeployError: it is none of these.
@@ -46,7 +46,7 @@ def parse_url(url: str) -> Address:
 
 
 def channel_options(netloc: str) -> list[tuple[str, int]]:
-    """gRPC channel options: messages up to 2 GB, and no proxy between this machine and itself."""
+    """Return gRPC channel options: messages up to 2 GB, and no proxy between this machine and itself."""
     largest = 2**31 - 1
     options = [("grpc.max_send_message_length", largest), ("grpc.max_receive_message_length", largest)]
     if Address("grpc", netloc).is_this_machine:

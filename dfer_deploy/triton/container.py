@@ -82,22 +82,22 @@ class TritonContainer:
         ]
 
     def end_command(self, mark: str) -> list[str]:
-        """The container runs on where its client was killed."""
+        """Return the container runs on where its client was killed."""
         return [str(self.docker), "rm", "--force", mark]
 
     def process_environment(self) -> dict[str, str]:
-        """The client's own: it finds the daemon and its credentials by them."""
+        """Return the client's own: it finds the daemon and its credentials by them."""
         return dict(os.environ)
 
 
 def compose_command(bundle: Path, *arguments: str) -> str:
-    """A command line for the compose.yaml in a bundle's folder, as its comments say it: by who reads and writes it."""
+    """Return a command line for the compose.yaml in a bundle's folder, as its comments write it."""
     folder = shlex.quote(str(bundle))
     return f"env UID=$(id -u) GID=$(id -g) docker compose --project-directory {folder} {' '.join(arguments)}"
 
 
 def image_for(built: EngineSet | None, bundle: Path) -> str:
-    """The image whose TensorRT runs the engines; without engines, the oldest without known critical vulnerabilities.
+    """Return the image whose TensorRT runs the engines; without engines, the oldest without known critical flaws.
 
     Args:
         built: the engines.
@@ -120,13 +120,13 @@ def image_for(built: EngineSet | None, bundle: Path) -> str:
 
 
 def is_outdated(image: str) -> bool:
-    """Whether an image is one of NVIDIA's with known critical vulnerabilities; False of any that it cannot tell."""
+    """Return whether an image is one of NVIDIA's with known critical vulnerabilities; False where it is unknown."""
     release = re.search(r"(?:^|/)tritonserver:(\d\d\.\d\d)(?:-|$)", image)
     return release is not None and release.group(1) < SECURITY_FLOOR
 
 
 def ensure_image(docker: Path, image: str) -> None:
-    """Pulls an image that is not on this machine, with Docker's own progress on standard error.
+    """Pull an image that is not on this machine, with Docker's own progress on standard error.
 
     Raises:
         DferDeployError: it cannot be pulled.

@@ -68,7 +68,7 @@ class TritonEnvironment:
     has_gpu = False
 
     def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
-        """See ``Installation``; the mark is also the beginning of the names of the backend's shared memory."""
+        """Return the command, see ``Installation``; names of the backend's shared memory begin with the mark."""
         return [
             str(self.tritonserver),
             f"--backend-directory={self.backend_directory}",
@@ -81,11 +81,11 @@ class TritonEnvironment:
         ]
 
     def end_command(self, mark: str) -> list[str]:
-        """None: it ends with its processes."""
+        """Return nothing: the server ends with its processes."""
         return []
 
     def process_environment(self) -> dict[str, str]:
-        """The environment variables for tritonserver and perf_analyzer.
+        """Return the environment variables for tritonserver and perf_analyzer.
 
         The stub of the Python backend finds its packages through the ``python3`` that comes first on PATH, so nothing
         of the caller's Python may leak in; a foreign LD_LIBRARY_PATH could bring older libraries.
@@ -101,12 +101,12 @@ class TritonEnvironment:
 
 
 def cache_folder() -> Path:
-    """Where dfer-deploy keeps what it can make again: the variable DFER_DEPLOY_CACHE, or the user's cache folder."""
+    """Return the folder of what can be made again: the variable DFER_DEPLOY_CACHE, or the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")).absolute()
 
 
 def triton_environment() -> TritonEnvironment:
-    """The private environment, made on first use (about 480 MB) and reused afterwards.
+    """Return the private environment, made on first use (about 480 MB) and reused afterwards.
 
     Two processes that need it at the same time make it once: the second waits for the first.
 
@@ -123,7 +123,7 @@ def triton_environment() -> TritonEnvironment:
 
 
 def installed_triton_environment() -> TritonEnvironment | None:
-    """The private environment if it has been made already; makes nothing.
+    """Return the private environment if it has been made already; makes nothing.
 
     Raises:
         DferDeployError: this machine cannot run it.
@@ -141,19 +141,19 @@ def _place() -> tuple[Path, Interpreter, tuple[str, ...]]:
 
 
 def requirements(version: tuple[int, int, int]) -> tuple[str, ...]:
-    """What is installed into the environment of a Python of that version."""
+    """Return what is installed into the environment of a Python of that version."""
     onnxruntime = "onnxruntime==1.23.*" if version[:2] == (3, 10) else "onnxruntime==1.32.*"
     return (*PINS, onnxruntime)
 
 
 def environment_key(pins: tuple[str, ...], interpreter: Interpreter) -> str:
-    """Twelve hexadecimal digits that change with the requirements, the interpreter and this module's layout."""
+    """Return twelve hexadecimal digits that change with the requirements, the interpreter and this module's layout."""
     content = [LAYOUT, sorted(pins), list(interpreter.version), str(interpreter.libpython)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
-    """Refuses machines that the server's wheel was not built for.
+    """Refuse machines that the server's wheel was not built for.
 
     Args:
         system: as ``sys.platform``.
@@ -173,7 +173,7 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
 
 
 def pip_failure(output: str, log: Path) -> DferDeployError:
-    """The one sentence for a pip that failed with ``output``."""
+    """Return the one sentence for a pip that failed with ``output``."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     last = (errors or lines or ["no output"])[-1].removeprefix("ERROR:").strip()
@@ -223,7 +223,7 @@ def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path
 
 
 def _run(command: list[str], variables: dict[str, str], log: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command with both outputs joined, and appends them to the log."""
+    """Run a command with both outputs joined, and append them to the log."""
     done = subprocess.run(
         command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", check=False,
@@ -260,7 +260,7 @@ def _layout(root: Path, interpreter: Interpreter) -> TritonEnvironment:
 
 
 def _assemble(root: Path, interpreter: Interpreter) -> None:
-    """Lays out what the wheels leave apart: the backend with the stub beside it, and libraries under plain names."""
+    """Lay out what the wheels leave apart: the backend with the stub beside it, and libraries under plain names."""
     environment = _layout(root, interpreter)
     distribution = environment.tritonserver.parent.parent
     short = ".".join(map(str, interpreter.version[:2]))

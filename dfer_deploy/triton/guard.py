@@ -40,7 +40,7 @@ BACKEND_FOLDERS = Path("/tmp")  # noqa: S108 -- the Python backend makes python_
 
 
 def main(arguments: list[str]) -> int:
-    """Runs until the server has ended and everything is cleaned up; the exit code is always 0."""
+    """Run until the server has ended and everything is cleaned up; the exit code is always 0."""
     mark, exit_timeout_s, log, keep_or_drop, end, *command = arguments
     parent = os.getppid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set[Path]) -> tuple[str, set[Path]]:
-    """Waits for the first thing that ends it all; gives the reason and the folders that the backend made."""
+    """Wait for the first thing that ends it all; give the reason and the folders that the backend made."""
     lifeline = sys.stdin.fileno()
     stubs: dict[int, str] = {}
     folders: set[Path] = set()
@@ -102,7 +102,7 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
 
 
 def end_processes(mark: str) -> None:
-    """Kills every process whose command line holds ``mark``, except this one, until there is none.
+    """Kill every process whose command line holds ``mark``, except this one, until there is none.
 
     Gives up after a while: a process that hangs in the kernel cannot be ended by anybody.
     """
@@ -121,7 +121,7 @@ def end_processes(mark: str) -> None:
 
 
 def run_end_command(command: list[str]) -> None:
-    """Runs the last command, whatever comes of it: usually there is nothing left to end."""
+    """Run the last command, whatever comes of it: usually there is nothing left to end."""
     if command:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
@@ -131,7 +131,7 @@ def run_end_command(command: list[str]) -> None:
 
 
 def remove_leftovers(mark: str, folders: set[Path]) -> None:
-    """Removes the shared memory regions named after ``mark``, and the backend's folders if they are empty."""
+    """Remove the shared memory regions named after ``mark``, and the backend's folders if they are empty."""
     for region in SHARED_MEMORY.glob(f"{mark}*"):
         region.unlink(missing_ok=True)
     for folder in folders:

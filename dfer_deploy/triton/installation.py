@@ -13,7 +13,7 @@ from typing import Protocol
 from dfer_deploy.triton.ports import Endpoints
 
 RESTRICTED = ("shared-memory", "model-repository", "trace", "logging")
-"""Interfaces that change what a server does, which nobody needs who only asks it."""
+"""Interfaces that change what a server does. A client that only asks for answers does not need them."""
 
 
 class Installation(Protocol):
@@ -32,7 +32,7 @@ class Installation(Protocol):
         """Whether an error about CUDA in the server's log means something."""
 
     def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
-        """The command that serves in the foreground until SIGTERM.
+        """Return the command that serves in the foreground until SIGTERM.
 
         Args:
             repository: the absolute path of the model repository.
@@ -42,10 +42,10 @@ class Installation(Protocol):
         """
 
     def end_command(self, mark: str) -> list[str]:
-        """What ends the server that carries ``mark`` if its process does not; empty where nothing outlives it."""
+        """Return the command that ends the server that carries ``mark``; empty where its process's end suffices."""
 
     def process_environment(self) -> dict[str, str]:
-        """The environment variables of the command."""
+        """Return the environment variables of the command."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class TritonOnPath:
 
 
 def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[str] = RESTRICTED) -> list[str]:
-    """What every server is told: the repository is loaded once, and nothing changes models, traces or logs later.
+    """Return the options of every server: it loads the repository once, and refuses changes of models, traces and logs.
 
     Source: Triton's customization guide, "Secure Deployment Considerations" and "Limit Endpoint Access".
     """
@@ -104,7 +104,7 @@ def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[s
 
 
 def address_options(endpoints: Endpoints) -> list[str]:
-    """Where it listens; a port that another server has is an error, not shared with it."""
+    """Return where it listens; a port that another server has is an error, not shared with it."""
     return [
         f"--http-address={endpoints.host}",
         f"--http-port={endpoints.http_port}",

@@ -45,7 +45,7 @@ class Interpreter:
 
 
 def choose_interpreter() -> Interpreter:
-    """The running Python if it is usable, else the newest usable one on PATH.
+    """Return the running Python if it is usable, else the newest usable one on PATH.
 
     Raises:
         DferDeployError: there is none; says what to install.

@@ -71,7 +71,7 @@ def measure_load(
     requests: int = 20,
     timeout_s: float = 900.0,
 ) -> tuple[LoadResult, ...]:
-    """Loads the server with real clips, at one level after the other.
+    """Load the server with real clips, at one level after the other.
 
     Every level is a run of its own, because a sweep in one run may drop levels and still report success. A level is the
     mean of three windows, whether they agree or not: perf_analyzer's own search for windows that agree fails on a
@@ -135,7 +135,7 @@ def measure_load(
 
 
 def parse_report(text: str) -> dict[int, LoadResult]:
-    """Reads perf_analyzer's CSV (microseconds) by the names of its columns; rows by their concurrency.
+    """Read perf_analyzer's CSV (microseconds) by the names of its columns; rows by their concurrency.
 
     Raises:
         DferDeployError: a column is missing or holds no number.

@@ -47,7 +47,7 @@ class Holder:
 
 
 def reserve_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
-    """Checks that every port is free, and replaces 0 by a free port.
+    """Check that every port is free, and replace 0 by a free port.
 
     Args:
         host: the IPv4 address (or name) that will listen.
@@ -57,7 +57,7 @@ def reserve_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
         The same keys with real port numbers, all different.
 
     Raises:
-        DferDeployError: a number is no port, given twice or taken (and by whom), or the host is not this machine's.
+        DferDeployError: a number is not a port, given twice or taken (and by whom), or the host is not this machine's.
     """
     chosen: dict[str, int] = {}
     sockets: list[socket.socket] = []
@@ -76,7 +76,7 @@ def reserve_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
 
 
 def port_holder(port: int, *, proc: Path = Path("/proc")) -> Holder | None:
-    """The process that listens on ``port``; None where there is none, or it is another user's."""
+    """Return the process that listens on ``port``; None where there is none, or it is another user's."""
     inodes = set().union(*(_listening_inodes(proc / "net" / name, port) for name in ("tcp", "tcp6")))
     links = {f"socket:[{inode}]" for inode in inodes}
     for process in proc.iterdir() if links else ():

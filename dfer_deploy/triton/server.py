@@ -38,7 +38,7 @@ _DATATYPES = {
     model_config_pb2.TYPE_FP32: "FP32",
     model_config_pb2.TYPE_STRING: "BYTES",
 }
-"""Of the inputs of our ensembles: Triton writes them in two ways."""
+"""The datatypes of our ensembles' inputs, which Triton writes in two ways."""
 
 _NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
 """Errors that a server logs on every machine without a GPU."""
@@ -68,7 +68,7 @@ class TritonServer:
         exit_timeout_s: float = 10.0,
         log_file: Path | None = None,
     ) -> None:
-        """Describes the server; ``start`` or entering the context starts it.
+        """Describe the server; ``start`` or entering the context starts it.
 
         Args:
             installation: what is started: the private environment, a tritonserver on PATH or a container.
@@ -103,7 +103,7 @@ class TritonServer:
         return self._endpoints
 
     def start(self) -> None:
-        """Starts the server and returns when every ensemble of the repository has answered an inference.
+        """Start the server and return when every ensemble of the repository has answered an inference.
 
         Raises:
             DferDeployError: a port is taken (by whom), the repository cannot be served (with the meaningful part of
@@ -138,7 +138,7 @@ class TritonServer:
             raise
 
     def wait(self) -> None:
-        """Waits until the server, or the process of one of its models, ends by itself.
+        """Wait until the server, or the process of one of its models, ends by itself.
 
         Raises:
             DferDeployError: always, with what ended and why.
@@ -148,7 +148,7 @@ class TritonServer:
         self._check_alive()
 
     def stop(self) -> None:
-        """Ends the server: requests in flight get ``exit_timeout_s``, then everything is killed. Can be repeated.
+        """End the server: requests in flight get ``exit_timeout_s``, then everything is killed. Can be repeated.
 
         The log stays where the server had ended by itself.
         """

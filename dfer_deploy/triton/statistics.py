@@ -14,7 +14,7 @@ from dfer_deploy.triton.address import channel_options, parse_url
 
 
 def executed_batches(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[int]:
-    """The executions of a model since its server started, by their batch (clips in one execution).
+    """Return the executions of a model since its server started, by their batch (clips in one execution).
 
     Warm-up is not counted. Source: Triton's documentation, "Statistics Extension", ``batch_stats``.
 
@@ -35,7 +35,7 @@ def executed_batches(url: str, model: str, *, timeout_s: float = 30.0) -> Counte
 
 
 def queued(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[str]:
-    """How many ``requests`` a model has answered since its server started, and the ``ns`` that they waited in queues.
+    """Return the ``requests`` that a model has answered since its server started, and their ``ns`` in queues.
 
     An ensemble's own statistics leave out the queues of its steps, and so does perf_analyzer's "Server Queue". Source:
     Triton's documentation, "Statistics Extension", ``inference_stats``.

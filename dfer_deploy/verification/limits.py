@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.clips.dataset import MOST_UNREADABLE
+from dfer_deploy.clips.dataset import MAX_UNREADABLE
 from dfer_deploy.specs import Precision, require
 from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, check_between
 
@@ -81,7 +81,7 @@ class Limits:
     same_graphs: float = 1e-3
     probabilities: float = 1e-4
     points: float = 0.5
-    unreadable: float = MOST_UNREADABLE
+    unreadable: float = MAX_UNREADABLE
     flips: float = 1.0
     recall_drop: float = 100.0
     calibration_rise: float = 100.0

@@ -25,7 +25,7 @@ SHOW_VERSION = "import tensorrt; print(tensorrt.__version__)"
 
 
 def main() -> int:
-    """Installs the module where it is missing; the exit code is 1 if that failed, with one sentence why."""
+    """Install the module where it is missing; the exit code is 1 if that failed, with one sentence why."""
     parser = argparse.ArgumentParser(description="Install the Python module of this image's TensorRT.")
     parser.add_argument(
         "--library", dest="path", help="libnvinfer (default: the one that Triton's TensorRT backend loads)"
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def backend_library(backend: Path) -> str:
-    """The name of the libnvinfer that a backend asks the loader for, for example ``libnvinfer.so.11``.
+    """Return the name of the libnvinfer that a backend asks the loader for, for example ``libnvinfer.so.11``.
 
     Raises:
         OSError: there is no such backend.
@@ -65,11 +65,11 @@ def backend_library(backend: Path) -> str:
 
 
 def version_of_library(path: str) -> str:
-    """The full version of a libnvinfer, for example ``11.1.0.106``.
+    """Return the full version of a libnvinfer, for example ``11.1.0.106``.
 
     Raises:
         OSError: it cannot be loaded.
-        LookupError: it does not tell its version.
+        LookupError: it does not report its version.
     """
     library = ctypes.CDLL(path)
     try:
@@ -79,7 +79,7 @@ def version_of_library(path: str) -> str:
 
 
 def module_version() -> str | None:
-    """The version of the module ``tensorrt``; None where it cannot be imported.
+    """Return the version of the module ``tensorrt``; None where it cannot be imported.
 
     In a process of its own: a module that has failed once is not tried again, and one that does not fit may crash.
     """
@@ -88,7 +88,7 @@ def module_version() -> str | None:
 
 
 def cuda_major(version: str) -> str:
-    """The generation of CUDA that the package is for, from the image's variable CUDA_VERSION.
+    """Return the generation of CUDA that the package is for, from the image's variable CUDA_VERSION.
 
     Raises:
         LookupError: the variable holds no version.
@@ -100,13 +100,13 @@ def cuda_major(version: str) -> str:
 
 
 def import_error() -> str:
-    """The last line of what Python says about importing the module."""
+    """Return the last line of what Python says about importing the module."""
     done = subprocess.run([sys.executable, "-c", SHOW_VERSION], capture_output=True, text=True, check=False)
     return (done.stderr.strip().splitlines() or ["without a word"])[-1]
 
 
 def install(packages: list[str]) -> None:
-    """Installs packages without what they depend on.
+    """Install packages without what they depend on.
 
     Raises:
         LookupError: pip failed.
@@ -118,7 +118,7 @@ def install(packages: list[str]) -> None:
 
 
 def is_same(module: str, library: str) -> bool:
-    """Whether a module belongs to a library."""
+    """Return whether a module belongs to a library."""
     return module.split(".post")[0] == library
 
 

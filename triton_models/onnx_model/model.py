@@ -70,7 +70,7 @@ class TritonPythonModel:
     """One instance of the model; Triton calls ``initialize`` once and ``execute`` with every batch of requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the graph. An exception here is a model that does not load, with this message in Triton's log."""
+        """Load the graph. An exception here is a model that does not load, with this message in Triton's log."""
         config = json.loads(args["model_config"])
         self._inputs = [
             Input(entry["name"], np.dtype(_NUMPY_DTYPES[entry["data_type"]]), tuple(map(int, entry["dims"])))
@@ -87,7 +87,7 @@ class TritonPythonModel:
         self._session = _opened(graph, threads, spin_us)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers every request, in order. A request that cannot be answered gets an error of its own.
+        """Answer every request, in order. A request that cannot be answered gets an error of its own.
 
         Args:
             requests: the inputs [b, T, …] each; T may differ between them.
@@ -133,7 +133,7 @@ class TritonPythonModel:
         return array
 
     def _answer(self, group: list[tuple[int, list[Array]]]) -> list[tuple[int, Any]]:
-        """Runs requests of equal shape together; if that fails, each one alone, so that one cannot harm another."""
+        """Run requests of equal shape together; if that fails, each one alone, so that one cannot harm another."""
         requests = [arrays for _, arrays in group]
         try:
             joined = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*requests, strict=True)]
@@ -187,7 +187,7 @@ def _opened(graph: Path, threads: int, spin_us: int) -> onnxruntime.InferenceSes
 
 
 def cache_folder() -> Path:
-    """Where dfer-deploy keeps what it can make again, as ``dfer_deploy.triton.environment`` has it on Linux."""
+    """Return where dfer-deploy keeps what it can make again, as ``dfer_deploy.triton.environment`` has it on Linux."""
     given = os.environ.get("DFER_DEPLOY_CACHE")
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfer-deploy").absolute()
 

@@ -52,7 +52,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_THREADS = 8
 
 MAX_SCANS = 100
-"""Of a progressive JPEG file."""
+"""Limits the scans of a progressive JPEG file, each of which costs a pass over all pixels."""
 
 USUAL_SCANS = 12
 """Encoders write about ten. A scan of a few bytes costs a pass over all pixels, so then pixels count more often."""
@@ -61,8 +61,8 @@ READ_PIXELS = 100
 """A read of an image's file costs about as much as so many pixels."""
 
 MAX_READS = 100_000
-"""Of an image's file; one of 16 MiB takes about ten thousand. Pillow goes through its pieces (segments, chunks) in
-Python, so millions of empty ones cost seconds, for which everybody's images wait."""
+"""Limits the reads of an image's file; one of 16 MiB takes about ten thousand. Pillow goes through a file's pieces
+(segments, chunks) in Python. Millions of empty ones cost seconds, in which all other images wait."""
 
 _NO_PILLOW = (
     "this server decodes no images, because its Python has no Pillow; send frames to the other ensemble, or start the "
@@ -77,7 +77,7 @@ class Work:
         self._most, self._pixels, self._lock = most, 0, threading.Lock()
 
     def add(self, pixels: int) -> None:
-        """Counts what is about to be done.
+        """Count what is about to be done.
 
         Raises:
             ImageError: it is more than a request may cost.
@@ -111,7 +111,7 @@ class TritonPythonModel:
     """The model's instance; Triton calls ``initialize`` once and ``execute`` with every batch of requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads the limits. An exception here is a model that does not load, with this message in Triton's log."""
+        """Read the limits. An exception here is a model that does not load, with this message in Triton's log."""
         config = json.loads(args["model_config"])
         (model_input,), (model_output,) = config["input"], config["output"]
         self._input_name: str = model_input["name"]
@@ -129,7 +129,7 @@ class TritonPythonModel:
             PIL.Image.init()  # not by several threads with the first request
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers every request, in order. A request that cannot be answered gets an error of its own.
+        """Answer every request, in order. A request that cannot be answered gets an error of its own.
 
         Args:
             requests: one input of bytes [b, T] each; T may differ between them.
@@ -144,7 +144,7 @@ class TritonPythonModel:
         return [one if isinstance(one, pb_utils.InferenceResponse) else self._answer(*one) for one in begun]
 
     def finalize(self) -> None:
-        """Ends the threads."""
+        """End the threads."""
         self._threads.shutdown(cancel_futures=True)
 
     def _begun(self, request: Any) -> Any:
@@ -167,7 +167,7 @@ class TritonPythonModel:
         return images
 
     def _answer(self, shape: tuple[int, int], frames: Iterator[Frame]) -> Any:
-        """Collects a request's frames; with the first image that is refused, what has not begun is cancelled."""
+        """Collect a request's frames; with the first image that is refused, what has not begun is cancelled."""
         try:
             stacked = np.empty((shape[0] * shape[1], self._image_size, self._image_size, 3), np.uint8)
             for index, frame in enumerate(frames):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dfer_deploy.client.calls import Backoff, ListModels, Send
-from dfer_deploy.client.retry_policy import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, RetryPolicy
+from dfer_deploy.client.retry_policy import FIRST_BACKOFF_S, MAX_BACKOFF_S, RetryPolicy
 from dfer_deploy.errors import (
     CallError,
     DeadlineExceededError,
@@ -73,7 +73,7 @@ def test_backoffs_are_drawn_between_zero_and_a_limit_that_grows_up_to_a_bound() 
     network = Network([ServerUnavailableError] * 8)
     network.ask(60, 8, share=0.5)
     assert network.backoffs[0] == FIRST_BACKOFF_S / 2
-    assert network.backoffs[-1] == LONGEST_BACKOFF_S / 2
+    assert network.backoffs[-1] == MAX_BACKOFF_S / 2
 
 
 def test_attempts_and_backoffs_share_one_deadline() -> None:
