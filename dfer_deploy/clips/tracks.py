@@ -58,7 +58,7 @@ class FaceTracker:
     """
 
     def __init__(self, smoothing_s: float = SMOOTHING_S) -> None:
-        """Return a tracker without tracks.
+        """Begin without tracks.
 
         Args:
             smoothing_s: time constant in seconds; 0 for boxes as they are detected.

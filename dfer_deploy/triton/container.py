@@ -82,11 +82,11 @@ class TritonContainer:
         ]
 
     def end_command(self, mark: str) -> list[str]:
-        """Return the container runs on where its client was killed."""
+        """Return the command that ends the container, which runs on after its client was killed."""
         return [str(self.docker), "rm", "--force", mark]
 
     def process_environment(self) -> dict[str, str]:
-        """Return the client's own: it finds the daemon and its credentials by them."""
+        """Return this process's own, by which Docker's client finds the daemon and its credentials."""
         return dict(os.environ)
 
 

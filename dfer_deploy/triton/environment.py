@@ -123,7 +123,7 @@ def triton_environment() -> TritonEnvironment:
 
 
 def installed_triton_environment() -> TritonEnvironment | None:
-    """Return the private environment if it has been made already; makes nothing.
+    """Return the private environment if it has been made already, without making it.
 
     Raises:
         DferDeployError: this machine cannot run it.
