@@ -100,15 +100,21 @@ def _entry(item: Any) -> str:
     if not issubclass(item, Exception):
         lines.append(_signature(item.__name__, item))
     lines.append(_markdown(item.__doc__))
-    for name, member in vars(item).items():
-        if name.startswith("_") or not getattr(member, "__doc__", None):
-            continue
+    for name, member in _members(item).items():
         if isinstance(member, property):
             lines.append(f"**{name}**: {_markdown(member.__doc__)}")
         elif isinstance(member, types.FunctionType | classmethod):
             function = getattr(item, name)
             lines += [f"#### {item.__name__}.{name}\n", _signature(name, function), _markdown(function.__doc__)]
     return "\n".join(lines)
+
+
+def _members(item: type) -> dict[str, Any]:
+    """The public members with a docstring, those of internal base classes included."""
+    bases = [base for base in item.__mro__ if base is item or base.__module__.startswith("dfer_deploy")]
+    own = [base for base in bases if base is item or base not in (Answer, ScoredAnswers, DferDeployError)]
+    members = {name: member for base in reversed(own) for name, member in vars(base).items()}
+    return {name: m for name, m in members.items() if not name.startswith("_") and getattr(m, "__doc__", None)}
 
 
 def _signature(name: str, item: Any) -> str:

@@ -15,15 +15,13 @@ from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Answer, StreamAnswer
 from dfer_deploy.client.blocking import ClipBatch, OneClip
 from dfer_deploy.client.request_steps import EncodedImage, EncodedImages, image_bytes
-from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, upright_rgb
 from dfer_deploy.clips.reading import MAX_PIXELS, Clip
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import ClipError
 from dfer_deploy.inference.answers import answer_from
 from dfer_deploy.inference.in_process_stream import InProcessStream
-from dfer_deploy.inference.video_windows import Faces, VideoWindows, video_windows
-from dfer_deploy.inference.windows import DEFAULT_STRIDE
+from dfer_deploy.inference.video_windows import AnswersVideos
 from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor
 
@@ -49,7 +47,7 @@ def load_bundle(
     return LoadedBundle(opened, open_predictor(chosen, opened, host_code_allowed=allow_host_code))
 
 
-class LoadedBundle:
+class LoadedBundle(AnswersVideos):
     """A bundle in this process. It is a context manager and must be used by one thread at a time.
 
     Example:
@@ -59,12 +57,17 @@ class LoadedBundle:
     """
 
     def __init__(self, bundle: Bundle, predictor: Predictor) -> None:
-        self.bundle, self.predictor = bundle, predictor
+        self.bundle, self._predictor = bundle, predictor
 
     @property
     def name(self) -> str:
         """The name of the runtime and its precision, for example ``onnxruntime fp32``."""
         return self.predictor.name
+
+    @property
+    def predictor(self) -> Predictor:
+        """What answers batches of frames."""
+        return self._predictor
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -115,41 +118,6 @@ class LoadedBundle:
         found = self.predictor.predict(frames)
         answers = [answer_from(self.labels, *values) for values in zip(found.logits, found.probabilities, strict=True)]
         return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
-
-    def predict_video(
-        self,
-        path: str | Path,
-        *,
-        interval_s: float | None = None,
-        stride: int = DEFAULT_STRIDE,
-        faces: Faces = "centerface",
-        margin: float = DEFAULT_MARGIN,
-    ) -> VideoWindows:
-        """Predict the expressions in a video over time, in windows of 16 frames. Each frame is encoded once.
-
-        Args:
-            path: a video file.
-            interval_s: seconds between the frames of a window; None for the interval of the training clips, if it is
-                known.
-            stride: number of frames from one window to the next.
-            faces: the face detector: ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` if the
-                picture is a cropped face.
-            margin: margin around the face, as a share of its longer side.
-
-        Raises:
-            DferDeployError: the video cannot be read, or the extra is missing.
-        """
-        return video_windows(
-            path,
-            self.predictor,
-            self.image_size,
-            self.labels,
-            known_interval_s=self.frame_interval_s,
-            interval_s=interval_s,
-            stride=stride,
-            faces=faces,
-            margin=margin,
-        )
 
     def stream(self) -> LoadedStream:
         """Open a live stream as a context manager: ``with model.stream() as stream: stream.push(frame)``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -13,11 +12,9 @@ from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, ModelRequests
 from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, RetryPolicy
 from dfer_deploy.client.streams import StreamRequests
-from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.inference.answers import Answer, StreamAnswer
-from dfer_deploy.inference.video_windows import Faces, VideoWindows, video_windows
-from dfer_deploy.inference.windows import DEFAULT_STRIDE
+from dfer_deploy.inference.video_windows import AnswersVideos
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import Address, parse_url
 
@@ -31,7 +28,7 @@ ClipBatch = np.ndarray[tuple[int, int, int, int, int], np.dtype[np.uint8]]
 """uint8 [B, T, S, S, 3]."""
 
 
-class Client(ConnectedModel):
+class Client(ConnectedModel, AnswersVideos):
     """Asks a served model. For use by several threads.
 
     Requests that failed because the server is away, full or was restarted are sent again, with exponential backoff,
@@ -87,6 +84,11 @@ class Client(ConnectedModel):
         """
         return self.run(self._requests.labels())
 
+    @property
+    def predictor(self) -> ServedPredictor:
+        """What answers batches of frames: this client."""
+        return ServedPredictor(self)
+
     @overload
     def predict(self, clip: OneClip | EncodedImages) -> Answer: ...
     @overload
@@ -110,40 +112,6 @@ class Client(ConnectedModel):
             DferDeployError: there is no answer, with the reason.
         """
         return self.run(self._requests.answer(clip))
-
-    def predict_video(
-        self,
-        path: str | Path,
-        *,
-        interval_s: float | None = None,
-        stride: int = DEFAULT_STRIDE,
-        faces: Faces = "centerface",
-        margin: float = DEFAULT_MARGIN,
-    ) -> VideoWindows:
-        """Answer for windows of 16 frames over a whole video, each frame encoded once by the server.
-
-        Args:
-            path: a video file.
-            interval_s: seconds between the frames of a window; by default as in training, if the server reports it.
-            stride: frames from one window to the next.
-            faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
-                the picture is a cropped face.
-            margin: around the face.
-
-        Raises:
-            DferDeployError: the video cannot be read, the extra is missing, or there is no answer.
-        """
-        return video_windows(
-            path,
-            ServedPredictor(self),
-            self.image_size,
-            self.labels,
-            known_interval_s=self.frame_interval_s,
-            interval_s=interval_s,
-            stride=stride,
-            faces=faces,
-            margin=margin,
-        )
 
     def stream(self) -> Stream:
         """Open a live stream, as a context manager: ``with client.stream() as stream: stream.push(frame)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,48 +48,64 @@ class VideoWindows(Iterator[Window]):
         return dataframe(self.to_dict())
 
 
-def video_windows(
-    path: str | Path,
-    predictor: Predictor,
-    image_size: int,
-    labels: tuple[str, ...],
-    *,
-    known_interval_s: float | None,
-    interval_s: float | None,
-    stride: int = DEFAULT_STRIDE,
-    faces: Faces = "centerface",
-    margin: float = DEFAULT_MARGIN,
-) -> VideoWindows:
-    """Answer a video over time.
+class AnswersVideos(ABC):
+    """A model that answers videos over time: what ``Client`` and a loaded bundle have in common."""
 
-    Args:
-        path: a video file.
-        predictor: answers.
-        image_size: S, the side of the model's square input in pixels.
-        labels: class names in the order of the logits.
-        known_interval_s: seconds between the frames that the model saw in training; None where it is unknown.
-        interval_s: seconds between the frames of a window; None for the known ones.
-        stride: frames from one window to the next.
-        faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where the
-            picture is a cropped face.
-        margin: around the face, as a share of it.
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """The class names in the order of the logits."""
 
-    Raises:
-        DferDeployError: the detector is unknown or its extra missing. The iterator's: the video cannot be read, or
-            there is no answer.
-    """
-    detector = _detector(faces)
-    windows = windows_of_video(
-        Path(path),
-        predictor,
-        image_size,
-        labels=labels,
-        interval_s=interval_s or known_interval_s or DEFAULT_FRAME_INTERVAL_S,
-        stride=stride,
-        detector=detector,
-        margin=margin,
-    )
-    return VideoWindows(windows)
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """S, height and width in pixels of the frames that the model takes."""
+
+    @property
+    @abstractmethod
+    def frame_interval_s(self) -> float | None:
+        """Seconds between the 16 frames that the model saw of a training clip; None where that is unknown."""
+
+    @property
+    @abstractmethod
+    def predictor(self) -> Predictor:
+        """What answers batches of frames."""
+
+    def predict_video(
+        self,
+        path: str | Path,
+        *,
+        interval_s: float | None = None,
+        stride: int = DEFAULT_STRIDE,
+        faces: Faces = "centerface",
+        margin: float = DEFAULT_MARGIN,
+    ) -> VideoWindows:
+        """Answer a video over time, in windows of 16 frames; each frame is encoded once.
+
+        Args:
+            path: a video file.
+            interval_s: seconds between the frames of a window; None for those of the training, as far as they are
+                known.
+            stride: frames from one window to the next, at least 1.
+            faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
+                the picture is a cropped face.
+            margin: around the face, as a share of it.
+
+        Raises:
+            DferDeployError: the detector is unknown or its extra is missing. From the iterator: the video cannot be
+                read, or there is no answer.
+        """
+        windows = windows_of_video(
+            Path(path),
+            self.predictor,
+            self.image_size,
+            labels=self.labels,
+            interval_s=interval_s or self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S,
+            stride=stride,
+            detector=_detector(faces),
+            margin=margin,
+        )
+        return VideoWindows(windows)
 
 
 def _detector(faces: Faces) -> FaceDetector | None:
