@@ -33,24 +33,41 @@ from dfer_deploy.errors import (
 
 if TYPE_CHECKING:
     from dfer_deploy.api.bench_bundle import BenchOptions, bench_bundle
-    from dfer_deploy.api.build_engines import build_engines
-    from dfer_deploy.api.evaluate_checkpoint import evaluate_checkpoint
-    from dfer_deploy.api.export_bundle import export_bundle
-    from dfer_deploy.api.inspect_checkpoint import inspect_checkpoint
-    from dfer_deploy.api.load_bundle import load_bundle
+    from dfer_deploy.api.build_engines import BuildResult, build_engines
+    from dfer_deploy.api.evaluate_checkpoint import EvaluationResult, evaluate_checkpoint
+    from dfer_deploy.api.export_bundle import ExportResult, export_bundle
+    from dfer_deploy.api.inspect_checkpoint import CheckpointSummary, inspect_checkpoint
+    from dfer_deploy.api.load_bundle import LoadedBundle, load_bundle
     from dfer_deploy.api.verify_bundle import verify_bundle
     from dfer_deploy.api.verify_options import VerifyOptions
+    from dfer_deploy.bundles.bundle import ServingOptions
     from dfer_deploy.bundles.engine_records import BuildOptions
-    from dfer_deploy.client import AsyncClient, Client
+    from dfer_deploy.client import Answer, AsyncClient, Client, StreamAnswer, VideoWindows, Window
     from dfer_deploy.export.pipeline import ExportOptions
+    from dfer_deploy.measurement.bench_result import BenchResult
+    from dfer_deploy.verification.verification_result import Comparison, ScoredAnswers, VerificationResult
 
 _PLACES = {
+    "Answer": "client",
     "AsyncClient": "client",
     "BenchOptions": "api.bench_bundle",
+    "BenchResult": "measurement.bench_result",
     "BuildOptions": "bundles.engine_records",
+    "BuildResult": "api.build_engines",
+    "CheckpointSummary": "api.inspect_checkpoint",
     "Client": "client",
+    "Comparison": "verification.verification_result",
+    "EvaluationResult": "api.evaluate_checkpoint",
     "ExportOptions": "export.pipeline",
+    "ExportResult": "api.export_bundle",
+    "LoadedBundle": "api.load_bundle",
+    "ScoredAnswers": "verification.verification_result",
+    "ServingOptions": "bundles.bundle",
+    "StreamAnswer": "client",
+    "VerificationResult": "verification.verification_result",
     "VerifyOptions": "api.verify_options",
+    "VideoWindows": "client",
+    "Window": "client",
     "bench_bundle": "api.bench_bundle",
     "build_engines": "api.build_engines",
     "evaluate_checkpoint": "api.evaluate_checkpoint",
@@ -61,20 +78,28 @@ _PLACES = {
 }
 
 __all__ = [
+    "Answer",
     "AsyncClient",
     "BenchOptions",
+    "BenchResult",
     "BuildOptions",
+    "BuildResult",
     "BundleError",
     "CallError",
     "CheckpointError",
+    "CheckpointSummary",
     "Client",
     "ClipError",
+    "Comparison",
     "ConfigurationError",
     "DeadlineExceededError",
     "DferDeployError",
     "EngineError",
+    "EvaluationResult",
     "ExportOptions",
+    "ExportResult",
     "IncompatibleServerError",
+    "LoadedBundle",
     "MissingExtraError",
     "MixedServersError",
     "ModelNotFoundError",
@@ -83,11 +108,17 @@ __all__ = [
     "RequestRefusedError",
     "ResultError",
     "RuntimeUnavailableError",
+    "ScoredAnswers",
     "ServerError",
     "ServerUnavailableError",
+    "ServingOptions",
     "SettingError",
+    "StreamAnswer",
     "TrainingError",
+    "VerificationResult",
     "VerifyOptions",
+    "VideoWindows",
+    "Window",
     "WriteError",
     "__version__",
     "bench_bundle",

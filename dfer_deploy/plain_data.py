@@ -17,6 +17,9 @@ from dfer_deploy.errors import SettingError
 
 S = TypeVar("S")
 
+_MAX_SHOWN = 200
+"""Characters of a value in a message."""
+
 
 def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
     """Build a frozen dataclass from plain data, checking names and types all the way down.
@@ -56,16 +59,16 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise SettingError(f"{path} is {value!r}, expected one of {', '.join(map(str, choices))}")
+            raise SettingError(f"{path} is {_shortened(value)}, expected one of {', '.join(map(str, choices))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise SettingError(f"{path} is {value!r}, expected a list")
+            raise SettingError(f"{path} is {_shortened(value)}, expected a list")
         element, *rest = typing.get_args(hint)
         if rest and rest[0] is not Ellipsis:
             elements = typing.get_args(hint)
             if len(value) != len(elements):
-                raise SettingError(f"{path} is {value!r}, expected {len(elements)} values")
+                raise SettingError(f"{path} is {_shortened(value)}, expected {len(elements)} values")
             return tuple(_value(e, v, f"{path}[{i}]") for i, (e, v) in enumerate(zip(elements, value, strict=True)))
         return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in (typing.Union, types.UnionType):
@@ -79,7 +82,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if origin is dict:
         if not isinstance(value, dict):
-            raise SettingError(f"{path} is {value!r}, expected a table")
+            raise SettingError(f"{path} is {_shortened(value)}, expected a table")
         of_keys, of_values = typing.get_args(hint)
         return {
             _value(of_keys, key, f"a key of {path}"): _value(of_values, item, f"{path}.{key}")
@@ -90,7 +93,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if getattr(origin, "__name__", "") == "ndarray":
         return _integers(value, path)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise SettingError(f"{path} is {value!r}, expected {hint.__name__}")
+        raise SettingError(f"{path} is {_shortened(value)}, expected {hint.__name__}")
     return value
 
 
@@ -104,6 +107,12 @@ def _integers(value: Any, path: str) -> Any:
         return np.array(value, dtype=np.int64)
     except OverflowError as error:
         raise SettingError(f"{path} has an integer of more than 64 bits, expected smaller ones") from error
+
+
+def _shortened(value: Any) -> str:
+    """Return a value for a message: files may hold megabytes of it."""
+    text = repr(value[:_MAX_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def plain(value: Any) -> Any:

@@ -25,8 +25,9 @@ PAGE = Path(__file__).parent / "python.md"
 
 HEAD = """# Python
 
-Whatever the command line does, Python does in one call. Everything on this page is public: from version to version it
-changes only as the [compatibility policy](compatibility.md) says. All other names are internal.
+What the command line does with checkpoints, bundles and clips, Python does in one call. Training, serving, cameras and
+the report page have commands only. `dfer_deploy` offers every name of this page that a program has to name. They change
+only as the [compatibility policy](compatibility.md) says. All other names are internal.
 
 ```python
 from dfer_deploy import ExportOptions, VerifyOptions, export_bundle, load_bundle, verify_bundle
@@ -49,6 +50,7 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
         EvaluationResult,
         dfer_deploy.export_bundle,
         dfer_deploy.ExportOptions,
+        dfer_deploy.ServingOptions,
         ExportResult,
         dfer_deploy.build_engines,
         dfer_deploy.BuildOptions,

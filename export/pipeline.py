@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import typing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from dfer_deploy.bundles.blocks import checked_blocks
 from dfer_deploy.bundles.bundle import (
     MANIFEST_FORMAT,
     MANIFEST_NAME,
+    TARGETS,
     Bundle,
     CheckpointRecord,
     Manifest,
@@ -82,6 +84,15 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
+        precisions = typing.get_args(Precision)
+        require(self.target in (None, *TARGETS), f"the target is {self.target!r}, expected one of {', '.join(TARGETS)}")
+        require(
+            self.precision in (None, *precisions),
+            f"the precision is {self.precision!r}, expected one of {', '.join(precisions)}",
+        )
+        for what in ("class_names", "keep_fp32"):
+            value = getattr(self, what)
+            require(not isinstance(value, str), f"{what} is {value!r}, expected a tuple of names")
         if self.frame_interval_s is not None:
             check_interval(self.frame_interval_s)
         require(

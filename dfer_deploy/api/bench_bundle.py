@@ -46,7 +46,7 @@ class BenchOptions:
         requests: number of requests in each measurement of perf_analyzer; None for about three seconds' worth.
         clip: a video or a folder of frames to send; None for drawn frames.
         compare: JSON file of an older result. The comparison fails if the older result was faster.
-        policy: TOML file with limits in its table ``[bench]``; None for no limits.
+        policy: TOML file with limits in its table ``[bench]``, or the limits; None for no limits.
 
     Raises:
         DferDeployError: an option is out of range.
@@ -61,7 +61,7 @@ class BenchOptions:
     requests: int | None = None
     clip: Path | str | None = None
     compare: Path | str | None = None
-    policy: Path | str | None = None
+    policy: Path | str | BenchPolicy | None = None
 
     def __post_init__(self) -> None:
         check_runtimes(self.runtimes)
@@ -73,9 +73,21 @@ class BenchOptions:
         )
 
     @property
+    def limits(self) -> BenchPolicy | None:
+        """The limits of the policy, read from its file where it is one.
+
+        Raises:
+            DferDeployError: the file cannot be read.
+        """
+        if self.policy is None or isinstance(self.policy, BenchPolicy):
+            return self.policy
+        return policy_from_toml(Path(self.policy)).bench
+
+    @property
     def files(self) -> list[Path]:
         """All files that the measurement reads."""
-        named = (self.checkpoint, self.clip, self.compare, self.policy)
+        policy = None if isinstance(self.policy, BenchPolicy) else self.policy
+        named = (self.checkpoint, self.clip, self.compare, policy)
         return [Path(path) for path in named if path is not None]
 
 
@@ -111,7 +123,7 @@ def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = Non
     contestants = choose_contestants(
         opened, options.runtimes, url=options.url, host_code_allowed=options.allow_host_code
     )
-    limits = policy_from_toml(Path(options.policy)).bench if options.policy else BenchPolicy()
+    limits = options.limits or BenchPolicy()
     limits.check_measurable(
         served=contestants.served, memory=memory_is_measured(opened, options.url), requests=options.requests
     )
@@ -161,7 +173,7 @@ def _measured(
             own_port, address = endpoints.grpc_port, endpoints.grpc_url
         check_served(stack.enter_context(TritonPredictor(address, bundle.contract)), bundle)
         server = LoadTarget(triton_environment(), address, bundle.manifest.name)
-    limited = {limits.concurrency} if options.policy else set()
+    limited = set() if options.policy is None else {limits.concurrency}
     found = measure(
         server,
         predictors,

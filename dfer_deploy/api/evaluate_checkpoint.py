@@ -13,7 +13,7 @@ from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.console import progress, step
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.metrics import softmax
-from dfer_deploy.specs import PromptPosition
+from dfer_deploy.specs import PromptPosition, require
 from dfer_deploy.train.evaluation import evaluate
 from dfer_deploy.train.result import SELECTIONS
 from dfer_deploy.verification.verification_result import ScoredAnswers, scored_answers
@@ -88,6 +88,7 @@ def evaluate_checkpoint(
     Raises:
         DferDeployError: the checkpoint or the list cannot be used, or more than 5 % of the clips cannot be read.
     """
+    require(batch_size >= 1, f"the batch size is {batch_size}, expected at least 1")
     with step(f"read {checkpoint}"):
         loaded = load_checkpoint(Path(checkpoint), prompt_position=prompt_position, class_names=class_names)
         model = loaded.build_model().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
 from dfer_deploy.bundles.integrity import is_bundle, open_bundle
 from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import require
 
 if TYPE_CHECKING:
@@ -70,5 +72,6 @@ def export_bundle(
     if add_version and is_bundle(folder):
         with contextlib.suppress(DferDeployError):  # export_to_folder reports what is wrong with it
             usual = open_bundle(folder, check_files=False).manifest.serving
-    resolved = replace(options, target=target, serving=replace(usual, **(serving or {})))
+    changed = spec_from_dict(ServingOptions, {**dataclasses.asdict(usual), **(serving or {})}, "serving")
+    resolved = replace(options, target=target, serving=changed)
     return ExportResult(*export_to_folder(source, folder, resolved, force=force, add_version=add_version))

@@ -22,8 +22,9 @@ from dfer_deploy.errors import ClipError
 from dfer_deploy.inference.answers import answer_from
 from dfer_deploy.inference.in_process_stream import InProcessStream
 from dfer_deploy.inference.video_windows import AnswersVideos
-from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtime
+from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor
+from dfer_deploy.specs import MAX_FRAMES, require
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 """The image formats that the server accepts too."""
@@ -43,6 +44,10 @@ def load_bundle(
         DferDeployError: the folder is not a bundle, it is damaged, or it does not run here.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    require(
+        runtime is None or runtime in RUNTIMES,
+        f"the runtime {runtime!r} does not exist; expected one of {', '.join(RUNTIMES)}",
+    )
     chosen = runtime or usual_runtime(opened, host_code_allowed=allow_host_code)
     return LoadedBundle(opened, open_predictor(chosen, opened, host_code_allowed=allow_host_code))
 
@@ -58,15 +63,21 @@ class LoadedBundle(AnswersVideos):
 
     def __init__(self, bundle: Bundle, predictor: Predictor) -> None:
         self.bundle, self._predictor = bundle, predictor
+        self._name, self._is_closed = predictor.name, False
 
     @property
     def name(self) -> str:
         """The name of the runtime and its precision, for example ``onnxruntime fp32``."""
-        return self.predictor.name
+        return self._name
 
     @property
     def predictor(self) -> Predictor:
-        """What answers batches of frames."""
+        """What answers batches of frames.
+
+        Raises:
+            DferDeployError: the bundle is closed.
+        """
+        require(not self._is_closed, "the bundle is closed; load it again")
         return self._predictor
 
     @property
@@ -125,19 +136,33 @@ class LoadedBundle(AnswersVideos):
 
     def encode(self, frames: Frames) -> Float32:
         """Run the image encoder on frames, uint8 [B, T, S, S, 3]; return frame features, float32 [B, T, L]."""
+        self._check(frames, MAX_FRAMES)
         return self.predictor.encode(frames)
 
     def classify(self, frame_features: Float32) -> Prediction:
         """Run the temporal head on frame features, float32 [B, T, L]; return logits and probabilities, [B, C]."""
+        length, shape = self.bundle.spec.clip.embed_dim, np.shape(frame_features)
+        if not (
+            isinstance(frame_features, np.ndarray)
+            and frame_features.dtype == np.float32
+            and len(shape) == 3
+            and shape[0] >= 1
+            and 1 <= shape[1] <= MAX_FRAMES
+            and shape[2] == length
+        ):
+            raise ClipError(f"frame_features has the shape {list(shape)}, expected float32 [B, 1 to 16, {length}]")
         return self.predictor.classify(frame_features)
 
     def predict_frames(self, frames: Frames) -> Prediction:
         """Run both graphs on frames as they are, uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16, without padding or sampling."""
+        self._check(frames, MAX_FRAMES)
         return self.predictor.predict(frames)
 
     def close(self) -> None:
         """Release the graphs. Further calls do nothing."""
-        self.predictor.__exit__(None, None, None)
+        if not self._is_closed:
+            self._is_closed = True
+            self._predictor.__exit__(None, None, None)
 
     def __enter__(self) -> LoadedBundle:
         return self
@@ -147,12 +172,16 @@ class LoadedBundle(AnswersVideos):
     ) -> None:
         self.close()
 
-    def _check(self, frames: Frames) -> None:
-        size = self.image_size
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[2:] != (size, size, 3) or 0 in frames.shape:
+    def _check(self, frames: Frames, max_frames: int | None = None) -> None:
+        size, shape = self.image_size, np.shape(frames)
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 5 or 0 in shape:
+            fits = False
+        else:
+            fits = shape[2:] == (size, size, 3) and shape[1] <= (max_frames or shape[1])
+        if not fits:
             raise ClipError(
-                f"the clip has the shape {list(frames.shape)} and the dtype {frames.dtype}, expected uint8 "
-                f"[T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
+                f"the clip has the shape {list(shape)} and the dtype {getattr(frames, 'dtype', type(frames))}, "
+                f"expected uint8 [T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
             )
 
     def _decoded(self, image: EncodedImage) -> Clip:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dfer_deploy.api.output_files import OutputFiles, one_of
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, MAX_MARGIN, FaceDetector, open_detector
 from dfer_deploy.clips.timed import duration_s
 from dfer_deploy.console import progress_bar, stderr, warn
 from dfer_deploy.drawing.annotated_video import write_annotated
@@ -64,6 +64,12 @@ class PredictOptions:
     margin: float = DEFAULT_MARGIN
     frame_interval_s: float | None = None
     stride: int = DEFAULT_STRIDE
+
+    def __post_init__(self) -> None:
+        known = (None, *DETECTORS, "none")
+        require(self.faces in known, f"faces is {self.faces!r}, expected 'centerface', 'none' or None")
+        require(self.stride >= 1, f"the stride is {self.stride}, expected at least 1")
+        require(0 <= self.margin <= MAX_MARGIN, f"the margin is {self.margin}, expected 0 to {MAX_MARGIN:g}")
 
     def check(self, files: OutputFiles) -> None:
         """Refuse options that contradict each other.

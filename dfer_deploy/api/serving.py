@@ -14,7 +14,7 @@ from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
 from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.doctor.servers import probe_docker
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
@@ -66,7 +66,7 @@ def check_served(client: TritonPredictor, bundle: Bundle) -> None:
     """
     labels, class_names = client.labels(), bundle.spec.prompts.class_names
     if labels != class_names:
-        raise DferDeployError(
+        raise ServerError(
             f"the server names the classes {', '.join(labels)}, the bundle {', '.join(class_names)}; "
             "it serves another model"
         )
@@ -75,7 +75,7 @@ def check_served(client: TritonPredictor, bundle: Bundle) -> None:
         warn("the server does not tell which graphs it serves; its answers alone show whether they are this bundle's")
     elif told != expected:
         of_server, of_bundle = (" and ".join(f"{digest[:12]}…" for digest in both) for both in (told, expected))
-        raise DferDeployError(
+        raise ServerError(
             f"the server says that its graphs have the SHA-256 {of_server}, those of {bundle.path} have {of_bundle}; "
             "serve this bundle, or verify the one that is served"
         )
@@ -104,7 +104,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allo
     docker = probe_docker()
     if docker.client is None or docker.problem:
         reason = f"Docker {docker.problem}" if docker.client else "Docker is not on PATH either"
-        raise DferDeployError(
+        raise ServerError(
             f"the target {bundle.manifest.target!r} needs Triton with its own backends, and no tritonserver is on PATH "
             f"({reason}); where Docker runs, type: {compose_command(bundle.path, 'up', 'server')}"
         )
@@ -122,12 +122,12 @@ def _engines_to_serve(bundle: Bundle, *, host_code_allowed: bool) -> EngineSet |
     built = bundle.engines
     if built is None:
         folder, inside = shlex.quote(str(bundle.path)), compose_command(bundle.path, "run", "--rm", "build")
-        raise DferDeployError(
+        raise ServerError(
             f"the engines of {bundle.path} are not built; build them with TensorRT on this machine: dfer-deploy build "
             f"{folder}, or inside the image that serves them: {inside}"
         )
     if built.builder.version_compatible and not host_code_allowed:
-        raise DferDeployError(
+        raise ServerError(
             f"the engines of {bundle.path} are version-compatible: they carry code that the server would execute; "
             "allow it with --allow-host-code if you built them"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,9 +18,9 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.clips.dataset import LabelledClips, SpooledClips
+from dfer_deploy.clips.dataset import LabelledClips, SpooledClips, temporary_file
 from dfer_deploy.console import step, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, SettingError
 from dfer_deploy.files import check_outputs, sha256_of_file
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import PROMPT_POSITIONS
@@ -40,14 +39,19 @@ if TYPE_CHECKING:
 
 
 def verify_bundle(
-    bundle: Bundle | Path | str, data: LabelledClips | Path | str, options: VerifyOptions
+    bundle: Bundle | Path | str,
+    data: LabelledClips | Path | str | Sequence[Path | str],
+    options: VerifyOptions,
+    *,
+    data_root: str | None = None,
 ) -> VerificationResult:
     """Verify on labelled clips that a bundle answers like its checkpoint, in process and served.
 
     Args:
         bundle: an opened bundle, or its folder.
-        data: the clips that ``labelled_clips`` read, or an annotation list.
+        data: an annotation list, or several; or the clips that ``labelled_clips`` read.
         options: what to compare with what, and the limits.
+        data_root: where the listed clips are on this machine; see ``--data-root``.
 
     Returns:
         The result, whether or not it passed; see ``VerificationResult.exit_code``.
@@ -56,17 +60,22 @@ def verify_bundle(
         DferDeployError: the bundle is damaged, no clip can be read, or a requested runtime cannot run here.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
-    clips = data if isinstance(data, LabelledClips) else labelled_clips(opened, [Path(data)])
+    if isinstance(data, LabelledClips):
+        clips = data
+    else:
+        lists = [data] if isinstance(data, Path | str) else data
+        clips = labelled_clips(opened, [Path(path) for path in lists], data_root)
     check_outputs(
         {"--save-baseline": Path(options.save_baseline) if options.save_baseline else None},
         [*options.files, *clips.lists, *(annotation.path for annotation in clips.annotations)],
         opened.path,
     )
-    with tempfile.TemporaryFile(prefix="dfer-clips-") as spool:
-        if options.bisect:
-            # Every trial of a bisection reads all clips again.
-            clips = SpooledClips(clips.annotations, clips.image_size, clips.lists, spool=spool)
+    if not options.bisect:
         return _Verification(opened, clips, options).result()
+    with temporary_file() as spool:
+        # Every trial of a bisection reads all clips again.
+        spooled = SpooledClips(clips.annotations, clips.image_size, clips.lists, spool=spool)
+        return _Verification(opened, spooled, options).result()
 
 
 class _Verification:
@@ -99,7 +108,7 @@ class _Verification:
             ("--max-logit-error", options.max_logit_error, policy.max_logit_error),
         ):
             if given is not None and written is not None:
-                raise DferDeployError(f"{option} {given:g}, but {options.policy} says {written:g}; give one of them")
+                raise SettingError(f"{option} {given:g}, but {options.policy} says {written:g}; give one of them")
         limits = policy.limits(default)
         return replace(
             limits,
@@ -166,7 +175,11 @@ class _Verification:
         )
         if predictor is None or not options.bisect:
             return result
-        return replace(result, bisection=self._bisected(predictor, shown, comparisons))
+        try:
+            return replace(result, bisection=self._bisected(predictor, shown, comparisons))
+        except DferDeployError as error:  # the clips have been compared, and their results are to be kept
+            warn(f"the blocks that must stay fp32 were not found: {error}")
+            return result
 
     def _bisected(self, predictor: TorchPredictor, shown: ShownClips, comparisons: Sequence[Comparison]) -> Bisection:
         assert self.options.checkpoint is not None  # noqa: S101 - checked by VerifyOptions, for mypy
@@ -220,7 +233,7 @@ class _Verification:
             client = stack.enter_context(TritonPredictor(url, bundle.contract))
             check_served(client, bundle)
             if client.name in {predictor.name for predictor in predictors}:
-                raise DferDeployError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
+                raise SettingError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
             predictors.append(client)
             self.served.append(client.name)
             if bundle.manifest.target == "embedded":
@@ -282,11 +295,9 @@ def _torch_predictor(path: Path, bundle: Bundle) -> TorchPredictor:
         prompts = bundle.spec.prompts
         loaded = load_checkpoint(path)
         if loaded.spec.prompts.num_classes != prompts.num_classes or loaded.spec.clip != bundle.spec.clip:
-            raise DferDeployError(
-                f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint"
-            )
+            raise SettingError(f"{path} has other sizes or classes than {bundle.path}; verify with its own checkpoint")
         if loaded.format != "reference" and loaded.spec.prompts.class_names != prompts.class_names:
-            raise DferDeployError(
+            raise SettingError(
                 f"{path} names the classes {', '.join(loaded.spec.prompts.class_names)}, {bundle.path} "
                 f"{', '.join(prompts.class_names)}; export it again"
             )

@@ -61,6 +61,9 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         check_runtimes(self.runtimes)
+        for name in ("urls", "pool"):
+            value = getattr(self, name)
+            require(not isinstance(value, str | Path), f"{name} is {str(value)!r}, expected a tuple of such texts")
         require(self.batch_size >= 1, f"the batch size is {self.batch_size}, expected at least 1")
         require(
             self.margin is None or 0 < self.margin <= MAX_POINTS,

@@ -106,7 +106,8 @@ def read_engine_builds(bundle: Path) -> EngineBuilds:
     """Read ``build_engines.json`` of a bundle, which may have been damaged or made by somebody else.
 
     Raises:
-        EngineError: there is no such file, or it is not what ``export`` writes.
+        EngineError: there is no such file.
+        ConfigurationError: it is not what ``export`` writes.
     """
     path = bundle / BUILDS_NAME
     if not path.is_file():

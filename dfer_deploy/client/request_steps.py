@@ -15,7 +15,7 @@ from dfer_deploy.client.calls import Infer, ListModels, ReadConfig, Steps, bytes
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy, RetryState
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_stream
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import CallError, DferDeployError, ModelNotFoundError
+from dfer_deploy.errors import CallError, ClipError, DferDeployError, IncompatibleServerError, ModelNotFoundError
 from dfer_deploy.inference.answers import Answer, answer_from
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.specs import MAX_IMAGE_BYTES
@@ -99,7 +99,7 @@ class ModelRequests:
             entries = [entry.decode("utf-8", errors="replace").split(":", 2) for entry in ranking.reshape(-1).tolist()]
             names = {int(entry[1]): entry[2] for entry in entries if len(entry) == 3}
             if sorted(names) != list(range(model.num_classes)) or not all(names.values()):
-                raise DferDeployError(
+                raise IncompatibleServerError(
                     f"the model at {self._address} has no label for every class; serve it with labels.txt"
                 )
             self._labels = tuple(names[index] for index in range(model.num_classes))
@@ -155,7 +155,7 @@ class ModelRequests:
             DferDeployError: they are others.
         """
         if array.shape != shape or array.dtype != dtype:
-            raise DferDeployError(
+            raise IncompatibleServerError(
                 f"{self._address} answered with {name} of the shape {list(array.shape)} and the dtype {array.dtype}, "
                 f"expected {list(shape)} of {np.dtype(dtype)}; serve a bundle of this version of dfer-deploy"
             )
@@ -170,14 +170,14 @@ class ModelRequests:
         """One array for each of ``outputs``; the batch is split where it is larger than the server allows."""
         expected = {"frames": "uint8", "frame_features": "float32", "images": "object"}[name]
         if not isinstance(array, np.ndarray):
-            raise DferDeployError(f"{name} is a {type(array).__name__}, expected a NumPy array")
+            raise ClipError(f"{name} is a {type(array).__name__}, expected a NumPy array")
         if array.dtype.name not in ("uint8", "float32", expected) or array.ndim < 2:
-            raise DferDeployError(
+            raise ClipError(
                 f"{name} has the dtype {array.dtype} and the shape {list(array.shape)}; "
                 "expected uint8 frames [B, T, H, W, 3] or float32 features [B, T, L]"
             )
         if array.shape[0] == 0:
-            raise DferDeployError(f"{name} holds no clip (shape {list(array.shape)}); give at least one")
+            raise ClipError(f"{name} holds no clip (shape {list(array.shape)}); give at least one")
         size = self.model.max_batch_size
         if self._address.scheme == "http":
             size = max(1, min(size, MAX_HTTP_REQUEST_BYTES // max(1, array[0].nbytes)))
@@ -198,7 +198,9 @@ class ModelRequests:
     def _complete(self, call: Infer, responses: list[Any]) -> list[Any]:
         for output, answer in zip(call.outputs, responses, strict=True):
             if answer is None:
-                raise DferDeployError(f"the model {call.model!r} at {self._address} did not answer with {output}")
+                raise IncompatibleServerError(
+                    f"the model {call.model!r} at {self._address} did not answer with {output}"
+                )
         return responses
 
     def _with_known_models(self, state: RetryState, error: CallError) -> Steps[CallError]:
@@ -218,7 +220,7 @@ class ModelRequests:
         """uint8 [B, 16, S, S, 3]: short clips repeat their last frame, long ones are sampled as at test time."""
         size = self.model.image_size
         if clip.dtype != np.uint8 or clip.ndim not in (4, 5) or clip.shape[-3:] != (size, size, 3):
-            raise DferDeployError(
+            raise ClipError(
                 f"the clip has the shape {list(clip.shape)} and the dtype {clip.dtype}, expected uint8 "
                 f"[T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
             )
@@ -263,9 +265,9 @@ def not_connected() -> DferDeployError:
 
 def _sixteen_images(images: EncodedImages) -> list[bytes]:
     if isinstance(images, str | bytes | Path):
-        raise DferDeployError("the clip is a single image; expected a list of images, one for each frame")
+        raise ClipError("the clip is a single image; expected a list of images, one for each frame")
     if not isinstance(images, Sequence):
-        raise DferDeployError(f"the clip is a {type(images).__name__}, expected an array or a list of encoded images")
+        raise ClipError(f"the clip is a {type(images).__name__}, expected an array or a list of encoded images")
     return [image_bytes(images[index]) for index in sample_indices(len(images)).tolist()]
 
 
@@ -284,12 +286,12 @@ def image_bytes(image: EncodedImage) -> bytes:
                 content = file.read(MAX_IMAGE_BYTES + 1)
         except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
             reason = getattr(error, "strerror", None) or error
-            raise DferDeployError(f"the image {name} cannot be read ({reason}); check the path") from error
+            raise ClipError(f"the image {name} cannot be read ({reason}); check the path") from error
     else:
-        raise DferDeployError(
+        raise ClipError(
             f"the image is of the type {type(image).__name__}, expected the bytes or the path of a JPEG, PNG or WebP "
             "file; frames are given as one array, numpy.stack(frames)"
         )
     if len(content) > MAX_IMAGE_BYTES:
-        raise DferDeployError(f"{name} is larger than {MAX_IMAGE_BYTES >> 20} MiB; make it smaller")
+        raise ClipError(f"{name} is larger than {MAX_IMAGE_BYTES >> 20} MiB; make it smaller")
     return content

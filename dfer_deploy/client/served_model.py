@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfer_deploy.errors import DferDeployError, IncompatibleServerError
+from dfer_deploy.errors import IncompatibleServerError, SettingError
 from dfer_deploy.triton.address import Address
 
 
@@ -59,7 +59,7 @@ def served_model(name: str, address: Address, config: Any) -> ServedModel:
     try:
         return _read(name, address, config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DferDeployError(
+        raise IncompatibleServerError(
             f"the configuration of the model {name!r} at {address} cannot be read ({type(error).__name__}: {error}); "
             "serve a bundle of this version of dfer-deploy"
         ) from error
@@ -85,14 +85,16 @@ def served_stream(name: str, address: Address, config: Any) -> ServedStream:
 def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel:
     steps = config.get("ensemble_scheduling", {}).get("step", [])
     if not steps:
-        raise DferDeployError(f"the model {name!r} at {address} is not an ensemble; give the ensemble's name")
+        raise SettingError(f"the model {name!r} at {address} is not an ensemble; give the ensemble's name")
     frames = config["input"][0]
     time, *shape = (int(size) for size in frames["dims"])
     classes = {int(output["dims"][-1]) for output in config["output"]}
     if len(steps) != 2 or time != -1 or len(shape) != 3 or len(classes) != 1:
         whole = name.removesuffix("_stream").removesuffix("_encoded")
         advice = f"give {whole!r}, which takes images and streams too" if whole != name else "give the name of one"
-        raise DferDeployError(f"the model {name!r} at {address} is not an ensemble from the frames of a clip; {advice}")
+        raise IncompatibleServerError(
+            f"the model {name!r} at {address} is not an ensemble from the frames of a clip; {advice}"
+        )
     told = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
     interval = told.get("frame_interval_s")
     encoder_sha256, head_sha256 = told.get("image_encoder_sha256"), told.get("temporal_head_sha256")

@@ -20,7 +20,7 @@ from dfer_deploy.client.request_steps import EncodedImage, ModelRequests, image_
 from dfer_deploy.client.retry_policy import RetryState
 from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import CallError, DferDeployError, MixedServersError
+from dfer_deploy.errors import CallError, ClipError, MixedServersError, SettingError
 from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32
 
@@ -75,11 +75,9 @@ class StreamRequests:
                 is still waiting for its answer.
         """
         if self._is_closed:
-            raise DferDeployError("the stream is closed; open another one with client.stream()")
+            raise SettingError("the stream is closed; open another one with client.stream()")
         if self._is_pushing:
-            raise DferDeployError(
-                "another push of this stream still waits for its answer; push one frame after the other"
-            )
+            raise ClipError("another push of this stream still waits for its answer; push one frame after the other")
         self._is_pushing = True
         try:
             image = self._checked(frame)
@@ -170,10 +168,8 @@ class StreamRequests:
         size = self._requests.model.image_size
         expected = f"expected uint8 [{size}, {size}, 3], RGB in [0, 255], or the bytes or the path of an encoded image"
         if not isinstance(frame, np.ndarray):
-            raise DferDeployError(f"the frame is of the type {type(frame).__name__}, {expected}")
+            raise ClipError(f"the frame is of the type {type(frame).__name__}, {expected}")
         if frame.dtype != np.uint8 or frame.shape != (size, size, 3):
-            raise DferDeployError(
-                f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, {expected}"
-            )
+            raise ClipError(f"the frame has the shape {list(frame.shape)} and the dtype {frame.dtype}, {expected}")
         image: npt.NDArray[np.uint8] = frame.copy()  # the caller may write the next frame into the same array
         return image

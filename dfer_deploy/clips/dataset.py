@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import tempfile
@@ -138,6 +139,23 @@ class SpooledClips(LabelledClips):
             spooled.append((annotation, clip.shape))
             yield annotation, clip
         self._spooled = spooled
+
+
+@contextlib.contextmanager
+def temporary_file() -> Iterator[IO[bytes]]:
+    """Open a file without a name for ``SpooledClips``.
+
+    Raises:
+        DferDeployError: there is no folder for temporary files.
+    """
+    try:
+        file = tempfile.TemporaryFile(prefix="dfer-clips-")  # noqa: SIM115 - left below
+    except OSError as error:
+        raise ClipError(
+            f"no temporary file can be made for the clips' frames ({error.strerror or error}); name a folder in TMPDIR"
+        ) from error
+    with file:
+        yield file
 
 
 def is_present(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import click
 import numpy as np
 
 from dfer_deploy.api.bench_bundle import BenchOptions, bench_bundle, clips_to_ask
-from dfer_deploy.api.policy_file import policy_from_toml
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import bundle_argument, host_code_option, json_option, runtime_option
 from dfer_deploy.commands.proposal import propose_serving
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.files import check_outputs, write_json
+from dfer_deploy.measurement.bench_policy import BenchPolicy
 from dfer_deploy.measurement.bench_result import (
     REQUESTS_FOR_P99,
     BenchResult,
@@ -117,14 +118,15 @@ def bench(
         return
     if p99_ms is not None:
         raise click.UsageError("--p99-ms is the budget of a proposal; add --propose")
-    result = bench_bundle(opened, asked)
+    limits = asked.limits  # read once: the file may be a pipe
+    result = bench_bundle(opened, replace(asked, policy=limits))
     if json_file:
         write_json(json_file, result.to_dict())
-    _print_result(result, asked)
+    _print_result(result, asked, limits)
     ctx.exit(int(result.exit_code))
 
 
-def _print_result(result: BenchResult, asked: BenchOptions) -> None:
+def _print_result(result: BenchResult, asked: BenchOptions, limits: BenchPolicy | None) -> None:
     _print(result)
     for what, reason in result.left_out.items():
         stdout.print(f"not measured: {what}, since {reason}", markup=False)
@@ -132,9 +134,9 @@ def _print_result(result: BenchResult, asked: BenchOptions) -> None:
         _print_comparison(result.comparison, str(asked.compare))
     for failure in result.policy_failures:
         stdout.print(f"failed: {failure}", markup=False)
-    if asked.policy is None:
+    if limits is None:
         return
-    if policy_from_toml(Path(asked.policy)).bench.limits_nothing:
+    if limits.limits_nothing:
         warn(f"{asked.policy} limits nothing here; set p99_ms, throughput, size_mb or memory_mb in its table [bench]")
     elif not result.policy_failures:
         stdout.print(f"within the limits of {asked.policy}", markup=False)

@@ -59,7 +59,7 @@ def _print_scores(result: VerificationResult) -> None:
             f"{c.max_logit_difference_encoder:.2g}",
             f"{c.max_logit_difference_head:.2g}",
             f"{c.max_logit_difference:.2g}",
-            f"{c.logit_errors['0.99']:.2g}",
+            f"{c.logit_errors.get('0.99', math.nan):.2g}",
             f"{c.roundings:.2g}",
         )
         for c in result.comparisons

@@ -113,7 +113,9 @@ def verify(
     opened = open_bundle(bundle)
     clips = labelled_clips(opened, lists, data_root)
     paths = {annotation.name: annotation.path for annotation in clips.annotations}
-    check_outputs({"--json": json_file, "--report": report_file}, [*asked.files, *lists, *paths.values()], bundle)
+    saved = Path(asked.save_baseline) if asked.save_baseline else None
+    outputs = {"--json": json_file, "--report": report_file, "--save-baseline": saved}
+    check_outputs(outputs, [*asked.files, *lists, *paths.values()], bundle)
     result = verify_bundle(opened, clips, asked)
     print_verification(result, bundle)
     if asked.save_baseline:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.errors import DferDeployError, SettingError
 from dfer_deploy.inference.tables import dataframe
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
@@ -95,12 +96,15 @@ class AnswersVideos(ABC):
             DferDeployError: the detector is unknown or its extra is missing. From the iterator: the video cannot be
                 read, or there is no answer.
         """
+        if interval_s is None:
+            interval_s = self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S
+        check_interval(interval_s)
         windows = windows_of_video(
             Path(path),
             self.predictor,
             self.image_size,
             labels=self.labels,
-            interval_s=interval_s or self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S,
+            interval_s=interval_s,
             stride=stride,
             detector=_detector(faces),
             margin=margin,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfer_deploy.files import atomic_file, write_json
+from dfer_deploy.files import atomic_file, json_text
 from dfer_deploy.inference.recording import Recording
 
 
@@ -38,13 +39,20 @@ def write_csv(path: Path, recording: Recording, inputs: Sequence[Path]) -> None:
 
 
 def write_results(path: Path, recording: Recording, inputs: Sequence[Path], about: dict[str, Any]) -> None:
-    """Write ``about`` with a list ``results`` of all windows as JSON, atomically."""
-    results = [
-        {"input": shown(source), **window.to_dict()}
-        for number, source in enumerate(inputs)
-        for window in recording.windows(number)
-    ]
-    write_json(path, about | {"results": results})
+    """Write ``about`` with a list ``results`` of all windows as JSON, atomically and one window at a time.
+
+    The text of all windows at once would need thirteen times the memory of the recording.
+    """
+    before, after = json_text(about | {"results": []}).split('"results": []')
+    separator = "\n"
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(f'{before}"results": [')
+        for number, source in enumerate(inputs):
+            for window in recording.windows(number):
+                text = json_text({"input": shown(source), **window.to_dict()}).rstrip("\n")
+                file.write(separator + textwrap.indent(text, "    "))
+                separator = ",\n"
+        file.write(("" if separator == "\n" else "\n  ") + f"]{after}")
 
 
 def shown(path: Path) -> str:

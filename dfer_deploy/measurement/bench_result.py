@@ -199,7 +199,12 @@ class BenchResult:
     comparison: Regression | None = None
     policy_failures: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what ``bench`` cannot have measured: results are read from files, which may come from anywhere.
+
+        Raises:
+            DferDeployError: a number, a name or a count cannot be.
+        """
         measured = {one.name: (*one.throughput, *one.latency_ms) for one in self.in_process}
         for level in self.served:
             times = [time for load in level.rounds for time in (load.p50_ms, load.p95_ms, load.p99_ms)]
@@ -249,9 +254,12 @@ class BenchResult:
         Raises:
             DferDeployError: the format is not supported, or a value is missing, has the wrong type or is out of range.
         """
+        require(isinstance(values, Mapping), f"a benchmark is {str(values)[:80]!r}, expected a table")
         found = values.get("format", FORMAT)
         require(found == FORMAT, f"the benchmark has the format {found!r}, expected {FORMAT!r}")
-        return result_from_json(cls, values)
+        result = result_from_json(cls, values)
+        result.check()
+        return result
 
 
 @dataclass(frozen=True)

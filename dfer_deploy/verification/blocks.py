@@ -42,7 +42,8 @@ class BlockError:
     cosine: float
     logits: float | None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what no comparison finds; see ``VerificationResult.check``."""
         check_name(self.block)
         for name in ("own", "rounding", "relative", "logits"):
             value = getattr(self, name)
@@ -72,9 +73,13 @@ class BlockComparison:
     clips: int
     where: str = ""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what no comparison finds; see ``VerificationResult.check``."""
         blocks = len(self.layers)
         require(1 <= blocks <= MAX_BLOCKS, f"localisation has {blocks} layers, expected 1 to {MAX_BLOCKS}")
+        require(self.clips >= 1, f"the blocks were compared on {self.clips} clips, expected at least 1")
+        for layer in self.layers:
+            layer.check()
 
     @property
     def failing(self) -> tuple[BlockError, ...]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from dfer_deploy.specs import require
 
@@ -196,7 +195,7 @@ def equivalence(
         groups=None if groups is None else len(set(groups)),
         lost=count_lost,
         gained=count_gained,
-        mcnemar_p=float(stats.binomtest(count_lost, discordant, 0.5).pvalue) if discordant else 1.0,
+        mcnemar_p=float(_scipy_stats().binomtest(count_lost, discordant, 0.5).pvalue) if discordant else 1.0,
         delta_uar=delta_uar,
         delta_war=delta_war,
         interval_uar=uar,
@@ -252,16 +251,16 @@ def _changes(changed: Float64, weight: Float64, unit: Int64) -> _Changes:
 def _lower_share(count: float, n: float, alpha: float) -> float:
     # By Hoeffding, "On the distribution of the number of successes in independent trials" (1956), the binomial's limits
     # also hold for the mean of unequal probabilities.
-    return 0.0 if count <= 0 else float(stats.beta.ppf(alpha, count, n - count + 1))
+    return 0.0 if count <= 0 else float(_scipy_stats().beta.ppf(alpha, count, n - count + 1))
 
 
 def _upper_share(count: float, n: float, alpha: float) -> float:
-    return 1.0 if count >= n else float(stats.beta.ppf(1 - alpha, count + 1, n - count))
+    return 1.0 if count >= n else float(_scipy_stats().beta.ppf(1 - alpha, count + 1, n - count))
 
 
 def _poisson_quantile(probability: float, mean: float, variance: float) -> float:
     """Return a quantile of the gamma distribution with this mean and variance: a limit for a sum of Poisson counts."""
-    return float(variance / (2 * mean) * stats.chi2.ppf(probability, 2 * mean**2 / variance)) if mean else 0.0
+    return float(variance / (2 * mean) * _scipy_stats().chi2.ppf(probability, 2 * mean**2 / variance)) if mean else 0.0
 
 
 def _exact_interval(lost: _Changes, gained: _Changes) -> Interval:
@@ -337,3 +336,10 @@ def _needed(
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if decides(middle) else (middle, enough)
     return enough
+
+
+def _scipy_stats() -> Any:
+    """Import scipy only where something is computed; reading a result does not need it."""
+    from scipy import stats
+
+    return stats

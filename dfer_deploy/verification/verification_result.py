@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,12 @@ class VerificationResult:
     localisation: BlockComparison | None = None
     bisection: Bisection | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what ``verify`` cannot have found: results are read from files, which may come from anywhere.
+
+        Raises:
+            DferDeployError: a number, a name or a count cannot be, or two parts contradict each other.
+        """
         classes, candidates = len(self.class_names), len(self.comparisons)
         require(2 <= classes <= _MAX_CLASSES, f"there are {classes} classes, expected 2 to {_MAX_CLASSES}")
         require(1 <= candidates <= _MAX_CANDIDATES, f"there are {candidates} comparisons, expected 1 to 16")
@@ -184,8 +190,27 @@ class VerificationResult:
             _check_scores(answers, self.class_names, self.clips)
         for candidate in self.comparisons:
             _check_candidate(candidate, classes)
+            self._check_answers(candidate)
         for name, difference in self.ensembles.items():
             _check_difference(f"the difference of {name!r}", difference)
+        if self.localisation is not None:
+            self.localisation.check()
+        if self.bisection is not None:
+            self.bisection.localisation.check()
+
+    def _check_answers(self, candidate: Comparison) -> None:
+        """Refuse a comparison that contradicts the answers or the outcome."""
+        answers = self.answers.candidates[candidate.name]
+        counted = np.zeros((len(self.class_names),) * 2, np.int64)
+        np.add.at(counted, (self.answers.labels, answers), 1)
+        require(
+            np.array_equal(counted, candidate.confusion),
+            f"the confusion matrix of {candidate.name!r} contradicts its answers",
+        )
+        require(
+            set(candidate.failures) <= set(self.failures) and set(candidate.undecided) <= set(self.undecided),
+            f"a failure or an open question of {candidate.name!r} is not among those of the whole",
+        )
 
     @property
     def clips(self) -> int:
@@ -231,12 +256,14 @@ class VerificationResult:
         Raises:
             DferDeployError: the format is not supported, or a value is missing, has the wrong type or is out of range.
         """
+        require(isinstance(values, Mapping), f"a verification is {str(values)[:80]!r}, expected a table")
         found = values.get("format")
         require(found == FORMAT, f"the verification has the format {found!r}, expected {FORMAT!r}")
         answers = values.get("answers")
         if isinstance(answers, Mapping):
             values = {**values, "answers": {**answers, "class_names": values.get("class_names")}}
         result = result_from_json(cls, values)
+        result.check()
         for what, stated in (("clips", result.clips), ("passed", result.passed), ("exit_code", result.exit_code)):
             require(
                 values.get(what) == stated,
@@ -329,6 +356,10 @@ def _check_candidate(candidate: Comparison, classes: int) -> None:
             f"a difference {of_whom} is {delta} with the interval {interval.low} to {interval.high}, which cannot be",
         )
     require(
+        min(found.clips, found.lost, found.gained, 1 if found.groups is None else found.groups) >= 0,
+        f"a count of the equivalence {of_whom} is negative",
+    )
+    require(
         0 <= flipped.count <= flipped.n and 0 <= flipped.low <= flipped.high <= 1,
         f"the flip_rate {of_whom} is {flipped.count} of {flipped.n}, {flipped.low} to {flipped.high}, which cannot be",
     )
@@ -348,7 +379,4 @@ def _check_difference(what: str, value: float) -> None:
 
 
 def _is_quantile(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
+    return re.fullmatch(r"0|1|0\.[0-9]{1,9}", text) is not None

@@ -4,6 +4,7 @@ Twelve clips are too few to decide: what is right ends with UNDECIDED.
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -118,8 +119,9 @@ def test_results_do_not_replace_what_is_verified(
             result = cli(*of_checkpoint, option, path)
             assert result.exit_code == ExitCode.WRONG_INPUT
             assert re.search(r"would (replace the input|change the bundle)", result.output.replace("\n", " "))
-    both = cli(*of_checkpoint, "--json", tmp_path / "x", "--report", tmp_path / "x")
-    assert (both.exit_code, "both write" in both.output.replace("\n", " ")) == (ExitCode.WRONG_INPUT, True)
+    for pair in itertools.combinations(("--json", "--report", "--save-baseline"), 2):
+        both = cli(*of_checkpoint, *(word for option in pair for word in (option, tmp_path / "x")))
+        assert (both.exit_code, "both write" in both.output.replace("\n", " ")) == (ExitCode.WRONG_INPUT, True)
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "policy.toml"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import clips_of, write_frames
 from videos import numbered, write_timed_video
 
-from dfer_deploy import Client, DferDeployError, load_bundle
+from dfer_deploy import Client, ClipError, DferDeployError, SettingError, load_bundle
 from dfer_deploy.api.load_bundle import LoadedBundle, LoadedStream
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client import Stream
@@ -89,3 +89,42 @@ def test_windows_are_an_iterator_and_a_table(model: LoadedBundle, tmp_path: Path
 def test_what_is_not_a_clip_is_refused(model: LoadedBundle, clip: object) -> None:
     with pytest.raises(DferDeployError):
         model.predict(clip)  # type: ignore[call-overload]
+
+
+def test_a_closed_bundle_is_closed_again_and_answers_nothing(bundle: Bundle) -> None:
+    model = load_bundle(bundle)
+    model.close()
+    model.close()
+    for ask in (lambda: model.predict(clips_of(1)), lambda: model.encode(clips_of(1)), model.stream):
+        with pytest.raises(SettingError):
+            ask()
+
+
+@pytest.mark.parametrize("runtime", ["", "cuda", "bogus"])
+def test_a_runtime_that_does_not_exist_is_refused(bundle: Bundle, runtime: str) -> None:
+    with pytest.raises(SettingError):
+        load_bundle(bundle, runtime=runtime)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        np.zeros((1, 0, 64), np.float32),
+        np.zeros((1, 17, 64), np.float32),
+        np.zeros((1, 4, 63), np.float32),
+        np.zeros((4, 64), np.float32),
+        np.zeros((1, 4, 64), np.float64),
+        "features",
+    ],
+)
+def test_features_that_the_head_does_not_take_are_refused(model: LoadedBundle, features: object) -> None:
+    with pytest.raises(ClipError):
+        model.classify(features)  # type: ignore[arg-type]
+    with pytest.raises(ClipError):
+        model.encode(features)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("interval_s", [0, -1.0, float("nan")])
+def test_an_interval_that_cannot_be_is_refused_at_once(model: LoadedBundle, interval_s: float) -> None:
+    with pytest.raises(DferDeployError):
+        model.predict_video("a.mp4", interval_s=interval_s, faces="none")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfer_deploy import BenchOptions, SettingError, VerifyOptions
+from dfer_deploy import (
+    BenchOptions,
+    DferDeployError,
+    ExportOptions,
+    SettingError,
+    VerifyOptions,
+    evaluate_checkpoint,
+    export_bundle,
+)
+from dfer_deploy.api.predict_inputs import PredictOptions
 
 
 @pytest.mark.parametrize(
@@ -23,6 +33,9 @@ from dfer_deploy import BenchOptions, SettingError, VerifyOptions
         {"checkpoint": "a.pt", "margin": float("nan")},
         {"checkpoint": "a.pt", "max_logit_error": -1},
         {"checkpoint": "a.pt", "runtimes": ("onnx",)},
+        {"checkpoint": "a.pt", "runtimes": "triton"},
+        {"checkpoint": "a.pt", "urls": "grpc://h:1"},
+        {"checkpoint": "a.pt", "pool": "v.json"},
     ],
 )
 def test_a_verification_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
@@ -44,3 +57,36 @@ def test_a_verification_that_cannot_be_is_refused(options: dict[str, Any]) -> No
 def test_a_measurement_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         BenchOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": "bogus"},
+        {"precision": "bf16"},
+        {"class_names": "abc"},
+        {"keep_fp32": "encoder.0"},
+        {"frame_interval_s": 0.0},
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(DferDeployError):
+        ExportOptions(**options)
+
+
+def test_a_serving_option_that_does_not_exist_is_refused(own_checkpoint: Path, tmp_path: Path) -> None:
+    for serving in ({"instance": 2}, {"instances": "2"}):
+        with pytest.raises(SettingError):
+            export_bundle(own_checkpoint, tmp_path / "b", serving=serving)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"stride": 0}, {"margin": -1}, {"faces": "x"}])
+def test_a_prediction_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        PredictOptions(**options)
+
+
+def test_no_clips_in_a_pass_are_refused() -> None:
+    with pytest.raises(SettingError):
+        evaluate_checkpoint("a.pt", "list.txt", batch_size=0)

