@@ -120,11 +120,12 @@ class LoadedBundle(AnswersVideos):
         """
         if isinstance(clip, np.ndarray):
             frames = clip if clip.ndim == 5 else clip[np.newaxis]
-            self._check(frames)
+            self._check(frames, given=clip)
             frames = frames[:, sample_indices(frames.shape[1])]
         else:
             if isinstance(clip, str | bytes | Path) or not isinstance(clip, Sequence):
                 raise ClipError(f"the clip is a {type(clip).__name__}, expected an array or a list of images")
+            require(len(clip) > 0, "the clip has no images, expected at least one")
             frames = np.stack([self._decoded(clip[index]) for index in sample_indices(len(clip)).tolist()])[np.newaxis]
         found = self.predictor.predict(frames)
         answers = [answer_from(self.labels, *values) for values in zip(found.logits, found.probabilities, strict=True)]
@@ -172,16 +173,17 @@ class LoadedBundle(AnswersVideos):
     ) -> None:
         self.close()
 
-    def _check(self, frames: Frames, max_frames: int | None = None) -> None:
+    def _check(self, frames: Frames, max_frames: int | None = None, given: Any = None) -> None:
         size, shape = self.image_size, np.shape(frames)
         if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 5 or 0 in shape:
             fits = False
         else:
             fits = shape[2:] == (size, size, 3) and shape[1] <= (max_frames or shape[1])
         if not fits:
+            of_user = list(shape if given is None else np.shape(given))
             raise ClipError(
-                f"the clip has the shape {list(shape)} and the dtype {getattr(frames, 'dtype', type(frames))}, "
-                f"expected uint8 [T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
+                f"the clip has the shape {of_user} and the dtype {getattr(frames, 'dtype', type(frames))}, expected "
+                f"uint8 [T, {size}, {size}, 3], RGB in [0, 255], or a batch of such clips"
             )
 
     def _decoded(self, image: EncodedImage) -> Clip:
@@ -211,7 +213,7 @@ class LoadedStream:
             DferDeployError: the frame has another shape or dtype, an image cannot be read, or the stream is closed.
         """
         if isinstance(frame, np.ndarray):
-            self._model._check(frame[np.newaxis, np.newaxis])
+            self._model._check(frame[np.newaxis, np.newaxis], given=frame)
             return self._stream.push(frame)
         return self._stream.push(self._model._decoded(frame))
 

@@ -20,7 +20,7 @@ from dfer_deploy.errors import CheckpointError
 from dfer_deploy.files import atomic_file
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.plain_data import spec_from_dict
-from dfer_deploy.specs import ModelSpec, PromptPosition
+from dfer_deploy.specs import ModelSpec, PromptPosition, require
 
 FORMAT = "dfer-deploy-checkpoint/1"
 
@@ -94,6 +94,7 @@ def load_checkpoint(
     Raises:
         DferDeployError: the file is refused, damaged or foreign; the message says which and why.
     """
+    require(not isinstance(class_names, str), f"class_names is {class_names!r}, expected a tuple of names")
     content = load_tensors(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a DFER-CLIP checkpoint")

@@ -31,9 +31,11 @@ def report(verification: Path, output: Path, bench: Path | None, data: Path | No
         raise click.UsageError("--data-root says where the clips of a list are; add --data LIST")
     check_outputs({"--output": output}, [verification, bench, data])
     clips: dict[str, Path] = {}
+    values = read_json(verification, "verify")
+    of_bench = read_json(bench, "bench") if bench else None
     try:
-        result = VerificationResult.from_dict(read_json(verification, "verify"))
-        measured = BenchResult.from_dict(read_json(bench, "bench")) if bench else None
+        result = VerificationResult.from_dict(values)
+        measured = None if of_bench is None else BenchResult.from_dict(of_bench)
         if data:
             annotations = read_annotations(data, len(result.class_names), data_root)
             clips = {annotation.name: annotation.path for annotation in annotations}

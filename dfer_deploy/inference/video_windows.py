@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.timed import check_interval
-from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.errors import ClipError, DferDeployError, SettingError
 from dfer_deploy.inference.tables import dataframe
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
 from dfer_deploy.runtimes.predictor import Predictor
@@ -85,8 +85,8 @@ class AnswersVideos(ABC):
 
         Args:
             path: a video file.
-            interval_s: seconds between the frames of a window; None for those of the training, as far as they are
-                known.
+            interval_s: seconds between the frames of a window, 0.01 to 60, with faces at most 0.75; None for those of
+                the training, as far as they are known.
             stride: frames from one window to the next, at least 1.
             faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
                 the picture is a cropped face.
@@ -99,6 +99,8 @@ class AnswersVideos(ABC):
         if interval_s is None:
             interval_s = self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S
         check_interval(interval_s)
+        if Path(path).is_dir():
+            raise ClipError(f"{path} is a folder, expected a video; give predict its images, in the order of time")
         windows = windows_of_video(
             Path(path),
             self.predictor,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfer_deploy.errors import ExitCode
+from dfer_deploy.errors import DferDeployError, ExitCode, ResultError
 from dfer_deploy.plain_data import json_values, result_from_json
 from dfer_deploy.specs import require
 from dfer_deploy.triton.perf_analyzer import LoadResult
@@ -254,11 +254,16 @@ class BenchResult:
         Raises:
             DferDeployError: the format is not supported, or a value is missing, has the wrong type or is out of range.
         """
-        require(isinstance(values, Mapping), f"a benchmark is {str(values)[:80]!r}, expected a table")
+        if not isinstance(values, Mapping):
+            raise ResultError(f"a benchmark is {str(values)[:80]!r}, expected a table")
         found = values.get("format", FORMAT)
-        require(found == FORMAT, f"the benchmark has the format {found!r}, expected {FORMAT!r}")
-        result = result_from_json(cls, values)
-        result.check()
+        if found != FORMAT:
+            raise ResultError(f"the benchmark has the format {found!r}, expected {FORMAT!r}")
+        try:
+            result = result_from_json(cls, values)
+            result.check()
+        except DferDeployError as error:
+            raise ResultError(str(error)) from error
         return result
 
 

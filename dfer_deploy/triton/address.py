@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from dfer_deploy.errors import ServerError
+from dfer_deploy.errors import SettingError
 
 Scheme = Literal["grpc", "http"]
 
@@ -31,14 +31,14 @@ def parse_url(url: str) -> Address:
         DferDeployError: it is none of these.
     """
     if not isinstance(url, str):
-        raise ServerError(f"the address is a {type(url).__name__}, expected a text such as grpc://127.0.0.1:8001")
+        raise SettingError(f"the address is a {type(url).__name__}, expected a text such as grpc://127.0.0.1:8001")
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "grpc", url
     host, colon, port = rest.rstrip("/").rpartition(":")
     valid = bool(host) and bool(colon) and "/" not in host and port.isascii() and port.isdigit()
     if scheme not in ("grpc", "http") or not valid or not 0 < int(port) < 65536:
-        raise ServerError(
+        raise SettingError(
             f"the address {url!r} is not understood; expected grpc://HOST:PORT or http://HOST:PORT with the port, "
             "which servers usually have at 8001 for gRPC and at 8000 for HTTP"
         )

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.plain_data import json_values
 from dfer_deploy.specs import require
 
 Int64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ComparedAnswers:
     """The answers of the reference and the candidates to the same N clips.
 
@@ -50,6 +51,11 @@ class ComparedAnswers:
                 indices.shape == (clips,) and bool(((indices >= 0) & (indices < classes)).all()),
                 f"the answers of {what!r} are not {clips} indices of {classes} classes",
             )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComparedAnswers) and bool(json_values(self) == json_values(other))
+
+    __hash__ = None  # type: ignore[assignment] # arrays have no hash
 
     @property
     def once(self) -> ComparedAnswers:

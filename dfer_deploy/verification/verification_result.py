@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.errors import ExitCode
+from dfer_deploy.errors import DferDeployError, ExitCode, ResultError
 from dfer_deploy.metrics import CALIBRATION_BINS, CalibrationBin, calibration, score
 from dfer_deploy.plain_data import json_values, result_from_json
 from dfer_deploy.specs import Precision, require
@@ -256,19 +256,24 @@ class VerificationResult:
         Raises:
             DferDeployError: the format is not supported, or a value is missing, has the wrong type or is out of range.
         """
-        require(isinstance(values, Mapping), f"a verification is {str(values)[:80]!r}, expected a table")
+        if not isinstance(values, Mapping):
+            raise ResultError(f"a verification is {str(values)[:80]!r}, expected a table")
         found = values.get("format")
-        require(found == FORMAT, f"the verification has the format {found!r}, expected {FORMAT!r}")
+        if found != FORMAT:
+            raise ResultError(f"the verification has the format {found!r}, expected {FORMAT!r}")
         answers = values.get("answers")
         if isinstance(answers, Mapping):
             values = {**values, "answers": {**answers, "class_names": values.get("class_names")}}
-        result = result_from_json(cls, values)
-        result.check()
+        try:
+            result = result_from_json(cls, values)
+            result.check()
+        except DferDeployError as error:
+            raise ResultError(str(error)) from error
         for what, stated in (("clips", result.clips), ("passed", result.passed), ("exit_code", result.exit_code)):
-            require(
-                values.get(what) == stated,
-                f"{what} is {values.get(what)!r}, which contradicts the rest: expected {json_values(stated)!r}",
-            )
+            if values.get(what) != stated:
+                raise ResultError(
+                    f"{what} is {values.get(what)!r}, which contradicts the rest: expected {json_values(stated)!r}"
+                )
         return result
 
 

@@ -28,4 +28,4 @@ def main(folder: str, output: str, *settings: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) >= 3 else __doc__)

@@ -23,4 +23,4 @@ def main(bundle: str, video: str, faces: str = "centerface") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) >= 3 else __doc__)

@@ -53,6 +53,8 @@ def test_everything_comes_back() -> None:
     written = json_text(result.to_dict())
     read = VerificationResult.from_dict(json.loads(written))
     assert json_text(read.to_dict()) == written
+    assert read == result
+    assert read != planted_result(30)
     assert read.ensembles == result.ensembles
     assert read.localisation == BLOCKS
     assert read.bisection == result.bisection
