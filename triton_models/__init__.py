@@ -1,6 +1,6 @@
-"""What Triton loads, and the containers that it runs in.
+"""The files that Triton loads, and those of its containers.
 
-Templates of ``config.pbtxt``, models for Triton's Python backend, and files for Docker.
+They are templates of ``config.pbtxt``, models for Triton's Python backend, and files for Docker.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _PACKAGE = "dfer_deploy.triton_models"
 
 
 def config_template(*path: str) -> str:
-    """Return the text of a template, for example ``config_template("embedded", "image_encoder.pbtxt")``."""
+    """Read a template, for example ``config_template("embedded", "image_encoder.pbtxt")``."""
     return _text(*path)
 
 
 def onnx_model_sources() -> dict[str, str]:
-    """Return the files, by name, of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
+    """Read the files, by name, of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
     return {"model.py": _text("onnx_model", "model.py"), "model_requests.py": _text("model_requests.py")}
 
 
 def preprocess_sources() -> dict[str, str]:
-    """Return the files, by name, of the Python-backend model that turns encoded images into frames."""
+    """Read the files, by name, of the Python-backend model that turns encoded images into frames."""
     decoding = resources.files("dfer_deploy.clips").joinpath("image_decoding.py")
     return {
         "model.py": _text("preprocess", "model.py"),
@@ -34,9 +34,9 @@ def preprocess_sources() -> dict[str, str]:
 
 
 def container_files(target: str) -> dict[str, str]:
-    """Files for Docker that belong into a bundle, by name; none for the target embedded.
+    """Build the files for Docker in a bundle, by name; none for the target ``embedded``.
 
-    The images are built from stages, one file each; only the target tensorrt has something to build in one.
+    The Dockerfile is joined from one file for each stage. Only the target ``tensorrt`` has a stage that builds engines.
     """
     if target == "embedded":
         return {}

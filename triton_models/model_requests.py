@@ -1,6 +1,6 @@
-"""How the Python-backend models read a request and refuse it. ``export`` copies this file beside each ``model.py``.
+"""Reading and refusal of requests in the Python-backend models. ``export`` copies this file beside each ``model.py``.
 
-It runs where the models run: NumPy and Triton's own module are there, dfer_deploy is not.
+It runs where the models run: NumPy and Triton's own module are available there, but dfer_deploy is not.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import triton_python_backend_utils as pb_utils
 
 
 class RequestError(ValueError):
-    """A mistake of the client's, told in one sentence."""
+    """A client's mistake, described in one sentence."""
 
 
 def input_array(request: Any, name: str) -> npt.NDArray[Any]:
-    """Return an input of a request.
+    """Read an input of a request.
 
     Raises:
-        RequestError: the client did not send it.
+        RequestError: the client did not send the input.
     """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
@@ -32,10 +32,10 @@ def check_clips(name: str, array: npt.NDArray[Any], what: str, most: int) -> Non
     """Check that an input [B, T, …] holds clips that the model can take.
 
     Args:
-        name: of the input.
-        array: its content.
-        what: a clip consists of, ``frames`` or ``images``.
-        most: the largest T.
+        name: name of the input.
+        array: content of the input.
+        what: items that a clip consists of, ``frames`` or ``images``.
+        most: largest allowed T.
 
     Raises:
         RequestError: B is 0, or T is not between 1 and ``most``.
@@ -47,9 +47,9 @@ def check_clips(name: str, array: npt.NDArray[Any], what: str, most: int) -> Non
 
 
 def refusal(error: Exception) -> Any:
-    """Return the response that tells a client why its request is not answered.
+    """Build the response that reports to a client why its request failed.
 
-    Anything but a mistake of the client's is named with its class, for whoever reads it knows the library's.
+    An error that is not the client's mistake is reported with the name of its class.
     """
     if isinstance(error, RequestError):
         return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
@@ -57,5 +57,5 @@ def refusal(error: Exception) -> Any:
 
 
 def error_response(message: str, code: Any) -> Any:
-    """Return a response with one of Triton's error codes and no tensors."""
+    """Build a response with one of Triton's error codes and without tensors."""
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

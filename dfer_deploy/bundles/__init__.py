@@ -1,1 +1,1 @@
-"""What export writes and everything else opens."""
+"""Bundles: the folders that ``export`` writes and the other commands open."""

@@ -1,7 +1,7 @@
-"""The parts of the two graphs whose precision can be chosen one by one, by name.
+"""The named blocks of the two graphs whose precision can be chosen separately.
 
-``patch_embedding``, ``encoder.0`` … and ``projection`` are the image encoder, ``head.0`` … the temporal blocks. The
-product that gives the logits, ``classifier``, has no choice: it is fp32 always.
+``patch_embedding``, ``encoder.0`` … and ``projection`` form the image encoder; ``head.0`` … are the temporal blocks.
+The matrix product that computes the logits, ``classifier``, is always fp32.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dfer_deploy.specs import ModelSpec
 
 
 def encoder_blocks(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the names of the image encoder's blocks, in the order of the computation."""
+    """List the names of the image encoder's blocks, in the order of the computation."""
     layers = (f"encoder.{index}" for index in range(spec.clip.vision.layers))
     return ("patch_embedding", *layers, "projection")
 
 
 def head_blocks(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the names of the temporal head's blocks, in the order of the computation; none at depth 0."""
+    """List the names of the temporal head's blocks, in the order of the computation; none at depth 0."""
     return tuple(f"head.{index}" for index in range(spec.temporal.depth))
 
 
 def checked_blocks(names: Iterable[str], spec: ModelSpec) -> tuple[str, ...]:
-    """Return the named blocks, each once and in the order of the computation.
+    """Check the names of blocks, and return each once, in the order of the computation.
 
     Raises:
-        DferDeployError: the model has no such block; with the nearest name.
+        DferDeployError: the model does not have a block of this name. The error suggests the nearest name.
     """
     known = (*encoder_blocks(spec), *head_blocks(spec))
     wanted = set(names)

@@ -1,4 +1,4 @@
-"""What ``export`` writes: a folder with a manifest, ONNX graphs and a Triton model repository."""
+"""The bundle that ``export`` writes: a folder with a manifest, ONNX graphs and a Triton model repository."""
 
 from __future__ import annotations
 
@@ -26,20 +26,27 @@ MAX_BATCH = 1024
 """Limits the clips of one batch, so that a mistyped option is refused before a server reserves memory for it."""
 
 MAX_QUEUE = 1_000_000
-"""Limits the number of waiting requests that an option may ask for. A queue without a limit is 0."""
+"""Limits the number of waiting requests that an option may set. 0 means an unlimited queue."""
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """How the server runs the models. The defaults are the least of everything: ``bench --propose`` finds better ones.
+    """The server's options for running the models. The defaults are minimal; ``bench --propose`` finds better ones.
 
     Attributes:
-        max_batch_size: the largest number of clips in one execution; of a TensorRT engine, its profile's maximum.
-        instances: copies of each model that run at the same time, on every GPU or on the CPU.
-        queue_delay_us: how long a request may wait for company in its batch, in microseconds.
-        max_queue_size: requests that may wait for each model, the next one is refused; 0: without limit.
-        cuda_graph_batches: batches of 16 frames whose launches the target ``tensorrt`` records once and replays.
-        execution_provider: of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines inside onnxruntime.
+        max_batch_size: the largest number of clips in one execution, 1 to 1024. For TensorRT engines, it is the maximum
+            of the profile.
+        instances: number of copies of each model that run at the same time, on every GPU or on the CPU, 1 to 64.
+        queue_delay_us: time that a request may wait for others to join its batch, in microseconds, 0 to 10,000,000.
+        max_queue_size: number of requests that may wait for each model, 0 to 1,000,000. Further ones are refused; 0
+            sets no limit.
+        cuda_graph_batches: numbers of clips in a batch, of 16 frames each, for which the target ``tensorrt`` records a
+            CUDA graph; increasing, 1 to ``max_batch_size``.
+        execution_provider: execution provider of the target ``onnxruntime`` on a GPU; ``tensorrt`` builds engines
+            inside onnxruntime.
+
+    Raises:
+        DferDeployError: a value is out of range.
     """
 
     max_batch_size: int
@@ -75,10 +82,10 @@ class ServingOptions:
 
 
 def check_serving(target: Target, serving: ServingOptions) -> None:
-    """Refuse what the target's server would ignore.
+    """Refuse options that the target's server would ignore.
 
     Raises:
-        DferDeployError: CUDA graphs or an execution provider are asked of a target that has none.
+        DferDeployError: CUDA graphs or an execution provider are set for a target that does not support them.
     """
     plain = ServingOptions(serving.max_batch_size)
     for what, owner, asked, usual in (
@@ -93,12 +100,12 @@ def check_serving(target: Target, serving: ServingOptions) -> None:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """Where the weights came from.
+    """The checkpoint that the weights came from.
 
     Attributes:
-        sha256: of the checkpoint file.
+        sha256: hexadecimal SHA-256 of the checkpoint file.
         format: ``dfer-deploy`` or ``reference``.
-        best_acc: the WAR in percent that the file states for its own test list, or None.
+        best_acc: WAR in percent that the file states for its own test list, or None.
     """
 
     sha256: str
@@ -111,20 +118,24 @@ class Manifest:
     """The content of ``manifest.json``.
 
     Attributes:
-        format: the version of this format.
+        format: version of the manifest's format.
         name: prefix of the Triton model names.
-        version: the version folder of the models in the repository.
-        spec: the whole model, class names and prompts included.
-        target: which server the model repository is for.
-        precision: of the weights and matrix products in the graphs.
-        serving: how the server runs the models.
-        checkpoint: the source of the weights.
-        frame_interval_s: seconds between the 16 frames that the model saw of a training clip, None where unknown.
-        preprocessing: how a client turns an image into frames, in words and numbers.
-        parity: bounds measured at export, PyTorch against onnxruntime, rounded up to 1, 2 or 5 × 10ⁿ.
-        tools: versions of what wrote the bundle.
+        version: version folder of the models in the repository.
+        spec: specification of the whole model, including class names and prompts.
+        target: server that the model repository is for.
+        precision: precision of the weights and matrix products in the graphs.
+        serving: the server's options for running the models.
+        checkpoint: source of the weights.
+        frame_interval_s: seconds between the frames of a training clip; None if unknown.
+        preprocessing: description of how a client turns an image into frames, in words and numbers.
+        parity: differences between PyTorch and onnxruntime, measured at export and rounded up to 1, 2 or 5 × 10ⁿ.
+        tools: versions of the tools that wrote the bundle.
         files: SHA-256 of every other file, by its path in the bundle.
-        keep_fp32: blocks whose matrix products are fp32 though the precision is fp16; see ``bundles.blocks``.
+        keep_fp32: blocks whose matrix products are fp32 although the precision is fp16; see ``bundles.blocks``.
+
+    Raises:
+        DferDeployError: ``keep_fp32`` is set without the precision fp16, is not in the order of the computation, or
+            names an unknown block.
     """
 
     format: str
@@ -152,7 +163,7 @@ class Manifest:
 
     @property
     def precision_name(self) -> str:
-        """What to call it: ``fp32``, ``fp16``, or ``mixed`` where some blocks of an fp16 export are fp32."""
+        """The precision for display: ``fp32``, ``fp16``, or ``mixed`` if some blocks of an fp16 export are fp32."""
         return "mixed" if self.keep_fp32 else self.precision
 
 
@@ -185,9 +196,9 @@ class Bundle:
 
     @cached_property
     def engines(self) -> EngineSet | None:
-        """The TensorRT engines that were built from its graphs; None if none were.
+        """The TensorRT engines that were built from the bundle's graphs; None if none were built.
 
-        They are read and hashed when they are first asked for, then kept: after a build, open the bundle again.
+        The first access reads and hashes the engines, and the result is kept. Open the bundle again after a build.
 
         Raises:
             DferDeployError: the record is damaged, an engine is missing or changed, or it was built from another graph.
@@ -203,10 +214,10 @@ class Bundle:
 
     @property
     def graphs_sha256(self) -> tuple[str, str]:
-        """The manifest's SHA-256 of the image encoder's graph and of the temporal head's.
+        """The SHA-256 of the image encoder's and the temporal head's graphs, as the manifest lists them.
 
         Raises:
-            DferDeployError: the manifest lacks one of them.
+            DferDeployError: the manifest does not list one of them.
         """
         encoder, head = (f"onnx/{path.name}" for path in (self.image_encoder_onnx, self.temporal_head_onnx))
         for name in (encoder, head):
@@ -222,7 +233,11 @@ class Bundle:
 
 
 def check_model_name(name: str) -> str:
-    """Refuse names that could not be a folder of a model repository."""
+    """Check that a name can be a folder in a model repository, and return it.
+
+    Raises:
+        DferDeployError: the name is not 1 to 64 ASCII letters, digits, ``_`` and ``-``.
+    """
     if not name or not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or len(name) > 64:
         raise BundleError(f"the model name {name!r} is not usable; expected up to 64 letters, digits, _ and -")
     return name

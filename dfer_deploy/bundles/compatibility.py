@@ -1,7 +1,7 @@
-"""Whether a TensorRT plan runs on a GPU and with a version of TensorRT.
+"""Compatibility of a TensorRT plan with a GPU and with a version of TensorRT.
 
-Source: NVIDIA TensorRT documentation 10.16 and 11.4, "Engine Compatibility" and "Support Matrix". Nothing but loading a
-plan proves that it can be loaded; this module reports what is known before.
+Source: NVIDIA TensorRT documentation 10.16 and 11.4, "Engine Compatibility" and "Support Matrix". Only loading a plan
+proves that it can be loaded; this module reports what is known before.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dfer_deploy.bundles.engine_records import Builder, Device
 from dfer_deploy.cuda_driver import Gpu
 
 SECURITY_FLOOR = "26.07"
-"""The first release of Triton's container with the fixes of two critical vulnerabilities."""
+"""The first release of Triton's container that fixes two critical vulnerabilities."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A release of ``nvcr.io/nvidia/tritonserver`` and the TensorRT in it."""
+    """A release of ``nvcr.io/nvidia/tritonserver`` and the version of its TensorRT."""
 
     tag: str
     tensorrt: str
@@ -32,11 +32,17 @@ CONTAINERS = (
     Container("26.07", "11.1.0"),
     Container("26.08", "11.2.1"),
 )
-"""The releases whose TensorRT is known; others have to be named with ``--image``."""
+"""The releases whose version of TensorRT is known. Name another one with ``--image``."""
 
 
 def gpu_mismatch(builder: Builder, device: Device | None, gpu: Gpu) -> str:
-    """Return why a plan does not fit a GPU, or nothing."""
+    """Explain why a plan does not fit a GPU; the text is empty if it fits.
+
+    Args:
+        builder: the builder of the plan.
+        device: GPU that the plan was built on; None if it was built without one.
+        gpu: GPU that is to run the plan.
+    """
     if builder.module != "tensorrt":
         return f"they were built with {builder.module}, whose engines Triton does not load"
     if device is None:
@@ -54,7 +60,10 @@ def gpu_mismatch(builder: Builder, device: Device | None, gpu: Gpu) -> str:
 
 
 def tensorrt_mismatch(builder: Builder, version: str) -> str:
-    """Return why a plan does not run with a TensorRT, or nothing; only the given parts of a version count."""
+    """Explain why a plan does not run with a version of TensorRT; the text is empty if it runs.
+
+    Only the parts that both versions state are compared.
+    """
     built, runs = version_numbers(builder.version), version_numbers(version)
     length = min(len(built), len(runs))
     built, runs = built[:length], runs[:length]
@@ -68,7 +77,7 @@ def tensorrt_mismatch(builder: Builder, version: str) -> str:
 
 
 def fitting_containers(builder: Builder) -> list[Container]:
-    """Return the releases without known critical vulnerabilities that run the plans, the oldest first."""
+    """List the releases without known critical vulnerabilities that run the plans, the oldest first."""
     return [
         container
         for container in CONTAINERS
@@ -77,7 +86,7 @@ def fitting_containers(builder: Builder) -> list[Container]:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: (10, 16, 0, 72) of ``10.16.0.72``, (11, 4) of ``11.4rc1``."""
+    """Split a version into its leading numbers: ``10.16.0.72`` into (10, 16, 0, 72), ``11.4rc1`` into (11, 4)."""
     numbers = []
     for part in version.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

@@ -1,6 +1,7 @@
-"""What the builder of engines must know of a bundle: ``build_engines.json``. Needs only the standard library.
+"""The instructions for building a bundle's engines: ``build_engines.json``. Needs only the standard library.
 
-``export`` and ``configure`` write the file; ``build`` and ``build_engines.py``, of which this is a part, read it.
+``export`` and ``configure`` write the file; ``build`` and ``build_engines.py`` read it. This module is a part of
+``build_engines.py``.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ MAX_BUILDS_BYTES = 1 << 20
 
 PRECISIONS = ("fp32", "fp16")
 PRODUCT_TYPES = ("FLOAT", "HALF")
-"""As TensorRT names them."""
+"""The types of matrix products, by TensorRT's names."""
 
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """The engine of one graph.
+    """The instructions for building the engine of one graph.
 
     Attributes:
-        onnx_sha256: of the graph.
-        profile: the shapes of each dynamic input.
-        precision: what the graph is said to have.
-        matrix_products: where some blocks of an fp16 graph stay fp32, the type of every matrix product, in the order of
-            the computation; else None.
+        onnx_sha256: SHA-256 of the graph's ONNX file.
+        profile: shapes of each dynamic input, by its name.
+        precision: precision that the graph is expected to have, ``fp32`` or ``fp16``.
+        matrix_products: type of every matrix product, in the order of the computation, if some blocks of an fp16 graph
+            stay fp32; otherwise None.
+
+    Raises:
+        EngineError: a precision, a type or a profile is not valid.
     """
 
     onnx_sha256: str
@@ -57,10 +61,10 @@ class EngineBuild:
                 )
 
     def with_usual_batch(self, clips: int) -> EngineBuild:
-        """Return the same build for another usual number of clips.
+        """Copy the instructions with another usual number of clips.
 
         Raises:
-            EngineError: it is not between 1 and the largest batch.
+            EngineError: the number is not between 1 and the largest batch.
         """
         profile = {}
         for name, shapes in self.profile.items():
@@ -74,11 +78,14 @@ class EngineBuild:
 
 @dataclass(frozen=True)
 class EngineBuilds:
-    """The engines of a bundle.
+    """The instructions for building the engines of a bundle.
 
     Attributes:
-        version: the folder of the plans in the model repository.
-        graphs: by the graph's name, which is the Triton model's.
+        version: version folder of the plans in the model repository, at least 1.
+        graphs: instructions by the graph's name, which is that of its Triton model.
+
+    Raises:
+        EngineError: the version or a name is not valid.
     """
 
     version: int
@@ -93,21 +100,21 @@ class EngineBuilds:
 
 
 def onnx_path(graph: str) -> str:
-    """Return where a graph lies in a bundle."""
+    """Build the path of a graph's ONNX file in a bundle."""
     return f"onnx/{graph}.onnx"
 
 
 def plan_path(graph: str, version: int) -> str:
-    """Return where Triton looks for the engine of a graph, in the bundle."""
+    """Build the path of a graph's plan in a bundle, where Triton looks for it."""
     return f"model_repository/{graph}/{version}/model.plan"
 
 
 def read_engine_builds(bundle: Path) -> EngineBuilds:
-    """Read ``build_engines.json`` of a bundle, which may have been damaged or made by somebody else.
+    """Read and check a bundle's ``build_engines.json``. The file is not trusted.
 
     Raises:
-        EngineError: there is no such file.
-        ConfigurationError: it is not what ``export`` writes.
+        EngineError: the file does not exist.
+        ConfigurationError: the file is damaged, or its format is another.
     """
     path = bundle / BUILDS_NAME
     if not path.is_file():

@@ -1,6 +1,6 @@
-"""The settings of the builder of TensorRT engines, and what it records beside them. Needs only the standard library.
+"""The options of the TensorRT engine builder, and the record that it writes. Needs only the standard library.
 
-A part of ``build_engines.py`` in a bundle; see ``export.standalone``.
+This module is a part of ``build_engines.py`` in a bundle; see ``export.standalone``.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.errors import EngineError
 
 OLDEST_TENSORRT = (10, 12)
-"""The first whose strongly typed networks hold what the graphs need."""
+"""The oldest supported version, the first whose strongly typed networks support the graphs."""
 
 SIDECAR = "engines/engines.json"
 SIDECAR_FORMAT = "dfer-deploy-engines/1"
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 MAX_WORKSPACE_BYTES = 1 << 40
-"""Limits the builder's workspace to 1 TiB, which is more than a GPU has: a larger value is a mistake."""
+"""Limits the builder's workspace to 1 TiB. No GPU has so much memory, so a larger value is a mistake."""
 
 _MODULE_NAME = re.compile(r"[a-z_]{1,32}")
 _MODULE_VERSION = re.compile(r"\d{1,4}(\.\w{1,12}){1,4}", re.ASCII)
-"""What a record says ends in messages and in commands to type."""
+"""Limit the texts of a record, because they appear in messages and in commands to type."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The smallest, the usual and the largest shape of a dynamic input, [B, T, …].
+    """The shapes of a dynamic input, [B, T, …].
 
-    The builder chooses kernels for the usual one.
+    Attributes:
+        min: the smallest shape.
+        opt: the usual shape, for which the builder chooses kernels.
+        max: the largest shape.
     """
 
     min: tuple[int, ...]
@@ -40,15 +43,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """The builder's settings.
+    """The options of the builder.
 
     Attributes:
-        optimization_level: 0 (builds fast) to 5 (searches longest); 3 is TensorRT's default.
-        workspace_bytes: device memory that a layer may use while it runs; None is TensorRT's default, all there is.
-        hardware_compatibility: ``none`` for this GPU model only, ``ampere_plus`` for every GPU since Ampere,
-            ``same_compute_capability`` for all GPUs of this one's compute capability. Wider is slower.
-        version_compatible: later TensorRT versions can load the plan. It then carries code that the loading process
-            executes, so Triton loads it only with ``--backend-config=tensorrt,version-compatible=true``.
+        optimization_level: 0 (the fastest build) to 5 (the longest search); 3 is TensorRT's default.
+        workspace_bytes: device memory in bytes that a layer may use while it runs. None is TensorRT's default, all
+            device memory.
+        hardware_compatibility: ``none`` for the building GPU's model only, ``same_compute_capability`` for all GPUs of
+            its compute capability, ``ampere_plus`` for every GPU since Ampere. Wider compatibility is slower.
+        version_compatible: let later TensorRT versions load the plan. Such a plan contains code that the loading
+            process executes, so Triton loads it only with ``--backend-config=tensorrt,version-compatible=true``.
+
+    Raises:
+        EngineError: a value is out of range.
     """
 
     optimization_level: int = 3
@@ -72,11 +79,14 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Builder(BuildOptions):
-    """What built the engines, and what it was told.
+    """The builder of the engines and its options.
 
     Attributes:
         module: ``tensorrt``, or a module with its API.
-        version: of the module, for example ``11.1.0.106``.
+        version: version of the module, for example ``11.1.0.106``.
+
+    Raises:
+        EngineError: a value is out of range.
     """
 
     module: str
@@ -95,7 +105,7 @@ class Device(Gpu):
     """The GPU that the engines were built on.
 
     Attributes:
-        cuda_driver: the highest CUDA version that its driver supports, for example ``13.0``.
+        cuda_driver: highest CUDA version that the GPU's driver supports, for example ``13.0``.
     """
 
     cuda_driver: str
@@ -107,18 +117,18 @@ class Device(Gpu):
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """One engine.
+    """The record of one engine.
 
     Attributes:
         plan: path of the plan in the bundle.
-        sha256: of the plan.
-        bytes: size of the plan.
+        sha256: SHA-256 of the plan.
+        bytes: size of the plan in bytes.
         onnx: path of the graph in the bundle.
-        onnx_sha256: of the graph that was built.
-        profile: the smallest, the usual and the largest shape of each input.
-        precision: ``fp16``, ``fp32`` or, where the bundle keeps blocks in fp32, ``mixed``; read from the network.
-        matrix_products: how many matrix products of the network have which type.
-        seconds: that the build took.
+        onnx_sha256: SHA-256 of the graph from which the engine was built.
+        profile: shapes of each input, by its name.
+        precision: ``fp16``, ``fp32`` or, if the bundle keeps blocks in fp32, ``mixed``; read from the network.
+        matrix_products: number of matrix products in the network, by type.
+        seconds: duration of the build in seconds.
     """
 
     plan: str
@@ -134,7 +144,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """The engines of all graphs, by the graphs' names: the content of ``engines/engines.json``."""
+    """The content of ``engines/engines.json``: the builder, its GPU, and the engines by the names of their graphs."""
 
     builder: Builder
     device: Device | None

@@ -1,4 +1,4 @@
-"""The TensorRT engines of a bundle, checked against the record that the builder left beside them."""
+"""The TensorRT engines of a bundle, checked against the record that the builder wrote."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MAX_SIDECAR_BYTES = 1 << 20
 def read_engines(
     bundle: Path, graphs: Sequence[GraphSpec], *, version: int, largest_batch: int, files: Mapping[str, str]
 ) -> EngineSet | None:
-    """Read the engines that were built from the graphs of a bundle, and hash every plan.
+    """Read the record of a bundle's engines, and check it and the SHA-256 of every plan.
 
     Args:
-        bundle: its folder.
-        graphs: that must have an engine.
-        version: the folder of the plans in the model repository.
-        largest_batch: clips that every engine must take.
+        bundle: the bundle's folder.
+        graphs: graphs that must have an engine.
+        version: version folder of the plans in the model repository.
+        largest_batch: number of clips that must be the maximum of every engine's profile.
         files: SHA-256 of the exported files, by path.
 
     Returns:
-        None if no engines were built.
+        The record, or None if no engines were built.
 
     Raises:
         DferDeployError: the record is damaged, an engine is missing or changed, or it was built from another graph.
@@ -67,7 +67,7 @@ def read_engines(
 
 
 def _shape_problem(record: EngineRecord, graph: GraphSpec, largest_batch: int) -> str:
-    """What is wrong with the recorded shapes of an engine, or nothing."""
+    """Explain what is wrong with the recorded shapes of an engine; the text is empty if they are right."""
     for tensor in graph.inputs:
         shapes = record.profile.get(tensor.name)
         rank = len(tensor.shape)

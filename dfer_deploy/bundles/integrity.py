@@ -1,4 +1,4 @@
-"""Opens a bundle, and compares what lies on disk with its manifest and with the record of its engines."""
+"""Opening of bundles, and comparison of their files with the manifest and with the record of the engines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 
 def is_bundle(path: Path) -> bool:
-    """Return whether a folder has a bundle's manifest, intact or not, of this version or another."""
+    """Check whether a folder has a bundle's manifest, of any version. The bundle may be damaged."""
     manifest = path / MANIFEST_NAME
     try:
         values = (
@@ -31,18 +31,19 @@ def is_bundle(path: Path) -> bool:
 
 
 def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
-    """Open a bundle.
+    """Open a bundle and check its manifest.
 
     Args:
         path: the bundle's folder.
-        check_files: compare the bytes of every file with the manifest.
+        check_files: also compare the bytes of every file with the manifest.
 
     Raises:
-        DferDeployError: it is not a bundle, its manifest is not understood, or a file was changed.
+        DferDeployError: the folder is not a bundle, its manifest is damaged or of another version, or a file was
+            changed.
     """
     manifest_path = path / MANIFEST_NAME
     if not path.exists():
-        # A replacement that was killed between its two renames.
+        # A process that replaces a bundle may have been killed between its two renames.
         for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
             if is_bundle(old):
                 raise BundleError(
@@ -84,7 +85,7 @@ def _typed(path: Path) -> str:
 
 
 def is_intact(bundle: Bundle) -> bool:
-    """Return whether ``check_bundle_files`` passes."""
+    """Check whether ``check_bundle_files`` passes."""
     try:
         check_bundle_files(bundle)
     except DferDeployError:
@@ -96,7 +97,8 @@ def check_bundle_files(bundle: Bundle) -> None:
     """Compare every file with the manifest, and the engines with the record of their build.
 
     Raises:
-        DferDeployError: a file is missing, its bytes are not the ones that were exported, or there is one more.
+        DferDeployError: a file is missing or changed, the model repository has a file that is not part of the bundle,
+            or an engine does not match its record.
     """
     built = bundle.engines
     plans = {record.plan for record in built.engines.values()} if built else set()
@@ -113,11 +115,11 @@ def check_file(bundle: Bundle, name: str) -> None:
     """Compare one file with the manifest.
 
     Args:
-        bundle: whose files may be damaged.
+        bundle: an opened bundle.
         name: the file's path in the bundle.
 
     Raises:
-        DferDeployError: it is missing, or its bytes are not the ones that the manifest lists.
+        DferDeployError: the file is missing, or its SHA-256 differs from the manifest's.
     """
     path = bundle.path / name
     configured = path.name in ("config.pbtxt", BUILDS_NAME)
@@ -130,7 +132,7 @@ def check_file(bundle: Bundle, name: str) -> None:
 
 
 def _repository_files(bundle: Bundle) -> list[Path]:
-    """Files, links, and folders without anything in them."""
+    """The files, links and empty folders of the model repository."""
     return [
         path
         for path in bundle.model_repository.rglob("*")

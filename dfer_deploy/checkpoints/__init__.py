@@ -1,1 +1,1 @@
-"""What is in this file, read without executing it."""
+"""Checkpoints and weight files, read without executing anything from them."""

@@ -1,4 +1,4 @@
-"""Checkpoints: our own format, and the reference implementation's read as if it were ours."""
+"""Checkpoints in dfer-deploy's own format and in that of the reference implementation."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from dfer_deploy.specs import ModelSpec, PromptPosition, require
 FORMAT = "dfer-deploy-checkpoint/1"
 
 FRAME_INTERVAL = "model_frame_interval_s"
-"""In the provenance. Not ``frame_interval_s``, which in older files is that of the clips' folders."""
+"""Key in the provenance. It is not ``frame_interval_s``, which is the interval of the clips' folders in older files."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and understood.
+    """A checkpoint that has been read and checked.
 
     Attributes:
-        path: the file.
-        format: ``dfer-deploy`` for our own, ``reference`` for the reference implementation's.
-        spec: everything about the model.
-        state: parameters by the names of ``DferClip``; tensors are mapped from the file.
-        best_acc: the WAR in percent that the reference implementation measured on its test list, if stated.
-        provenance: what our trainer recorded; for the reference's files the epoch.
+        path: path of the file.
+        format: ``dfer-deploy`` for dfer-deploy's own format, ``reference`` for the reference implementation's.
+        spec: specification of the model.
+        state: parameters by the names of ``DferClip``. The tensors are mapped from the file.
+        best_acc: WAR in percent that the reference implementation measured on its test list; None if not stated.
+        provenance: record of the trainer; for a reference file, the epoch if stated.
     """
 
     path: Path
@@ -50,15 +50,15 @@ class Checkpoint:
 
     @property
     def frame_interval_s(self) -> float | None:
-        """Seconds between the 16 frames that the model saw of the median training clip, where that was known."""
+        """Seconds between the 16 frames that the model saw of the median training clip; None if unknown."""
         interval = self.provenance.get(FRAME_INTERVAL)
         return float(interval) if isinstance(interval, int | float) and math.isfinite(interval) else None
 
     def build_model(self) -> DferClip:
-        """Return the model in fp32 on the CPU, in evaluation mode.
+        """Build the model in fp32 on the CPU, in evaluation mode.
 
         Raises:
-            DferDeployError: parameters are missing, superfluous, of the wrong shape, or not finite.
+            DferDeployError: parameters are missing, unexpected, of the wrong shape, or not finite.
         """
         for name, tensor in self.state.items():
             if not torch.isfinite(tensor).all():
@@ -66,7 +66,7 @@ class Checkpoint:
                     f"{self.path} has numbers that are not finite in {name!r} (shape {list(tensor.shape)}); "
                     "copy it again, or train it again"
                 )
-        # Without memory for weights of its own: the parameters become the tensors that are mapped from the file.
+        # On the device "meta" the model takes no memory; its parameters become the tensors mapped from the file.
         with torch.device("meta"):
             model = DferClip(self.spec).eval()
         try:
@@ -86,13 +86,14 @@ def load_checkpoint(
     """Read a checkpoint without executing anything from it.
 
     Args:
-        path: a file of ours or of the reference implementation.
-        prompt_position: where the contexts stand, which a reference file does not say; default ``end``.
-        class_names: names in the order of the logits, which a reference file does not say; by default the released
-            names where the class texts are the released ones.
+        path: a file in dfer-deploy's own format or in the reference implementation's.
+        prompt_position: position of the contexts, which a reference file does not store; by default ``end``.
+        class_names: class names in the order of the logits. A reference file does not store them; by default, the
+            released names are used for the released class texts.
 
     Raises:
-        DferDeployError: the file is refused, damaged or foreign; the message says which and why.
+        DferDeployError: the file is refused, damaged or not a DFER-CLIP checkpoint, or it states another
+            ``prompt_position``.
     """
     require(not isinstance(class_names, str), f"class_names is {class_names!r}, expected a tuple of names")
     content = load_tensors(path)
@@ -113,10 +114,10 @@ def load_checkpoint(
 
 
 def holds_dfer_clip(path: Path) -> bool:
-    """Return whether a file of weights is a DFER-CLIP checkpoint, ours or the reference implementation's.
+    """Check whether a weight file is a DFER-CLIP checkpoint, in either format.
 
     Raises:
-        DferDeployError: it would be one by its format, but is refused or damaged.
+        DferDeployError: the file is neither safetensors nor TorchScript, and it is refused or damaged.
     """
     if not is_torch_file(path):
         return False
@@ -129,12 +130,15 @@ def holds_dfer_clip(path: Path) -> bool:
 
 
 def save_checkpoint(path: Path, model: DferClip, provenance: Mapping[str, Any]) -> None:
-    """Write our own format, atomically: weights, spec and provenance, all loadable with ``weights_only=True``.
+    """Write a checkpoint in dfer-deploy's own format, atomically, which ``weights_only=True`` can load.
 
     Args:
-        path: the file to write; an existing one is replaced.
-        model: its parameters are written in fp32.
-        provenance: plain dictionaries, lists, strings and numbers.
+        path: the file to write; an existing file is replaced.
+        model: the model whose spec and parameters are written, the parameters in fp32.
+        provenance: record of the training: plain dictionaries, lists, strings and numbers.
+
+    Raises:
+        DferDeployError: the file cannot be written.
     """
     state = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
     content = {
@@ -150,7 +154,7 @@ def save_checkpoint(path: Path, model: DferClip, provenance: Mapping[str, Any]) 
 
 @contextlib.contextmanager
 def _full_disk(path: Path) -> Iterator[None]:
-    """torch's writer reports a full disk as a RuntimeError about its position in the file."""
+    """Translate torch's error for a full disk, a RuntimeError about the position in the file."""
     try:
         yield
     except RuntimeError as error:

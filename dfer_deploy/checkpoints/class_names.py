@@ -1,4 +1,4 @@
-"""Class names for class texts, where the texts are ones that the reference implementation ships."""
+"""Class names for the class texts of the reference implementation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def _names_by_text() -> dict[str, str]:
 
 
 def names_for_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return a name for every class text: the released one of a known text, else ``class_0``, ``class_1``, …"""
+    """Choose a name for every class text: the released name of a known text, otherwise ``class_0``, ``class_1``, …
+
+    If two texts would get the same name, all names are ``class_0``, ``class_1``, ….
+    """
     known = _names_by_text()
     names = [known.get(text, f"class_{index}") for index, text in enumerate(texts)]
     if len(set(names)) < len(names):

@@ -1,8 +1,8 @@
-"""What a checkpoint of the reference implementation says, and what can be recovered from its weights.
+"""Recovery of a model's spec and parameters from a checkpoint of the reference implementation.
 
 Upstream: github.com/zengqunzhao/DFER-CLIP, files ``main.py`` (what is saved), ``models/Generate_Model.py`` (names).
-Sizes follow from shapes as in OpenAI CLIP's ``build_model``; the class texts from the rows of ``token_suffix``, which
-are copies of rows of the token embedding.
+Sizes follow from shapes, as in OpenAI CLIP's ``build_model``. Class texts follow from the rows of ``token_suffix``,
+which are copies of rows of the token embedding.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ _TEMPORAL_KEY = re.compile(r"temporal_net\.temporal_transformer\.layers\.(\d+)\.
 
 
 def is_reference_state(state: State) -> bool:
-    """Return whether these names (without ``module.``) are the reference implementation's."""
+    """Check whether tensors have the reference implementation's names (without ``module.``)."""
     return "prompt_learner.ctx" in state and "image_encoder.conv1.weight" in state
 
 
 def state_from_reference(
     path: Path, state: State, position: PromptPosition, class_names: Sequence[str] | None
 ) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Return the spec and the parameters, by the names of ``DferClip``.
+    """Recover the spec, and the parameters by the names of ``DferClip``.
 
     Args:
-        path: for messages.
+        path: path of the file, for messages.
         state: tensors by the reference's names, without ``module.``.
-        position: where the contexts stand; not in the file.
-        class_names: not in the file either; None for the released names.
+        position: position of the contexts, which the file does not store.
+        class_names: class names, which the file does not store; None for the released names.
 
     Raises:
-        DferDeployError: something is missing or contradicts itself.
+        DferDeployError: a tensor is missing, or the tensors do not fit each other.
     """
     try:
         spec = _spec(path, state, position, class_names)
@@ -186,5 +186,5 @@ def _parameters(state: State, depth: int) -> dict[str, Tensor]:
 
 
 def _count(state: State, pattern: str) -> int:
-    """The number of different layer numbers among the names."""
+    """The number of distinct layer numbers among the names."""
     return len({match.group(1) for name in state if (match := re.match(pattern, name))})

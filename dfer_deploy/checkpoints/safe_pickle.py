@@ -1,4 +1,5 @@
-"""Reading torch's checkpoint files without executing anything from them, and within the memory that they claim."""
+"""Reading of torch's checkpoint files without executing anything from them, and without taking more memory than their
+size."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _KNOWN_HARMLESS = (
 
 
 class _Inert:
-    """Takes the place of everything in a file that is not a tensor or a plain value: it is built and never used."""
+    """A placeholder for the known objects in a file that are neither tensors nor plain values. It is never used."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -35,13 +36,14 @@ def load_tensors(path: Path) -> Any:
     """Load a file that ``torch.save`` wrote, with its tensors mapped from the disk.
 
     The reference implementation stores an instance of ``__main__.RecorderMeter`` with NumPy arrays in it; these become
-    inert objects. Every other global name refuses the file.
+    inert objects. A file with any other unsafe global name is refused.
 
     Returns:
-        What was saved: plain containers, numbers, strings, tensors on the CPU and inert objects.
+        The saved content: plain containers, numbers, strings, tensors on the CPU and inert objects.
 
     Raises:
-        DferDeployError: no such file, not a torch file, truncated, or its pickle would import something else.
+        DferDeployError: the file does not exist, is not a torch file or is truncated, or its pickle would import
+            something else.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; expected a checkpoint such as model_best.pth")
@@ -76,7 +78,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
-    """Before anything is read: torch stores its tensors uncompressed, so no entry can be larger than the file."""
+    """Check the entries before they are read. torch does not compress them, so they cannot exceed the file's size."""
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise CheckpointError(
             f"{path} is a zip file but not a torch checkpoint (it has no data.pkl); expected what torch.save writes"
@@ -114,7 +116,7 @@ def _why_not_a_zip(path: Path) -> str:
 
 
 def _globals_in_pickles(data: bytes) -> list[str] | None:
-    """Names that the pickles at the start of ``data`` would import, None if there is none; only opcodes are read."""
+    """Names that the pickles at the start of ``data`` would import; None without a pickle. Only opcodes are read."""
     names: list[str] = []
     pickles = 0
     file = io.BytesIO(data)

@@ -1,4 +1,4 @@
-"""CLIP's weights from a file, without executing anything from it."""
+"""Reading of CLIP's weights from a file. A program is run only if it is one that OpenAI published."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ from dfer_deploy.model.clip import build_clip
 from dfer_deploy.specs import ClipSpec
 
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-"""What OpenAI's archives hold besides weights."""
+"""Entries of OpenAI's archives that are not weights."""
 
 
 def clip_from_file(spec: ClipSpec, path: Path) -> CLIP:
-    """Return a CLIP with the weights of a file, in fp32.
+    """Build a CLIP with the weights of a file, in fp32.
 
     Args:
-        spec: the sizes; nothing is resized.
-        path: a ``.safetensors`` file; a state dictionary that ``torch.save`` wrote, alone or under ``state_dict`` as
-            open_clip's trainer saves it; or one of OpenAI's own TorchScript archives, such as ``ViT-B-32.pt``, which
-            is a program and so is opened only if its SHA-256 is the published one.
+        spec: sizes of the model. Weights are not resized.
+        path: one of
+
+            - a ``.safetensors`` file.
+            - a state dictionary that ``torch.save`` wrote, alone or under ``state_dict``, as open_clip's trainer saves
+              it.
+            - one of OpenAI's TorchScript archives, such as ``ViT-B-32.pt``. An archive is a program, so it is opened
+              only if its SHA-256 is a published one.
 
     Raises:
-        DferDeployError: the file is refused, damaged, or holds other sizes.
+        DferDeployError: the file is refused or damaged, or its weights do not fit the sizes.
     """
     state = _state(path)
     clip = build_clip(spec)
@@ -57,7 +61,7 @@ def clip_from_file(spec: ClipSpec, path: Path) -> CLIP:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Return whether ``torch.save`` wrote the file, so that ``safe_pickle.load_tensors`` reads it."""
+    """Check whether a file is read with ``safe_pickle.load_tensors``: neither safetensors nor TorchScript."""
     return path.suffix != ".safetensors" and not _is_torchscript(path)
 
 
@@ -113,6 +117,6 @@ def _openai_archive(path: Path) -> dict[str, Tensor]:
 
 
 def openai_digests() -> set[str]:
-    """Return the SHA-256 of OpenAI's archives, which their addresses contain (open_clip's table of them)."""
+    """Read the SHA-256 of OpenAI's archives from their addresses in open_clip's table."""
     addresses = (open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in open_clip.list_models())
     return {digest for address in addresses for digest in re.findall(r"/([0-9a-f]{64})/", address)}

@@ -1,4 +1,4 @@
-"""Asks a served model: clips, encoded images, whole videos and live streams. Needs the base install only."""
+"""Clients for a served model: clips, encoded images, whole videos and live streams. The base install is enough."""
 
 from __future__ import annotations
 

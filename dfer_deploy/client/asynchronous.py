@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(ConnectedModel):
-    """As :class:`~dfer_deploy.client.blocking.Client`, with coroutines. Requests may be sent at the same time.
+    """:class:`~dfer_deploy.client.blocking.Client` with coroutines. Several requests may be in flight at a time.
 
     Example:
         >>> async with AsyncClient("grpc://127.0.0.1:8001") as client:
@@ -42,7 +42,7 @@ class AsyncClient(ConnectedModel):
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: int = DEFAULT_RETRIES,
     ) -> None:
-        """Take the arguments of ``Client``; entering the context (or ``connect``) connects.
+        """Check and keep the arguments, which are those of ``Client``. Entering the context, or ``connect``, connects.
 
         Raises:
             DferDeployError: an argument is out of range.
@@ -52,10 +52,10 @@ class AsyncClient(ConnectedModel):
         self._connection: AsyncConnection | None = None
 
     async def connect(self) -> None:
-        """Connect, and read what the model is, class names included.
+        """Connect, and read the model's configuration and its class names.
 
         Raises:
-            DferDeployError: no server answers there, or it has no such model.
+            DferDeployError: no server answers at the address, or the server does not have the model.
         """
         self._connection = AsyncConnection(self._requests.address)
         try:
@@ -75,7 +75,7 @@ class AsyncClient(ConnectedModel):
     @overload
     async def predict(self, clip: ClipBatch) -> list[Answer]: ...
     async def predict(self, clip: Any) -> Any:
-        """Answer as ``Client.predict`` does."""
+        """Predict the expression of a clip, or of every clip of a batch, as ``Client.predict`` does."""
         return await self.run(self._requests.answer(clip))
 
     async def predict_video(
@@ -87,9 +87,9 @@ class AsyncClient(ConnectedModel):
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> AsyncIterator[Window]:
-        """Answer a video as ``Client.predict_video`` does.
+        """Predict the expressions of a video over time, as ``Client.predict_video`` does.
 
-        Decoding, detection and the requests run in threads beside the event loop.
+        Decoding, detection and the requests run in threads, so the event loop is not blocked.
         """
         policy, address, model = self._requests.policy, self._requests.address, self._requests.model.name
 
@@ -97,7 +97,7 @@ class AsyncClient(ConnectedModel):
             with Client(str(address), model, deadline_s=policy.deadline_s, retries=policy.retries) as client:
                 yield from client.predict_video(path, interval_s=interval_s, stride=stride, faces=faces, margin=margin)
 
-        # Everything happens in the thread, the closing too: after the step that it may be at, while nobody waits.
+        # Everything runs in the thread. Closing is queued there behind the current step, and is not waited for.
         thread, found = ThreadPoolExecutor(1, "predict_video"), windows()
         try:
             loop = asyncio.get_running_loop()
@@ -108,29 +108,33 @@ class AsyncClient(ConnectedModel):
             thread.shutdown(wait=False)
 
     def stream(self) -> AsyncStream:
-        """Open a stream: ``async with client.stream() as stream: await stream.push(frame)``."""
+        """Open a live stream: ``async with client.stream() as stream: await stream.push(frame)``."""
         return AsyncStream(self, StreamRequests(self._requests))
 
     async def encode(self, frames: Frames) -> Float32:
-        """Encode as ``Client.encode`` does."""
+        """Run the image encoder alone, as ``Client.encode`` does."""
         return await self.run(self._requests.encode(frames))
 
     async def classify(self, frame_features: Float32) -> Prediction:
-        """Classify as ``Client.classify`` does."""
+        """Run the temporal head alone, as ``Client.classify`` does."""
         return await self.run(self._requests.classify(frame_features))
 
     async def predict_frames(self, frames: Frames) -> Prediction:
-        """Predict as ``Client.predict_frames`` does."""
+        """Run the ensemble on frames, as ``Client.predict_frames`` does."""
         return await self.run(self._requests.predict(frames))
 
     async def run(self, steps: Steps[T]) -> T:
-        """Perform steps of ``request_steps.py``, and return their result."""
+        """Perform the steps of a request (``request_steps.py``) and return their result.
+
+        Raises:
+            DferDeployError: the client is not connected, or the steps raise it.
+        """
         if self._connection is None:
             raise not_connected()
         return await self._connection.run(steps)
 
     async def close(self) -> None:
-        """Close the connection as ``Client.close`` does."""
+        """Close the connection. May be called more than once."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
@@ -146,17 +150,17 @@ class AsyncClient(ConnectedModel):
 
 
 class AsyncStream:
-    """As ``Stream``, with coroutines. One push at a time: frames have an order."""
+    """``Stream`` with coroutines. Push one frame at a time, because frames have an order."""
 
     def __init__(self, client: AsyncClient, requests: StreamRequests) -> None:
         self._client, self._requests = client, requests
 
     async def push(self, frame: Clip | EncodedImage) -> StreamAnswer:
-        """Push a frame as ``Stream.push`` does."""
+        """Send the next frame, as ``Stream.push`` does."""
         return await self._client.run(self._requests.push(frame))
 
     async def close(self) -> None:
-        """Forget the frames as ``Stream.close`` does."""
+        """Forget the frames. May be called more than once."""
         self._requests.close()
 
     async def __aenter__(self) -> AsyncStream:

@@ -29,11 +29,11 @@ ClipBatch = np.ndarray[tuple[int, int, int, int, int], np.dtype[np.uint8]]
 
 
 class Client(ConnectedModel, AnswersVideos):
-    """Asks a served model. For use by several threads.
+    """A blocking client of a served model. Several threads may share it.
 
-    Requests that failed because the server is away, full or was restarted are sent again, with exponential backoff,
-    until the retries or the deadline are used up; what the server refused is not. Where there is no answer, the error
-    is a ``CallError``, whose class and ``code`` say why.
+    A request that failed because the server is unreachable, full or was restarted is sent again, with exponential
+    backoff, until the retries or the deadline are used up. A request that the server refused is not sent again. A
+    request without an answer raises a ``CallError``, whose class and ``code`` state the cause.
 
     Example:
         >>> with Client("grpc://127.0.0.1:8001") as client:
@@ -49,18 +49,19 @@ class Client(ConnectedModel, AnswersVideos):
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: int = DEFAULT_RETRIES,
     ) -> None:
-        """Connect, and read what the model is.
+        """Connect, and read the model's configuration.
 
         Args:
             url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
             model: the ensemble's name.
-            deadline_s: for every request with all its retries. gRPC sends it along, so that the server does not work
-                for nobody.
-            retries: after the first attempt, with a backoff that grows to 2 s. The default ones last about 16 s, longer
-                than a server's restart. Connecting has at most 5.
+            deadline_s: seconds for one request with all its retries, more than 0 and at most 86400. Over gRPC the
+                server receives the deadline too, and can drop requests that have expired.
+            retries: attempts after the first one, 0 to 1000, with a backoff that grows to 2 s. The default adds up to
+                about 16 s of backoff, which is longer than a server's restart. Connecting makes at most 5.
 
         Raises:
-            DferDeployError: an argument is out of range, no server answers there, or it has no such model.
+            DferDeployError: an argument is out of range, no server answers at the address, or the server does not have
+                the model.
         """
         self._requests = ModelRequests(parse_url(url), model, RetryPolicy(deadline_s, retries))
         self._connection = Connection(self._requests.address)
@@ -77,16 +78,16 @@ class Client(ConnectedModel, AnswersVideos):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names in the order of the logits. The first time, the server is asked.
+        """The class names in the order of the logits. The first access sends a request.
 
         Raises:
-            DferDeployError: the server knows no label for a class.
+            DferDeployError: the request fails, or the server does not have a label for every class.
         """
         return self.run(self._requests.labels())
 
     @property
     def predictor(self) -> ServedPredictor:
-        """What answers batches of frames: this client."""
+        """This client as a predictor of batches of frames."""
         return ServedPredictor(self)
 
     @overload
@@ -94,22 +95,24 @@ class Client(ConnectedModel, AnswersVideos):
     @overload
     def predict(self, clip: ClipBatch) -> list[Answer]: ...
     def predict(self, clip: Any) -> Any:
-        """Ask about a clip. The model always sees 16 frames, as at test time.
+        """Predict the expression of a clip, or of every clip of a batch. The model always sees 16 frames.
 
-        The class names are those of the server when the client first asked for them: open another client where a
-        bundle with other names is served at the same address.
+        The class names are read once. Open a new client after the server has loaded a bundle with other class names.
 
         Args:
-            clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time: fewer than 16 frames
-                are padded by repeating the last, of more than 16 those of ``sample_indices`` are sent. Or a batch of
-                such clips, [B, T, S, S, 3]. Or a list of encoded images, JPEG, PNG or WebP of any size, as bytes or
-                paths, which the server decodes and resizes (the ensemble ``…_encoded``).
+            clip: one of
+
+                - a clip: uint8 [T, S, S, 3], RGB in [0, 255], S = ``image_size``, in the order of time. Fewer than 16
+                  frames are padded by repeating the last; from more than 16, ``sample_indices`` chooses 16.
+                - a batch of such clips: uint8 [B, T, S, S, 3].
+                - the encoded images of one clip: JPEG, PNG or WebP of any size, as bytes or paths. The server decodes
+                  and resizes them (the ensemble ``…_encoded``).
 
         Returns:
-            One answer; for a batch, a list of B.
+            One answer, or a list of B answers for a batch.
 
         Raises:
-            DferDeployError: there is no answer, with the reason.
+            DferDeployError: the clip has another shape or dtype, an image cannot be read, or the request fails.
         """
         return self.run(self._requests.answer(clip))
 
@@ -126,15 +129,19 @@ class Client(ConnectedModel, AnswersVideos):
         return self.run(self._requests.classify(frame_features))
 
     def predict_frames(self, frames: Frames) -> Prediction:
-        """Run the ensemble on frames uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16; they are neither padded nor sampled."""
+        """Run the ensemble on frames uint8 [B, T, S, S, 3], 1 ≤ T ≤ 16, without padding or sampling."""
         return self.run(self._requests.predict(frames))
 
     def run(self, steps: Steps[T]) -> T:
-        """Perform steps of ``request_steps.py``, and return their result."""
+        """Perform the steps of a request (``request_steps.py``) and return their result.
+
+        Raises:
+            DferDeployError: the steps raise it.
+        """
         return self._connection.run(steps)
 
     def close(self) -> None:
-        """Close the connection. Can be repeated."""
+        """Close the connection. May be called more than once."""
         self._connection.close()
 
     def __enter__(self) -> Client:
@@ -147,10 +154,10 @@ class Client(ConnectedModel, AnswersVideos):
 
 
 class Stream:
-    """A live stream. Not for use by several threads at the same time.
+    """A live stream. Threads must not share it.
 
-    The client remembers what the model needs of earlier frames, so no server knows of the stream: it goes on wherever
-    the next frame is answered, also after a restart.
+    The client keeps what the model needs of earlier frames; the server keeps nothing. Any server with the same bundle
+    can therefore answer the next frame, also after a restart.
     """
 
     def __init__(self, client: Client, requests: StreamRequests) -> None:
@@ -160,22 +167,22 @@ class Stream:
         """Send the next frame.
 
         Args:
-            frame: uint8 [S, S, 3], RGB in [0, 255], S = the client's ``image_size``; one frame interval after the last.
-                Or an encoded image, JPEG, PNG or WebP of any size, as bytes or a path, which the server decodes and
-                resizes (the ensemble ``…_encoded_stream``).
+            frame: uint8 [S, S, 3], RGB in [0, 255], S = the client's ``image_size``, one frame interval after the
+                previous frame. Or an encoded image, JPEG, PNG or WebP of any size, as bytes or a path, which the server
+                decodes and resizes (the ensemble ``…_encoded_stream``).
 
         Returns:
-            The answer for the last 16 frames; before 16 have come, for those, padded by repeating this one.
+            The answer for the last 16 frames. Before 16 frames have been pushed, this frame is repeated to fill them.
 
         Raises:
-            IncompatibleServerError: the server's streams are of another version of dfer-deploy.
-            DferDeployError: there was no answer within the deadline and the retries, the model takes no such frame,
-                or the stream is closed. The stream is then as before: the same frame can be pushed again, or the next.
+            IncompatibleServerError: the server's bundle was exported by another version of dfer-deploy.
+            DferDeployError: the deadline or the retries are used up, the frame has another shape or dtype, or the
+                stream is closed. The stream is unchanged: push the same frame again, or the next one.
         """
         return self._client.run(self._requests.push(frame))
 
     def close(self) -> None:
-        """Forget the frames. Can be repeated."""
+        """Forget the frames. May be called more than once."""
         self._requests.close()
 
     def __enter__(self) -> Stream:
@@ -188,7 +195,7 @@ class Stream:
 
 
 class ServedPredictor:
-    """A client in the form of a :class:`~dfer_deploy.runtimes.predictor.Predictor`; leaving it closes the client."""
+    """A client as a :class:`~dfer_deploy.runtimes.predictor.Predictor`. Leaving its context closes the client."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -208,7 +215,7 @@ class ServedPredictor:
 
     @property
     def max_batch_size(self) -> int:
-        """The largest number of clips that the server takes in one request; larger batches are split."""
+        """The largest number of clips in one request. Larger batches are split."""
         return self._client.max_batch_size
 
     @property
@@ -217,10 +224,10 @@ class ServedPredictor:
         return self._client.graphs_sha256
 
     def labels(self) -> tuple[str, ...]:
-        """Return the class names, in the order of the logits.
+        """Read the class names, in the order of the logits. They are requested once.
 
         Raises:
-            DferDeployError: the server knows no label for a class.
+            DferDeployError: the request fails, or the server does not have a label for every class.
         """
         return self._client.labels
 

@@ -1,8 +1,8 @@
-"""The calls of a client as data, so that a blocking and an asynchronous client perform the same ones.
+"""A client's calls as data, which a blocking and an asynchronous connection can both perform.
 
-What a client does is written once, as generators (``request_steps.py``) that yield calls to send and backoffs to wait
-for, and get the responses sent back. Neither input nor output happens there; ``connection.py`` performs them. (httpx
-does the same for authentication, ``sync_auth_flow`` and ``async_auth_flow``.)
+The generators of ``request_steps.py`` describe each request once. They yield the calls to send and the backoffs to wait
+for, and receive the responses; they do no input or output. ``connection.py`` performs the steps. (httpx uses the same
+design for authentication: ``sync_auth_flow`` and ``async_auth_flow``.)
 """
 
 from __future__ import annotations
@@ -26,21 +26,27 @@ class Call(Protocol):
 
     @property
     def model(self) -> str:
-        """The model that it is about, for messages."""
+        """The name of the model that the request concerns, for messages."""
         ...
 
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
-        """Return the method of ``library``'s client to call, and its keyword arguments."""
+        """Build the call to ``library``'s client: the name of its method, and the keyword arguments."""
         ...
 
     def response(self, raw: Any) -> Any:
-        """Return what the method returned, in a form that does not depend on the library."""
+        """Convert what the method returned to a form that is the same for gRPC and HTTP."""
         ...
 
 
 @dataclass(frozen=True)
 class Send:
-    """Send the call now, and wait ``timeout_s`` for the response: what is left of the request's ``deadline_s``."""
+    """Send the call now, and wait at most ``timeout_s`` for the response.
+
+    Attributes:
+        call: the call to send.
+        timeout_s: seconds that are left of the request's deadline.
+        deadline_s: the deadline of the whole request, in seconds, for messages.
+    """
 
     call: Call
     timeout_s: float
@@ -62,10 +68,10 @@ class Infer:
     """An inference.
 
     Attributes:
-        model: the Triton model.
-        inputs: by name, [B, …]: uint8, int32, float32, or object holding bytes.
-        outputs: the outputs to answer with.
-        class_count: how many classes the classification extension ranks; 0 for plain numbers.
+        model: name of the Triton model.
+        inputs: arrays [B, …] by input name: uint8, int32, float32, or object (bytes).
+        outputs: names of the requested outputs.
+        class_count: number of classes that the classification extension ranks; 0 requests plain numbers.
     """
 
     model: str
@@ -87,13 +93,13 @@ class Infer:
         return "infer", arguments | _limit(scheme, timeout_s)
 
     def response(self, raw: Any) -> list[Any]:
-        """Return one array for each output, None where the server gave none."""
+        """Extract one array for each output, or None for an output that the server did not send."""
         return [raw.as_numpy(output) for output in self.outputs]
 
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """A model's configuration, as JSON knows it."""
+    """A request for a model's configuration, as plain JSON data."""
 
     model: str
 
@@ -107,7 +113,7 @@ class ReadConfig:
 
 @dataclass(frozen=True)
 class ListModels:
-    """The names of the models that the server knows."""
+    """A request for the names of the models in the server's repository."""
 
     model: str = ""
 
@@ -120,12 +126,12 @@ class ListModels:
 
 
 def _limit(scheme: Scheme, timeout_s: float) -> dict[str, float]:
-    """gRPC sends the deadline with the request; over HTTP the connection has it."""
+    """gRPC sends the timeout with the request. Over HTTP the connection applies it."""
     return {"client_timeout": timeout_s} if scheme == "grpc" else {}
 
 
 def bytes_array(items: list[bytes]) -> npt.NDArray[np.object_]:
-    """Return Triton's BYTES, object [1, T]."""
+    """Pack T byte strings into an array of Triton's type BYTES, object [1, T]."""
     array = np.empty((1, len(items)), np.object_)
     array[0, :] = items
     return array

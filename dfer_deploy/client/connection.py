@@ -1,4 +1,4 @@
-"""Performs calls, blocking or on an event loop, over gRPC or HTTP."""
+"""Connections that perform calls over gRPC or HTTP, blocking or on an event loop."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from dfer_deploy.triton.address import Address, channel_options
 T = TypeVar("T")
 
 _MAX_TIMEOUT_S = 86_400.0
-"""Seconds. Keeps the HTTP library's own timeout out of the way: every request has its own deadline."""
+"""The HTTP library's own timeout, in seconds. It is as long as the longest deadline, which ends a request first."""
 
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-"""By default gRPC waits up to two minutes before it looks whether a restarted server is there, and a new channel takes
-over the connection of an old one."""
+"""gRPC channel options. By default gRPC waits up to two minutes before it tries to reach a restarted server again, and
+a new channel reuses the connection of an old one."""
 
 
 class Connection:
-    """A blocking connection, for use by several threads.
+    """A blocking connection, which several threads may share.
 
-    HTTP is asked on an event loop that all connections of the process share: the library's blocking client belongs to
-    one thread, and leaves a loop and its files behind in every thread that has used one.
+    HTTP requests run on one event loop that all connections of the process share. The library's blocking client belongs
+    to one thread, and leaves an event loop and its open files behind in every thread that has used it.
     """
 
     def __init__(self, address: Address) -> None:
@@ -82,7 +82,7 @@ class Connection:
             steps.close()
 
     def close(self) -> None:
-        """Close the connection. Can be repeated. In a forked process, the parent's stays open."""
+        """Close the connection. May be called more than once. In a forked process, the parent's stays open."""
         self._is_closed = True
         if self._process != os.getpid():
             return
@@ -104,16 +104,16 @@ class Connection:
             with self._failures.translated(call.model, request.deadline_s):  # gRPC keeps the deadline itself
                 return call.response(getattr(channel, method)(**arguments))
         except CallError as error:
-            # Where nothing comes back, gRPC would keep the connection for many minutes. (Pings to find that out would
-            # have to be rare: Triton ends connections that ping more often than every five minutes.) Whoever still
-            # waits on the old channel holds it; the last one closes it.
+            # A connection on which nothing comes back would be kept by gRPC for many minutes. (Pings would detect it
+            # late: Triton ends connections that ping more often than every five minutes.) Requests that still wait on
+            # the old channel keep a reference to it; it closes with the last one.
             if isinstance(error, DeadlineExceededError) and channel is self._channel and not self._is_closed:
                 self._channel = self._opened()
             raise
 
 
 class AsyncConnection:
-    """The same for an event loop; to be made on it."""
+    """A connection for an event loop, on which it must be created."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -161,10 +161,10 @@ class AsyncConnection:
             await self._client.close()
 
     async def perform(self, request: Send) -> Any:
-        """Return the response to a request that is sent once.
+        """Send a request once and return the response.
 
         Raises:
-            CallError: there is none.
+            CallError: the server is unreachable, refuses the request, or does not answer in time.
         """
         call, timeout_s, client = request.call, request.timeout_s, self._client
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
@@ -173,7 +173,7 @@ class AsyncConnection:
                 raw = await asyncio.wait_for(getattr(client, method)(**arguments), timeout_s)
                 return call.response(raw)
         except CallError as error:
-            # As in Connection. The library for HTTP leaves a connection itself.
+            # As in Connection. The HTTP library drops such a connection itself.
             if isinstance(error, DeadlineExceededError) and client is self._client and self._address.scheme == "grpc":
                 self._client = self._opened()
             raise
@@ -183,8 +183,8 @@ _starting = threading.Lock()
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    """An event loop that runs in a thread of its own, as long as the process."""
-    with _starting:  # the cache alone would let threads that come first together start one each
+    """The process's event loop for HTTP, which runs in a daemon thread until the process ends."""
+    with _starting:  # the cache alone does not stop two threads from starting a loop each
         return _started_loop()
 
 
@@ -196,7 +196,7 @@ def _started_loop() -> asyncio.AbstractEventLoop:
 
 
 def _after_fork() -> None:
-    """A child has no such thread, and nobody who would release the lock."""
+    """A forked child has neither the thread of the event loop nor one that would release the lock."""
     global _starting
     _starting = threading.Lock()
     _started_loop.cache_clear()
@@ -211,7 +211,7 @@ def _on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T])
     try:
         return future.result()
     except BaseException:
-        future.cancel()  # where the waiting was interrupted
+        future.cancel()  # the wait was interrupted
         raise
 
 

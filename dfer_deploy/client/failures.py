@@ -1,4 +1,4 @@
-"""What can go wrong between a client and a server, in one sentence each, and whether to try again."""
+"""Translation of the client libraries' exceptions into ``CallError``: one sentence each, and whether to try again."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OTHER_STREAM = (
     r"expected \d+ inputs but got \d+ inputs|unexpected inference (in|out)put '(recent_|encoder_id)|"
     r"unexpected shape for input 'recent_features'"
 )
-"""Triton's words where a stream's inputs or outputs are not those of the configuration that was read."""
+"""Matches Triton's messages about inputs or outputs that differ from the configuration that the client has read."""
 
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
-"""Modules whose exceptions mean a broken connection, or that what answers is not a Triton server (rapidjson)."""
+"""Modules whose exceptions mean a broken connection (aiohttp) or a response that is not Triton's (rapidjson)."""
 
 
 class Failures:
-    """Turns what the client libraries raise into ``CallError``, for one server."""
+    """Translates what the client libraries raise for one server into ``CallError``."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -38,7 +38,11 @@ class Failures:
 
     @contextlib.contextmanager
     def translated(self, what: str, deadline_s: float) -> Iterator[None]:
-        """Translate the errors of one request to the model ``what``, which may take ``deadline_s``."""
+        """Translate the errors of one request to the model ``what`` with a deadline of ``deadline_s`` seconds.
+
+        Raises:
+            CallError: the request fails.
+        """
         try:
             yield
         except InferenceServerException as error:
@@ -49,7 +53,7 @@ class Failures:
             raise self._unreachable(error.strerror or str(error)) from error
         except Exception as error:
             module = type(error).__module__
-            if module.startswith("asyncio"):  # its TimeoutError is a class of its own before Python 3.11
+            if module.startswith("asyncio"):  # before Python 3.11, asyncio.TimeoutError is a separate class
                 raise self._too_slow(deadline_s) from error
             if not module.startswith(_CONNECTION_LIBRARIES):
                 raise
@@ -59,13 +63,13 @@ class Failures:
 
     def _refusal(self, model: str, status: str, message: str, deadline_s: float) -> CallError:
         text = message.splitlines()[0].removeprefix("[request id: <id_unknown>] ") if message else status
-        # Triton explains its batch dimension at length where a shape is wrong.
+        # After a wrong shape, Triton appends a long note about the batch dimension.
         text = text.split(" NOTE: ")[0].rstrip(".")
         if "in the client while decoding the response" in message or "client received an empty response" in message:
             text = f"HTTP status {status}, not in Triton's words; is there something in between?"
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
             return self._too_slow(deadline_s)
-        if "has no available versions" in text:  # what a server says that stops, when its models are unloaded
+        if "has no available versions" in text:  # a server that is stopping has unloaded its models
             return self._unreachable(text)
         if "unknown model" in text or "NOT_FOUND" in status or status == "404":
             return ModelNotFoundError(f"the server at {self._address} has no model {model!r}")
@@ -76,7 +80,7 @@ class Failures:
             )
         if "maximum queue size" in message:
             return QueueFullError(f"the server at {self._address} is full ({text}); send fewer requests at a time")
-        # A server that is stopping says CANCELLED or that it is unavailable (HTTP's 503), a proxy before it also 502.
+        # A server that is stopping answers CANCELLED or UNAVAILABLE (HTTP 503); a proxy before it may answer 502.
         if (
             "UNAVAILABLE" in status or "CANCELLED" in status or status in ("502", "503")
         ) and "restricted" not in message:

@@ -1,4 +1,4 @@
-"""What a client does, step by step, without input or output: the blocking and the asynchronous client run the same."""
+"""A client's requests as steps without input or output, which the blocking and the asynchronous client both run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dfer_deploy.specs import MAX_IMAGE_BYTES
 from dfer_deploy.triton.address import Address
 
 MAX_HTTP_REQUEST_BYTES = 48 << 20
-"""Newer servers refuse an HTTP body over 64 MiB unless told otherwise; gRPC messages may have 2 GB."""
+"""Limits the tensor in one HTTP request. By default, newer servers refuse a body over 64 MiB; gRPC allows 2 GB."""
 
 EncodedImage = bytes | bytearray | memoryview | str | Path
 """A JPEG, PNG or WebP image: its bytes, or the path of a file."""
@@ -39,7 +39,7 @@ class ModelRequests:
         self._labels: tuple[str, ...] | None = None
         self._model: ServedModel | None = None
         self._labels_of = 0
-        """The id of the encoder that answered a stream when the class names were known; 0 where none has."""
+        """The id of the encoder whose class names are known, as a stream's answers report it; 0 before the first."""
         self._stream: ServedStream | None = None
 
     @property
@@ -65,7 +65,12 @@ class ModelRequests:
         return self._labels
 
     def connect(self) -> Steps[None]:
-        """Read the model's configuration."""
+        """Read the model's configuration, with at most ``CONNECT_RETRIES`` retries.
+
+        Raises:
+            DferDeployError: no server answers, the server does not have the model, or it is not an ensemble from frames
+                to classes.
+        """
         state = replace(self._policy, retries=min(CONNECT_RETRIES, self._policy.retries)).start()
         try:
             config = yield from state.response_to(ReadConfig(self._name))
@@ -74,10 +79,10 @@ class ModelRequests:
         self._model = served_model(self._name, self._address, config)
 
     def labels_of(self, encoder_id: int) -> Steps[tuple[str, ...]]:
-        """Return the class names, asked for again where another encoder answers than when they were read.
+        """Read the class names for answers of the encoder ``encoder_id``; another encoder's names are read again.
 
         Raises:
-            DferDeployError: as ``labels``.
+            DferDeployError: as ``labels`` does.
         """
         if self._labels_of not in (0, encoder_id):
             self._labels = None
@@ -85,10 +90,10 @@ class ModelRequests:
         return (yield from self.labels())
 
     def labels(self) -> Steps[tuple[str, ...]]:
-        """Return the class names, in the order of the logits, as the server's classification extension gives them.
+        """Read the class names, in the order of the logits, once. The server's classification extension reports them.
 
         Raises:
-            DferDeployError: the server knows no label for a class.
+            DferDeployError: the request fails, or the server does not have a label for every class.
         """
         if self._labels is None:
             model = self.model
@@ -106,10 +111,11 @@ class ModelRequests:
         return self._labels
 
     def stream(self) -> Steps[ServedStream]:
-        """Return the sizes of a stream's window, which are asked for once.
+        """Read the sizes of a stream's window, once.
 
         Raises:
-            IncompatibleServerError: its streams are of another version of dfer-deploy.
+            IncompatibleServerError: the server's bundle was exported by another version of dfer-deploy.
+            DferDeployError: the request fails.
         """
         if self._stream is None:
             name, state = f"{self.model.name}_stream", self._policy.start()
@@ -121,21 +127,21 @@ class ModelRequests:
         return self._stream
 
     def encode(self, frames: Frames) -> Steps[Float32]:
-        """Run the image encoder alone."""
+        """Run the image encoder alone: frames uint8 [B, T, S, S, 3] to frame features float32 [B, T, L]."""
         (features,) = yield from self._infer(self.model.image_encoder, "frames", frames, ("frame_features",))
         answer: Float32 = self.checked(features, "frame_features", frames.shape[:2] + features.shape[2:])
         return answer
 
     def classify(self, frame_features: Float32) -> Steps[Prediction]:
-        """Run the temporal head alone."""
+        """Run the temporal head alone: frame features float32 [B, T, L] to logits and probabilities [B, C]."""
         return (yield from self._prediction(self.model.temporal_head, "frame_features", frame_features))
 
     def predict(self, frames: Frames) -> Steps[Prediction]:
-        """Run the ensemble on frames as they are."""
+        """Run the ensemble on frames uint8 [B, T, S, S, 3], without padding or sampling."""
         return (yield from self._prediction(self.model.name, "frames", frames))
 
     def answer(self, clip: Frames | EncodedImages) -> Steps[Answer | list[Answer]]:
-        """Return the answer for a clip, or one for every clip of a batch; always from 16 frames."""
+        """Answer a clip, or every clip of a batch, from 16 frames each; see ``Client.predict``."""
         labels = yield from self.labels()
         if isinstance(clip, np.ndarray):
             frames = self._sixteen(clip)
@@ -149,10 +155,10 @@ class ModelRequests:
         return answers if isinstance(clip, np.ndarray) and clip.ndim == 5 else answers[0]
 
     def checked(self, array: Any, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> Any:
-        """Return ``array`` after checking its shape and dtype.
+        """Check the shape and dtype of ``array``, and return it.
 
         Raises:
-            DferDeployError: they are others.
+            DferDeployError: the shape or the dtype differs.
         """
         if array.shape != shape or array.dtype != dtype:
             raise IncompatibleServerError(
@@ -167,7 +173,7 @@ class ModelRequests:
         return Prediction(self.checked(logits, "logits", shape), self.checked(probabilities, "probabilities", shape))
 
     def _infer(self, model: str, name: str, array: npt.NDArray[Any], outputs: tuple[str, ...]) -> Steps[list[Any]]:
-        """One array for each of ``outputs``; the batch is split where it is larger than the server allows."""
+        """One array for each of ``outputs``. A batch that is larger than the server allows is split."""
         expected = {"frames": "uint8", "frame_features": "float32", "images": "object"}[name]
         if not isinstance(array, np.ndarray):
             raise ClipError(f"{name} is a {type(array).__name__}, expected a NumPy array")
@@ -189,7 +195,11 @@ class ModelRequests:
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
     def responses(self, state: RetryState, call: Infer) -> Steps[list[Any]]:
-        """Return the arrays of one inference, with retries."""
+        """Run one inference with retries, and return its arrays.
+
+        Raises:
+            DferDeployError: the request fails, or an output is missing.
+        """
         try:
             return self._complete(call, (yield from state.response_to(call)))
         except CallError as error:
@@ -204,10 +214,10 @@ class ModelRequests:
         return responses
 
     def _with_known_models(self, state: RetryState, error: CallError) -> Steps[CallError]:
-        """The error; for a model that the server lacks, with those that it has, if it tells."""
+        """The error to raise. For a model that the server does not have, it names those that the server lists."""
         if not isinstance(error, ModelNotFoundError):
             return error
-        if self._model is not None:  # the ensemble is there, so it is from before encoded images and streams
+        if self._model is not None:  # the ensemble is older than those for encoded images and streams
             return ModelNotFoundError(f"{error}; serve a bundle of this version of dfer-deploy")
         try:
             known = yield from state.send(ListModels())
@@ -217,7 +227,7 @@ class ModelRequests:
         return ModelNotFoundError(f"{error}; {hint}")
 
     def _sixteen(self, clip: Frames) -> Frames:
-        """uint8 [B, 16, S, S, 3]: short clips repeat their last frame, long ones are sampled as at test time."""
+        """uint8 [B, 16, S, S, 3]. Short clips repeat their last frame; long ones are sampled as at test time."""
         size = self.model.image_size
         if clip.dtype != np.uint8 or clip.ndim not in (4, 5) or clip.shape[-3:] != (size, size, 3):
             raise ClipError(
@@ -229,7 +239,7 @@ class ModelRequests:
 
 
 class ConnectedModel:
-    """What a client knows of its model once it is connected."""
+    """The properties of a model that a connected client knows."""
 
     _requests: ModelRequests
 
@@ -244,22 +254,22 @@ class ConnectedModel:
 
     @property
     def max_batch_size(self) -> int:
-        """The largest number of clips that the server takes in one request; larger batches are split."""
+        """The largest number of clips in one request. Larger batches are split."""
         return self._requests.model.max_batch_size
 
     @property
     def frame_interval_s(self) -> float | None:
-        """Seconds between the frames of a training clip, None where the server does not report it."""
+        """Seconds between the frames of a training clip; None if the server does not report it."""
         return self._requests.model.frame_interval_s
 
     @property
     def graphs_sha256(self) -> tuple[str, str] | None:
-        """SHA-256 of the encoder's and the head's ONNX files, None where the server does not report them."""
+        """SHA-256 of the encoder's and the head's ONNX files; None if the server does not report them."""
         return self._requests.model.graphs_sha256
 
 
 def not_connected() -> DferDeployError:
-    """Return what an asynchronous client says before it has connected, and after it was closed."""
+    """Build the error of an asynchronous client that has not connected yet, or that is closed."""
     return DferDeployError("the client is not connected; use it as: async with AsyncClient(…) as client")
 
 
@@ -272,10 +282,10 @@ def _sixteen_images(images: EncodedImages) -> list[bytes]:
 
 
 def image_bytes(image: EncodedImage) -> bytes:
-    """Return an encoded image, read from its file where it is a path.
+    """Read an encoded image: its bytes, or the content of the file at its path.
 
     Raises:
-        DferDeployError: it cannot be read, is too large, or is something else.
+        DferDeployError: the file cannot be read, the image is larger than ``MAX_IMAGE_BYTES``, or its type is another.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         name, content = "the image", bytes(image)
@@ -284,7 +294,7 @@ def image_bytes(image: EncodedImage) -> bytes:
         try:
             with Path(image).open("rb") as file:
                 content = file.read(MAX_IMAGE_BYTES + 1)
-        except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+        except (OSError, ValueError) as error:  # a path with a null byte raises ValueError
             reason = getattr(error, "strerror", None) or error
             raise ClipError(f"the image {name} cannot be read ({reason}); check the path") from error
     else:

@@ -1,4 +1,4 @@
-"""How long and how often a client tries: deadline, retries and exponential backoff."""
+"""The limits of a client's requests: deadline, retries and exponential backoff."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dfer_deploy.specs import require
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
-"""Limits the wait between two attempts, in seconds, so that a client notices soon that a server is back."""
+"""Limits the wait between two attempts, in seconds, so that a client soon reaches a server that has restarted."""
 
 DEFAULT_DEADLINE_S = 60.0
 DEFAULT_RETRIES = 20
-"""About 16 s of backoff: longer than a server's restart."""
+"""Attempts after the first one. They add up to about 16 s of backoff, which is longer than a server's restart."""
 
 CONNECT_RETRIES = 5
-"""At most, about 1.6 s of backoff, where nothing was ever answered: an address is mistyped more often than a server is
-just being started."""
+"""Limits the retries of a connection to about 1.6 s of backoff, because a mistyped address is more likely than a server
+that is still starting."""
 
 _MIN_TIMEOUT_S = 1e-6
-"""The shortest timeout of an attempt, in seconds. It is positive, so that the library reports that time is up."""
+"""The shortest timeout of an attempt, in seconds. It is positive, so that the library reports an expired deadline."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class RetryPolicy:
     """The limits of every request.
 
     Attributes:
-        deadline_s: for the request with all its retries and backoff.
-        retries: after the first attempt.
-        clock: seconds, monotonic.
-        uniform: a random number between two.
+        deadline_s: seconds for the request with all its retries and backoff, more than 0 and at most 86400.
+        retries: attempts after the first one, 0 to 1000.
+        clock: a monotonic clock, in seconds.
+        uniform: draws a random number between two others.
+
+    Raises:
+        DferDeployError: a limit is out of range.
     """
 
     deadline_s: float
@@ -55,28 +58,28 @@ class RetryPolicy:
         )
 
     def start(self) -> RetryState:
-        """Start the clock."""
+        """Start the clock of one request."""
         return RetryState(self, self.clock() + self.deadline_s)
 
 
 class RetryState:
-    """What one request has left of its policy."""
+    """The time and the attempts that one request has left."""
 
     def __init__(self, policy: RetryPolicy, end: float) -> None:
         self._policy, self._end, self._failures = policy, end, 0
 
     def send(self, call: Call) -> Steps[Any]:
-        """Send the call once, with the time that is left."""
+        """Send the call once, with the time that is left as its timeout."""
         left = self._end - self._policy.clock()
         return (yield Send(call, max(left, _MIN_TIMEOUT_S), self._policy.deadline_s))
 
     def back_off(self, error: CallError) -> Steps[None]:
-        """Wait before the next attempt: exponentially, with full jitter, so that many clients do not come at once.
+        """Wait before the next attempt: exponentially, with full jitter to spread the requests of many clients.
 
         Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog.
 
         Raises:
-            CallError: ``error`` itself, if there is no attempt or no time left.
+            CallError: ``error`` itself, if the retries or the deadline are used up.
         """
         seconds = self._policy.uniform(0, min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures))
         self._failures += 1
@@ -85,7 +88,11 @@ class RetryState:
         yield Backoff(seconds)
 
     def response_to(self, call: Call) -> Steps[Any]:
-        """Return the response to ``call``, after as many attempts as it takes."""
+        """Send ``call`` until it succeeds, and return its response.
+
+        Raises:
+            CallError: the error is not retryable, or the retries or the deadline are used up.
+        """
         while True:
             try:
                 return (yield from self.send(call))

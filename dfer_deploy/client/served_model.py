@@ -1,4 +1,4 @@
-"""What a client learns of a model from the server's configuration of its ensemble."""
+"""The properties of a served model and of its streams, read from the configuration of its ensembles."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dfer_deploy.triton.address import Address
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a client must know of a model, from the server's configuration of the ensemble.
+    """The properties of a model that a client needs.
 
     Attributes:
-        name: of the ensemble.
-        image_encoder: Triton's name of its first step.
-        temporal_head: of its second.
+        name: name of the ensemble.
+        image_encoder: Triton's name of the ensemble's first step.
+        temporal_head: Triton's name of the ensemble's second step.
         image_size: S, height and width of the frames in pixels.
-        num_classes: C.
+        num_classes: C, the number of classes.
         max_batch_size: the largest number of clips in one request.
-        frame_interval_s: seconds between the frames of a training clip; None where the server does not report it.
-        graphs_sha256: of the exported image encoder and temporal head; None where the server does not report it.
+        frame_interval_s: seconds between the frames of a training clip; None if the server does not report it.
+        graphs_sha256: SHA-256 of the exported image encoder and temporal head; None if the server does not report them.
     """
 
     name: str
@@ -37,11 +37,11 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ServedStream:
-    """What a client must know of a model's streams.
+    """The properties of a model's streams that a client needs.
 
     Attributes:
-        name: of the ensemble that takes frames.
-        recent_frames: N − 1, the frames before the newest one in a window.
+        name: name of the ensemble that takes frames.
+        recent_frames: N − 1, the number of frames before the newest one in a window of N frames.
         features: L, the size of a frame's features.
     """
 
@@ -51,10 +51,10 @@ class ServedStream:
 
 
 def served_model(name: str, address: Address, config: Any) -> ServedModel:
-    """Read the configuration of the model ``name``, as JSON knows it.
+    """Read the configuration of the model ``name``, plain JSON data.
 
     Raises:
-        DferDeployError: it is not an ensemble from frames to classes.
+        DferDeployError: the model is not an ensemble from frames to classes, or its configuration cannot be read.
     """
     try:
         return _read(name, address, config)
@@ -66,10 +66,11 @@ def served_model(name: str, address: Address, config: Any) -> ServedModel:
 
 
 def served_stream(name: str, address: Address, config: Any) -> ServedStream:
-    """Read the configuration of the ensemble for streams, as JSON knows it.
+    """Read the configuration of the ensemble for streams, plain JSON data.
 
     Raises:
-        IncompatibleServerError: it takes no features of earlier frames, so another version of dfer-deploy wrote it.
+        IncompatibleServerError: the ensemble does not take the features of earlier frames, so another version of
+            dfer-deploy exported it.
     """
     try:
         inputs = {entry["name"]: [int(size) for size in entry["dims"]] for entry in config["input"]}

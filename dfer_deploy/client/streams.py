@@ -1,8 +1,8 @@
 """Live streams through the server: one frame a request, every frame encoded once (the ensemble ``…_stream``).
 
-The server keeps nothing of a stream. The client sends the newest frame with the features of the frames before it, and
-remembers the features that come back. So a request that failed is sent again as it was, to any server. Features mean
-something to one encoder only: where another one answers (a new version of the bundle behind the same address), the
+The server keeps no state. The client sends the newest frame with the features of the frames before it, and keeps the
+features that the server returns. A failed request can therefore be sent again unchanged, to any server. Features are
+valid for one encoder only. When another encoder answers (a new version of the bundle behind the same address), the
 client has its window encoded again.
 """
 
@@ -25,18 +25,18 @@ from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32
 
 Image = npt.NDArray[np.uint8] | bytes
-"""A frame of the model's size, or an encoded image of any."""
+"""A frame, uint8 [S, S, 3], or the bytes of an encoded image of any size."""
 
 _SAME_ENCODER_TRIES = 3
-"""A frame is sent three times before its window is encoded again. During a rollout both versions answer behind one
-address, and a frame costs a sixteenth of a window."""
+"""Attempts to send a frame before its window is encoded again. During a rollout two versions answer behind one address,
+and sending a frame again costs a sixteenth of encoding its window."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame of the window, and its features, float32 [L], by the id of the encoder that made them.
+    """A frame of the window, and its features, float32 [L], by the id of the encoder that computed them.
 
-    The features are added to as servers answer. They stay right whatever becomes of the push.
+    Each answer adds features. They stay valid even if the push fails.
     """
 
     image: Image
@@ -45,7 +45,7 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Response:
-    """What a server answers: float32 [C], [C] and [L]."""
+    """A server's answer: logits float32 [C], probabilities float32 [C], the frame's features float32 [L]."""
 
     logits: Float32
     probabilities: Float32
@@ -54,25 +54,25 @@ class _Response:
 
 
 class StreamRequests:
-    """One stream's steps, for the blocking and the asynchronous client alike."""
+    """The steps of one stream, which the blocking and the asynchronous client both run."""
 
     def __init__(self, requests: ModelRequests) -> None:
         self._requests = requests
         self._recent: tuple[_Frame, ...] = ()
         """The frames before the next one, oldest first, at most N − 1."""
         self._encoder_id = 0
-        """The encoder of the last answer; 0 before the first."""
+        """The id of the encoder of the last answer; 0 before the first."""
         self._is_pushing = self._is_closed = False
 
     def push(self, frame: Clip | EncodedImage) -> Steps[StreamAnswer]:
-        """Answer for the window that ends with ``frame``.
+        """Answer the window that ends with ``frame``.
 
-        A push that fails or is cancelled leaves the stream as it was before: pushing the same frame again is exact.
+        A push that fails or is cancelled leaves the stream unchanged, so the same frame can be pushed again.
 
         Raises:
-            IncompatibleServerError: the server's streams are of another version of dfer-deploy.
-            DferDeployError: there is no answer; the model does not take such a frame; the stream is closed, or a push
-                is still waiting for its answer.
+            IncompatibleServerError: the server's bundle was exported by another version of dfer-deploy.
+            DferDeployError: the request fails, the frame has another shape or dtype, the stream is closed, or another
+                push is still waiting for its answer.
         """
         if self._is_closed:
             raise SettingError("the stream is closed; open another one with client.stream()")
@@ -86,7 +86,7 @@ class StreamRequests:
             response = yield from self._window_response(served, window)
             resumed = bool(self._recent) and response.encoder_id != self._encoder_id
             labels = yield from self._requests.labels_of(response.encoder_id)
-            if not self._is_closed:  # while the answer was waited for
+            if not self._is_closed:  # it may have been closed during the request
                 self._recent, self._encoder_id = tuple(window[-served.recent_frames :]), response.encoder_id
             return stream_answer_from(
                 labels, response.logits, response.probabilities, frames=len(window), resumed=resumed
@@ -95,13 +95,13 @@ class StreamRequests:
             self._is_pushing = False
 
     def close(self) -> None:
-        """Forget the frames. The server knows nothing of the stream, so it is not asked."""
+        """Forget the frames. No request is needed, because the server keeps no state."""
         self._is_closed, self._recent = True, ()
 
     def _window_response(self, served: ServedStream, window: Sequence[_Frame]) -> Steps[_Response]:
-        """The response for the window's last frame, from the encoder that made the features of the frames before it.
+        """The response for the window's last frame, from the encoder that computed the features of the earlier frames.
 
-        Where another encoder answers than the one that was meant, its features are kept too: in the end those of one
+        If another encoder answers than the intended one, its features are kept too. In the end the features of one
         encoder are complete.
         """
         *recent, newest = window
@@ -129,14 +129,14 @@ class StreamRequests:
                 yield from state.back_off(self._mixed_servers())
 
     def _encoder_of_most(self, frames: Sequence[_Frame], given_up: set[int]) -> int:
-        """The id of the encoder that has made the features of the most frames, the last answer's among equals; or 0."""
+        """The id of the encoder with features of the most frames; of equals, that of the last answer; 0 without any."""
         known = Counter(number for frame in frames for number in frame.features if number not in given_up)
         return max(known, key=lambda number: (known[number], number == self._encoder_id), default=0)
 
     def _sent(
         self, state: RetryState, served: ServedStream, image: Image, recent: Sequence[Float32]
     ) -> Steps[_Response]:
-        """Send an image as the frame that follows those of the features ``recent``."""
+        """Send an image as the frame that follows the frames with the features ``recent``."""
         recent_features = np.zeros((1, served.recent_frames, served.features), np.float32)
         if recent:
             recent_features[0, : len(recent)] = recent

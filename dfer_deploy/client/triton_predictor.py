@@ -1,4 +1,4 @@
-"""A served model as one of the runtimes that are compared: it answers once or not at all."""
+"""A served model as one of the runtimes that are compared, without retries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dfer_deploy.specs import Contract
 class TritonPredictor(ServedPredictor):
     """A :class:`~dfer_deploy.runtimes.predictor.Predictor` that asks a server, for verification and measurement.
 
-    A failure is a finding there, so nothing is tried again; and frames go over the network as they do for everyone.
+    There, a failure is a result, so requests are not retried. Frames travel over the network as for any other client.
     """
 
     def __init__(self, url: str, model: Contract | str = "dfer", *, timeout_s: float = 120.0) -> None:
@@ -18,11 +18,12 @@ class TritonPredictor(ServedPredictor):
 
         Args:
             url: ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
-            model: the ensemble's name, or the contract that the server has to fulfil.
-            timeout_s: for every single request.
+            model: the ensemble's name, or the contract whose ensemble the server must serve.
+            timeout_s: seconds for each request.
 
         Raises:
-            DferDeployError: no server answers there, it has no such model, or the model breaks the contract.
+            DferDeployError: no server answers at the address, the server does not have the model, or the model has
+                another image size or number of classes than the contract.
         """
         name = model if isinstance(model, str) else model.ensemble.name
         super().__init__(Client(url, name, deadline_s=timeout_s, retries=0))

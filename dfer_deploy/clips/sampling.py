@@ -1,4 +1,4 @@
-"""Which 16 of n frames the model sees (upstream file ``dataloader/video_dataloader.py``)."""
+"""Sampling of the 16 frames that the model sees (upstream file ``dataloader/video_dataloader.py``)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T", bound=np.generic)
 
 
 def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
-    """Return the frames of the test-time clip: the middle of each of ``n_samples`` equal parts.
+    """Choose the frames of the test-time clip: the middle of each of ``n_samples`` equal parts.
 
-    A clip of at most ``n_samples`` frames gives all of them, then the last one repeated.
+    A clip of at most ``n_samples`` frames is taken whole, and its last frame is repeated.
 
     Args:
         n_frames: frames of the whole clip, at least 1.
@@ -38,10 +38,10 @@ def sample_indices(n_frames: int, n_samples: int = 16) -> Indices:
 
 
 def padded(frames: Sequence[npt.NDArray[T]], n_samples: int = 16) -> npt.NDArray[T]:
-    """Return the test-time clip of frames or of their features, padded with the last one where there are too few.
+    """Stack the test-time clip of frames, or of their features. Too few are padded by repeating the last.
 
     Args:
-        frames: at least one, all of one shape and dtype.
+        frames: frames or features, at least one, all of one shape and dtype.
         n_samples: frames wanted, at least 1.
 
     Returns:
@@ -56,7 +56,8 @@ def padded(frames: Sequence[npt.NDArray[T]], n_samples: int = 16) -> npt.NDArray
 def training_indices(n_frames: int, rng: np.random.Generator, n_samples: int = 16) -> Indices:
     """Draw a training clip: a random frame of each of ``n_samples`` parts of ``n_frames // n_samples`` frames.
 
-    The rest at the end is never drawn, as upstream. A clip of at most ``n_samples`` frames gives the test-time clip.
+    The remaining frames at the end are never drawn, as upstream. For a clip of at most ``n_samples`` frames, the
+    test-time clip is returned.
 
     Args:
         n_frames: frames of the whole clip, at least 1.

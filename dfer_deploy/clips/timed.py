@@ -1,4 +1,4 @@
-"""The frames of a video by the time at which they are shown, at steps of the model's frame interval."""
+"""The frames of a video by presentation time, in steps of the model's frame interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dfer_deploy.errors import ClipError
 from dfer_deploy.specs import require
 
 ROUNDING_S = 0.001
-"""Matroska rounds the times of frames to milliseconds, so a frame may be shown so much before its stated time."""
+"""Tolerance of frame times, in seconds. Matroska rounds them to milliseconds."""
 
 MIN_INTERVAL_S = 0.01
 """The shortest frame interval, in seconds; 100 frames a second are more than usual videos have."""
@@ -25,7 +25,8 @@ MAX_INTERVAL_S = 60.0
 
 _USUAL_FRAME_S = 1 / 25
 _MAX_FRAME_S = 3600.0
-"""Seconds. A longer gap between frames means damaged times, and would repeat one frame many times."""
+"""Limits the time for which one frame is shown, in seconds. A longer gap means damaged times, and would repeat a frame
+many times."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class TimedFrame:
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """A decoded frame with the seconds, since the video's first frame, from which and until which it is shown."""
+    """A decoded frame and the time for which it is shown.
+
+    Attributes:
+        start_s: start in seconds since the video's first frame.
+        end_s: end in seconds since the video's first frame.
+        frame: decoded frame.
+    """
 
     start_s: float
     end_s: float
@@ -51,7 +58,11 @@ class ShownFrame:
 
 
 def check_interval(interval_s: float) -> None:
-    """Raise a DferDeployError unless a frame interval, in seconds, is 0.01 to 60."""
+    """Check that a frame interval is 0.01 to 60 seconds.
+
+    Raises:
+        DferDeployError: the interval is out of range.
+    """
     require(
         MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S,
         f"the frame interval is {interval_s} s, expected {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g}",
@@ -61,16 +72,16 @@ def check_interval(interval_s: float) -> None:
 def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
     """Yield the frame that is shown at 0, ``interval_s``, 2 · ``interval_s``, … until the video's end.
 
-    Times are those of presentation, so a variable frame rate is kept: a frame that is shown for long comes several
-    times, one that is shown between two of the times never. One frame is held in memory.
+    Times are presentation times, so a variable frame rate is respected. A frame that is shown for several steps is
+    repeated, and one that is shown between two steps is skipped. One frame is held in memory.
 
     Args:
         video: a video file.
         interval_s: seconds from one frame to the next, 0.01 to 60.
 
     Raises:
-        DferDeployError: as ``clips.reading.clip_from_path`` for a video; it is truncated (known before the first
-            frame); or its times have gaps of more than an hour.
+        DferDeployError: the interval is out of range, the video cannot be read or is truncated (checked before the
+            first frame), or its times have a gap of more than an hour.
     """
     check_interval(interval_s)
     packets_in_video(video)
@@ -90,9 +101,9 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
 
 
 def shown_frames(video: Path) -> Iterator[ShownFrame]:
-    """Yield all frames of a video that can be decoded, with their times; errors as ``clips.reading.decoded_frames``.
+    """Yield all frames of a video that can be decoded, with their times; errors as in ``clips.reading.decoded_frames``.
 
-    A frame without a time, or with one before its predecessor's, follows its predecessor at the usual distance.
+    A frame without a time, or with a time before its predecessor's, is placed one usual frame duration after it.
     """
     usual_s = _usual_frame_s(video)
     start_s = first_s = 0.0
@@ -113,7 +124,7 @@ def shown_frames(video: Path) -> Iterator[ShownFrame]:
 
 
 def duration_s(video: Path) -> float | None:
-    """Return the duration that a video's header states, in seconds; None where it states none."""
+    """Read the duration in a video's header, in seconds; None if the header does not state it."""
     with open_video(video) as (container, _):
         return container.duration / av.time_base if container.duration else None
 

@@ -1,4 +1,4 @@
-"""Faces over time: each person is one track, with a steady box."""
+"""Tracking of faces over time: each face is one track with a smoothed box."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from dfer_deploy.clips.faces import Box, Detection, overlaps
 from dfer_deploy.console import warn
 
 START_SCORE = 0.5
-"""A face with a lower score goes on with a track and begins none, as in ByteTrack (Zhang et al., 2022)."""
+"""The lowest score that starts a track, in [0, 1]. Faces with lower scores only continue tracks, as in ByteTrack (Zhang
+et al., 2022)."""
 
 HOLD_S = 0.75
-"""Seconds for which the track of a face that is not found goes on. A face that reappears later gets a new track."""
+"""Seconds for which a track continues while its face is not found. A face that reappears later gets a new track."""
 
 SMOOTHING_S = 0.2
-"""Time constant of the smoothing, in seconds; what it does in a second does not depend on the frame rate."""
+"""Time constant of the smoothing, in seconds. The smoothing per second does not depend on the frame rate."""
 
 MAX_TRACKS = 32
-"""Faces that are followed at once; those with higher scores begin first."""
+"""Limits the faces that are followed at once. Those with higher scores start first."""
 
 MIN_OVERLAP = 0.1
-"""Intersection over union from which on a face can be that of a track."""
+"""The lowest intersection over union at which a face can continue a track."""
 
 _Vector = npt.NDArray[np.float64]
 
@@ -35,10 +36,10 @@ class Sighting:
     """One face at one time.
 
     Attributes:
-        track: the person's number, 1, 2, … in the order of appearance; never used again.
-        box: smoothed.
-        score: the detection's, or the last one's.
-        detected: False where the face was not found and its box is held, moving on as it did.
+        track: number of the track, 1, 2, … in the order of appearance; never reused.
+        box: smoothed box.
+        score: detection score, in [0, 1]; that of the last detection if the face was not found.
+        detected: False if the face was not found. Its box then moves on with its last velocity.
     """
 
     track: int
@@ -50,18 +51,19 @@ class Sighting:
 class FaceTracker:
     """Joins the faces of frames to tracks by the overlap of their boxes.
 
-    Online: a sighting depends only on what came before. Pairs of a track and a face are taken from the largest overlap
-    down, where the track's box is moved on with its velocity: without that, people who cross swap their tracks.
+    The tracker works online: a sighting depends on earlier frames only. Pairs of a track and a face are matched in the
+    order of falling overlap. A track's box is first moved with its velocity; otherwise people who cross would swap
+    tracks.
 
     The centre follows a critically damped g-h filter (Brookner, 1998, "Tracking and Kalman Filtering Made Easy",
-    section 1.2), which does not lag behind a steady movement; width and height are smoothed exponentially.
+    section 1.2), which does not lag behind a steady movement. Width and height are smoothed exponentially.
     """
 
     def __init__(self, smoothing_s: float = SMOOTHING_S) -> None:
         """Begin without tracks.
 
         Args:
-            smoothing_s: time constant in seconds; 0 for boxes as they are detected.
+            smoothing_s: time constant in seconds; 0 keeps the detected boxes.
         """
         self._smoothing_s = smoothing_s
         self._tracks: list[_Track] = []
@@ -70,17 +72,17 @@ class FaceTracker:
         self._time_s = -math.inf
 
     def update(self, time_s: float, detections: Sequence[Detection]) -> list[Sighting]:
-        """Return the faces at a time.
+        """Update the tracks with the detections of the next frame.
 
         Args:
-            time_s: seconds, later than in the call before.
-            detections: of the frame at this time; empty where no face was found.
+            time_s: time of the frame in seconds, later than in the previous call.
+            detections: detections in the frame; empty if no face was found.
 
         Returns:
-            One sighting for each track that goes on, in the order of appearance.
+            One sighting for each current track, in the order of appearance.
 
         Raises:
-            ValueError: the time is not later.
+            ValueError: the time is not later than in the previous call.
         """
         if not time_s > self._time_s:
             raise ValueError(f"time {time_s} does not come after {self._time_s}")
@@ -106,7 +108,7 @@ class FaceTracker:
         ]
 
     def _matched(self, detections: Sequence[Detection]) -> dict[int, _Track]:
-        """The track that each detection goes on with, by the detection's place."""
+        """The track that each detection continues, by the detection's index."""
         matched: dict[int, _Track] = {}
         if not self._tracks or not detections:
             return matched
@@ -124,7 +126,7 @@ class FaceTracker:
 
 @dataclass
 class _Track:
-    """A face when it was last found: centre and velocity in pixels and pixels a second, logarithms of its two sides."""
+    """A face when it was last found: centre in pixels, velocity in pixels a second, logarithms of its two sides."""
 
     number: int
     seen_s: float

@@ -1,4 +1,4 @@
-"""A video with what was found in it drawn on every frame: boxes, track numbers, expressions, probabilities."""
+"""A copy of a video with the results drawn on every frame: boxes, track numbers, expressions, probabilities."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.windows import WHOLE
 
 MAX_SIDE = 1280
-"""The longer side of the written video in pixels, at most. Larger videos are scaled down."""
+"""Limits the longer side of the written video, in pixels. Larger videos are scaled down."""
 
 MIN_SIDE = 480
-"""The longer side of the written video in pixels, at least. Smaller videos are scaled up, so that text is readable."""
+"""The shortest longer side of the written video, in pixels. Smaller videos are scaled up, so that text is readable."""
 
 _TIME_BASE = Fraction(1, 60_000)
-"""MPEG-4 part 2, where there is no x264, counts to 65535 at most."""
+"""Time base of the written video. MPEG-4 part 2, which is used without x264, allows at most 65535 units a second."""
 
 _OPTIONS = {"libx264": {"preset": "veryfast"}, "mpeg4": {"b": "4000000"}}
 
@@ -36,18 +36,18 @@ def write_annotated(
     interval_s: float,
     position: Callable[[float], None],
 ) -> None:
-    """Read a video once more and write it as MP4 with boxes and answers; the sound is omitted.
+    """Read a video again and write it as MP4 with boxes and answers, without its sound.
 
-    Between the times at which faces were looked for, boxes move in a straight line. The answer at a time is that of the
+    Boxes are interpolated linearly between the times of face detection. The answer shown at a time is that of the
     window whose middle is nearest, as in the timeline.
 
     Args:
-        path: the file; its folder exists. Written atomically.
+        path: file to write, atomically; its folder must exist.
         video: the input.
-        recording: holds its windows and boxes.
-        number: of the input in it.
-        interval_s: seconds between the times at which faces were looked for.
-        position: is called with the time in the video after every frame.
+        recording: recording of the input's windows and boxes.
+        number: number of the input in the recording.
+        interval_s: seconds between the times of face detection.
+        position: called with the time in the video, in seconds, after every frame.
 
     Raises:
         DferDeployError: the video cannot be read or the file cannot be written.
@@ -74,7 +74,7 @@ def write_annotated(
 
 
 class _View:
-    """Knows the boxes around the present time, and draws."""
+    """Draws the boxes and answers of a recording on the frames of a video."""
 
     def __init__(self, recording: Recording, number: int, interval_s: float) -> None:
         self._recording, self._number, self._interval_s = recording, number, interval_s
@@ -85,7 +85,7 @@ class _View:
         self._after: dict[int, Box] = {}
 
     def drawn(self, image: Image.Image, size: tuple[int, int], shown: ShownFrame) -> Image.Image:
-        """Return the frame at its final size with everything on it."""
+        """Draw the boxes and answers on a frame, resized to ``size``."""
         step = int((shown.start_s + ROUNDING_S) / self._interval_s)
         if step != self._step:
             self._step = step
@@ -119,7 +119,7 @@ def _between(first: Box, second: Box, share: float) -> Edges:
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
-    """Even width and height of the written video."""
+    """The width and height of the written video, which are even."""
     longer = max(image.size)
     scale = min(1.0, MAX_SIDE / longer) if longer >= MIN_SIDE else MIN_SIDE / longer
     width, height = (max(2, round(side * scale / 2) * 2) for side in image.size)

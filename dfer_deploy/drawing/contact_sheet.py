@@ -1,4 +1,4 @@
-"""A picture of what the model saw: the face crops of every track over time."""
+"""A contact sheet of the face crops that the model saw, for every track over time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CropRow:
     """The crops of one track.
 
     Attributes:
-        crops: uint8 [S, S, 3] with their times in seconds, at equal distances in the order of time.
-        count: how many there were; ``crops`` may be a part of them.
+        crops: times in seconds and crops uint8 [S, S, 3], in the order of time and equally far apart.
+        count: number of all crops of the track, of which ``crops`` may be a part.
     """
 
     crops: Sequence[tuple[float, Clip]]
@@ -33,15 +33,15 @@ class CropRow:
 
 
 def write_contact_sheet(path: Path, rows: Mapping[int, CropRow], tracks: int) -> None:
-    """Draw the crops of every track as a row of a PNG, from left to right in time.
+    """Draw the crops of every track as a row of a PNG, ordered by time from left to right.
 
-    At most 16 tracks are drawn, those with the most crops, and of each at most 12 crops, the first one and then every
-    second, third, … one, so that they are as far apart in time as each other; the picture says how many there were.
+    At most 16 tracks are drawn, those with the most crops. At most 12 crops of each are drawn: the first one, and then
+    every nth, so that they are equally far apart in time. The picture states the total numbers.
 
     Args:
-        path: the file; its folder exists. Written atomically.
-        rows: by track.
-        tracks: how many there were; ``rows`` may be a part of them.
+        path: file to write, atomically; its folder must exist.
+        rows: crops by track.
+        tracks: number of all tracks, of which ``rows`` may be a part.
 
     Raises:
         DferDeployError: the file cannot be written.
@@ -73,7 +73,7 @@ def write_contact_sheet(path: Path, rows: Mapping[int, CropRow], tracks: int) ->
 
 
 def _spread(crops: Sequence[tuple[float, Clip]]) -> Sequence[tuple[float, Clip]]:
-    """At most twelve of the crops, equally far apart, over all of their time but less than one such distance."""
+    """At most twelve of the crops, equally far apart from the first one on."""
     return crops[:: -(-len(crops) // MAX_COLUMNS)] if crops else crops
 
 

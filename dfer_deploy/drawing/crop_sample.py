@@ -1,4 +1,4 @@
-"""Some of the face crops of a video, spread over it, however long it is."""
+"""A bounded sample of a video's face crops, spread evenly over its length."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from dfer_deploy.drawing.contact_sheet import MAX_ROWS, CropRow
 from dfer_deploy.inference.windows import Face
 
 _MAX_SIDE = 112
-"""Pixels. The contact sheet shows crops of this size, so larger ones would only take memory."""
+"""Limits the side of a kept crop, in pixels, to the size in which the contact sheet shows it, to save memory."""
 
 _MAX_CROPS = 48
-"""Limits the crops kept of a track to four times what the contact sheet shows. So it finds crops at equal distances."""
+"""Limits the crops kept of a track to four times the number in a contact sheet, which chooses equally spaced ones."""
 
 
 class CropSample:
-    """Keeps, of every track, at most 48 crops at equal distances; of the tracks that are over, the 16 longest ones."""
+    """Keeps at most 48 equally spaced crops of every track. Of the tracks that have ended, it keeps the longest 16."""
 
     def __init__(self) -> None:
         self._tracks: dict[int, _Track] = {}
         self._newest = 0
 
     def add(self, time_s: float, face: Face) -> None:
-        """Take the next crop of a track."""
+        """Add the next crop of a track."""
         self._newest = max(self._newest, face.track)
-        # Those that were seen last stand at the end.
+        # The tracks seen last are at the end of the dictionary.
         track = self._tracks[face.track] = self._tracks.pop(face.track, _Track())
         track.add(time_s, face)
         self._make_room()
 
     @property
     def tracks(self) -> int:
-        """How many tracks there were; they are numbered in the order of appearance."""
+        """The number of tracks so far, which are numbered in the order of appearance."""
         return max(self._newest, len(self._tracks))
 
     def rows(self) -> dict[int, CropRow]:
-        """Return what is kept, by track."""
+        """Collect the kept crops by track."""
         return {number: CropRow(track.kept, track.count) for number, track in self._tracks.items()}
 
     def _make_room(self) -> None:

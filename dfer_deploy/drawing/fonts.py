@@ -1,4 +1,4 @@
-"""Texts in any writing for pictures that Pillow draws, as far as this machine has fonts for them."""
+"""Fonts for texts in any script, for pictures that Pillow draws, as far as this machine has them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FILES = (
     *("DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
     *("Arial Unicode.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
 )
-"""Fonts of many writings: first Linux's, then those of macOS and Windows. Pillow knows the systems' folders.
-Its own font, which comes before them, knows little more than English."""
+"""Fonts with many scripts: first those of Linux, then those of macOS and Windows. Pillow searches the system's folders.
+Pillow's own font is tried before them, but covers little more than English."""
 
 _NO_CHARACTER = "\uffff"
-"""Unicode keeps it free for ever, so fonts draw what stands for a character that they lack."""
+"""A code point that Unicode never assigns, so every font draws its replacement for a missing character."""
 
 _TRIED_SIZE = 40
 
@@ -30,17 +30,17 @@ class Letters:
     """Draws texts of one size.
 
     Attributes:
-        line: the height of a line in pixels.
+        line: height of a line in pixels.
     """
 
     def __init__(self, text: str, size: int) -> None:
-        """Choose the fonts: a single one if that has everything, else several, in which characters are looked up.
+        """Choose one font that has all characters, or else several.
 
-        What no font has is drawn as boxes, and a warning says so, once for each text.
+        Characters that none of the fonts has are drawn as boxes. A warning is printed once for each text.
 
         Args:
-            text: every character that will be drawn.
-            size: in pixels.
+            text: all characters that will be drawn.
+            size: font size in pixels.
         """
         self._fonts = [_opened(file, size) for file in _files_for(text)]
         self._font_of: dict[str, Any] = {}
@@ -48,11 +48,11 @@ class Letters:
         self.line = int(self._fonts[0].getbbox("Ág")[3])
 
     def length(self, text: str) -> float:
-        """Return the width of a text in pixels."""
+        """Measure the width of a text in pixels."""
         return float(sum(font.getlength(run) for font, run in self._runs(text)))
 
     def draw(self, pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: str) -> None:
-        """Draw a text whose line has its left upper corner at ``place``."""
+        """Draw a text with the upper left corner of its line at ``place``."""
         x, y = place
         for font, run in self._runs(text):
             pen.text((x, y + self._baseline), run, fill=colour, font=font, anchor="ls")
@@ -93,7 +93,7 @@ def _files_for(text: str) -> tuple[str | None, ...]:
 
 
 def font_paths(text: str) -> list[str]:
-    """Return the paths of this machine's fonts that have what Pillow's own lacks of a text."""
+    """List the paths of this machine's fonts for the characters of a text that Pillow's own font lacks."""
     return [str(_opened(file, _TRIED_SIZE).path) for file in _files_for(text) if file is not None]
 
 

@@ -1,4 +1,4 @@
-"""What is drawn over a picture: boxes, track numbers, expressions, and a bar for every class."""
+"""The overlay of a picture: boxes, track numbers, expressions, and a bar for every class."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Edges = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the picture."""
 
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Okabe and Ito's; a track's number stands at its box, so that colour alone carries nothing."""
+"""Okabe and Ito's colours. A track's number is shown at its box too, so colour is not needed to identify it."""
 
 _BACK = (0, 0, 0, 165)
 _GAP = 4
 
 _ROOM_TO_GROW = 1.15
-"""Panels come back where they would fit if they were so much larger: faces move, and nothing should flicker."""
+"""Panels return only when panels larger by this factor would fit, so that they do not flicker as faces move."""
 
 _AROUND_NAMES = "0123456789.: "
 """Characters of the titles."""
@@ -30,7 +30,7 @@ _MIN_TEXT, _LINES_IN_A_PICTURE = 11, 32
 
 
 class Overlay:
-    """Draws on pictures of one size, which follow each other.
+    """Draws on a sequence of pictures of one size.
 
     Attributes:
         labels: C class names.
@@ -40,7 +40,7 @@ class Overlay:
     def __init__(self, labels: Sequence[str], size: tuple[int, int]) -> None:
         """
         Args:
-            labels: C class names; none where no answer is drawn.
+            labels: C class names; empty if no answers are drawn.
             size: width and height of the pictures in pixels.
         """
         self.labels, self.size = tuple(labels), size
@@ -56,15 +56,14 @@ class Overlay:
         self._panels_fitted = True
 
     def draw(self, picture: Image.Image, boxes: Mapping[int, Edges], answers: Mapping[int, Float32]) -> None:
-        """Draw the box of every track, and a panel with all classes beside those that have an answer.
+        """Draw the box of every track, and a panel with all classes beside every track with an answer.
 
-        Where one of the panels would cover a face or another panel, every answer is a line with the most probable class
-        instead.
+        If a panel would cover a face or another panel, every answer is drawn as one line with the most probable class.
 
         Args:
-            picture: RGB, of the overlay's size; changed in place.
-            boxes: by track; that of ``WHOLE`` is not drawn and says only where its panel stands.
-            answers: probabilities [C] by track; each of these tracks has a box.
+            picture: RGB picture of the overlay's size, changed in place.
+            boxes: boxes by track. That of ``WHOLE`` is not drawn.
+            answers: probabilities [C] by track. Each of these tracks must have a box.
         """
         pen = ImageDraw.Draw(picture, "RGBA")
         for track, edges in boxes.items():
@@ -81,7 +80,7 @@ class Overlay:
     def _panel_places(
         self, boxes: Mapping[int, Edges], answers: Mapping[int, Float32]
     ) -> dict[int, tuple[float, float]] | None:
-        """Left and top of every panel; None where they do not fit. That of the whole picture always does."""
+        """Left and top of every panel; None if they do not fit. The panel of the whole picture always fits."""
         if WHOLE in answers:
             return {WHOLE: (_GAP, 0.0)}
         width, height = self._panel
@@ -134,17 +133,17 @@ def _colour(track: int) -> str:
 def _places(
     boxes: Mapping[int, Edges], sizes: Mapping[int, tuple[float, float]], picture: tuple[int, int]
 ) -> tuple[dict[int, tuple[float, float]], bool]:
-    """Left and top of what stands beside boxes, in the picture, where it covers least of boxes and of each other.
+    """Choose places beside boxes, inside the picture, that cover the least of boxes and of each other.
 
     Boxes with the fewest free places come first.
 
     Args:
         boxes: all boxes, by track.
-        sizes: width and height of what is to stand beside some of them.
-        picture: width and height.
+        sizes: width and height of the items to place, by track.
+        picture: width and height of the picture.
 
     Returns:
-        The places by track, and whether all fit in and cover nothing.
+        Left and top of the items by track, and whether all fit into the picture and cover nothing.
     """
     taken = list(boxes.values())
     choices = {}
@@ -170,7 +169,7 @@ def _places(
 
 
 def _shared(place: tuple[float, float], size: tuple[float, float], other: Edges) -> float:
-    """The area of something at a place that something else covers."""
+    """The area that an item at a place shares with a box."""
     width = min(place[0] + size[0], other[2]) - max(place[0], other[0])
     height = min(place[1] + size[1], other[3]) - max(place[1], other[1])
     return max(0.0, width) * max(0.0, height)

@@ -1,4 +1,4 @@
-"""Pictures of results: the drawing of a confusion matrix, and its picture."""
+"""Drawing of a confusion matrix on axes, and as a picture of its own."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, MUTED, CELL, ON_CELL = "#1b1e23", "#5f6670", "#004f80", "#fefefe"
-"""Text, what stands back, a cell of 100 %, and text on dark cells."""
+"""Colours of text, of muted text, of a cell of 100 %, and of text on dark cells."""
 
 CELL_INCHES = 0.52
 
 _DARK = 0.68
-"""Share from which on a cell is so dark that its numbers are white."""
+"""The share above which a cell is dark, so that its numbers are drawn in white."""
 
 
 def draw_confusion(axes: Axes, confusion: Int64, names: Sequence[str]) -> None:
-    """Draw a confusion matrix: each row's shares as shades of one colour and in percent, counts below them.
+    """Draw a confusion matrix: each row's shares as shades of one colour and in percent, with the counts below.
 
-    One hue from light to dark is read alike with every colour vision and in grey.
+    One hue from light to dark is readable with every colour vision and in grey.
 
     Args:
-        axes: empty, with ``CELL_INCHES`` for a cell.
-        confusion: counts [C, C]; rows are labels, columns predictions. A row without clips stays white.
-        names: what stands beside the axes, C.
+        axes: empty axes with ``CELL_INCHES`` for each cell.
+        confusion: counts, int64 [C, C]; rows are labels, columns predictions. A row without clips stays white.
+        names: C class names beside the axes.
     """
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
@@ -67,10 +67,10 @@ def write_confusion_picture(path: Path, confusion: Int64, class_names: Sequence[
     """Draw a confusion matrix as a PNG.
 
     Args:
-        path: the file; its folder exists. Written atomically.
-        confusion: as above.
-        class_names: C names.
-        title: stands above.
+        path: file to write, atomically; its folder must exist.
+        confusion: counts, int64 [C, C]; rows are labels, columns predictions.
+        class_names: C class names.
+        title: title above the matrix.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

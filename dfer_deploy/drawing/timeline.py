@@ -1,8 +1,8 @@
-"""A picture of the class probabilities over time, one panel for each person.
+"""A picture of the class probabilities over time, with one panel for each track.
 
-Few windows are curves: classes differ in colour, line and marker, and the most probable one is written above; the
-colours are Okabe and Ito's ("Color Universal Design", 2008), which colour-blind people tell apart. Many windows would
-be a hatch of lines, so there every class is a band that is the darker the more probable it is.
+Few windows are drawn as curves. Classes differ in colour, line and marker, and the most probable one is written above.
+The colours are Okabe and Ito's ("Color Universal Design", 2008), which colour-blind people can distinguish. Many
+windows are drawn as bands, because curves would overlap too much. A band is darker where its class is more probable.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 12
-"""The tracks with the most windows are drawn."""
+"""Limits the tracks that are drawn to those with the most windows."""
 
 MAX_POINTS = 400
-"""Limits the points of a curve; where there are more windows, neighbours are averaged."""
+"""Limits the points of a curve. If a track has more windows, neighbours are averaged."""
 
 MAX_CURVE_POINTS = 80
-"""Over the width of a panel, as far apart as the windows of the longest track; closer ones are drawn as bands."""
+"""Limits the points that would fill a panel's width at the spacing of the longest track. With more, bands are drawn."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 _MARKERS_ON_A_CURVE = 14
 _NARROWEST_LABEL = 0.06
-"""Share of the panel's width from which on a span of one expression is named above the curves."""
+"""The smallest share of the panel's width at which a span of one expression is named above the curves."""
 
 _USUAL_FONT = "DejaVu Sans"
-"""Matplotlib's own."""
+"""Matplotlib's own font."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Curves:
     """Probabilities over time.
 
     Attributes:
-        times: [N] in seconds, the middles of windows.
-        probabilities: [N, C].
-        start_s: when the first window's first frame begins.
-        end_s: when the last window's last frame does.
+        times: float64 [N], the middles of the windows in seconds.
+        probabilities: float32 [N, C].
+        start_s: start of the first window in seconds.
+        end_s: end of the last window in seconds.
     """
 
     times: npt.NDArray[np.float64]
@@ -66,28 +66,28 @@ class Curves:
 
     @property
     def edges(self) -> npt.NDArray[np.float64]:
-        """[N + 1] in seconds: between which times each point is the nearest one."""
+        """The times in seconds, [N + 1], between which each point is the nearest one."""
         return np.concatenate([[self.start_s], (self.times[1:] + self.times[:-1]) / 2, [self.end_s]])
 
 
 def write_timeline(
     path: Path, recording: Recording, number: int, title: str, *, interval_s: float, end_s: float
 ) -> bool:
-    """Draw one input as a PNG; the longest twelve tracks, each with at most 400 points.
+    """Draw the twelve longest tracks of an input as a PNG, each with at most 400 points.
 
-    The answer of a window stands at its middle; the first one holds from the beginning of its window on, the last one
-    to the end of its window, as in the annotated video.
+    A window's answer is drawn at the middle of the window. The first answer extends to the start of its window, and the
+    last one to the end of its window, as in the annotated video.
 
     Args:
-        path: the file; its folder exists. Written atomically.
-        recording: holds the windows.
-        number: of the input in it.
-        title: stands above.
+        path: file to write, atomically; its folder must exist.
+        recording: recording of the windows.
+        number: number of the input in the recording.
+        title: title above the panels.
         interval_s: seconds between two frames of a window.
-        end_s: of the video, so that the picture also shows times without a face.
+        end_s: end of the video in seconds, so that the picture also shows times without a face.
 
     Returns:
-        False where the input has no window with a time; then nothing is written.
+        False if no window of the input has a time; then nothing is written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -108,7 +108,7 @@ def write_timeline(
 
 
 def averaged(windows: Iterable[Window], count: int, points: int) -> Curves:
-    """Return the curves of ``count`` windows by time, averaged over neighbours to at most ``points`` points."""
+    """Average neighbouring windows, of ``count`` in the order of time, to curves of at most ``points`` points."""
     together = -(-count // points)
     times: list[float] = []
     probabilities: list[Float32] = []
@@ -147,7 +147,7 @@ def _draw_tracks(
     labels = recording.labels
     end_s = max(end_s, *(track.end_s for track in tracks), MIN_INTERVAL_S)
     curves = [averaged(recording.windows(number, track.track), track.windows, MAX_POINTS) for track in tracks]
-    # The last frame stands until the next one would come.
+    # The last frame is shown until the time of the next one.
     curves = [replace(found, end_s=min(found.end_s + interval_s, end_s)) for found in curves]
     longest = max(curves, key=lambda found: len(found.times)).times
     are_bands = (len(longest) - 1) * end_s > MAX_CURVE_POINTS * (longest[-1] - longest[0])
@@ -160,14 +160,14 @@ def _draw_tracks(
         else:
             _draw_curves(axes, found, labels, _NARROWEST_LABEL * end_s)
             axes.set_ylabel(f"{name}\nprobability", parse_math=False)
-    # All of the video, so that it is seen when nobody was there.
+    # The whole video, so that times without a face are visible.
     panels[-1].set_xlim(0, end_s)
     panels[-1].set_xlabel("time in the video, s (middle of each window)")
     if are_bands:
         figure.colorbar(bands, ax=panels, label="probability", fraction=0.03, pad=0.01, aspect=30)
         return
     handles, names = panels[0].get_legend_handles_labels()
-    # As many names side by side as fit: matplotlib would cut long ones off at the picture's edges.
+    # As many columns as fit, because matplotlib cuts long names off at the picture's edges.
     for columns in range(min(7, len(labels)), 0, -1):
         legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
         for text in legend.get_texts():
@@ -179,7 +179,7 @@ def _draw_tracks(
 
 def _draw_bands(axes: Axes, curves: Curves, labels: Sequence[str]) -> Any:
     rows = np.arange(len(labels) + 1) - 0.5
-    # One hue from light to dark is read alike with every colour vision and in grey.
+    # One hue from light to dark is readable with every colour vision and in grey.
     bands = axes.pcolormesh(curves.edges, rows, curves.probabilities.T, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), list(labels), size=8, parse_math=False)
@@ -199,7 +199,7 @@ def _draw_curves(axes: Axes, curves: Curves, labels: Sequence[str], narrowest_s:
             times, values[:, index], label=name,
             color=_COLOURS[index % len(_COLOURS)], linestyle=_LINES[index % len(_LINES)], linewidth=1.5, clip_on=False,
             marker=_MARKERS[index % len(_MARKERS)], markersize=4.5,
-            # Curves that lie on each other have their markers at different places; those of windows, not of the ends.
+            # Curves may overlap, so their markers are at different places. The two end points are not windows.
             markevery=list(range(1 + index * every // len(labels), points + 1, every)),
         )  # fmt: skip
     axes.set_ylim(-0.03, 1.03)
@@ -209,7 +209,7 @@ def _draw_curves(axes: Axes, curves: Curves, labels: Sequence[str], narrowest_s:
 
 
 def _name_the_spans(axes: Axes, curves: Curves, labels: Sequence[str], narrowest_s: float) -> None:
-    """Write the most probable expression above the times at which it is, where there is room."""
+    """Write the most probable expression above each span of time, if there is room."""
     edges, best = curves.edges, curves.probabilities.argmax(axis=1)
     starts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
     for start, end in itertools.pairwise(starts):
@@ -222,7 +222,7 @@ def _name_the_spans(axes: Axes, curves: Curves, labels: Sequence[str], narrowest
 
 @contextlib.contextmanager
 def _fonts_for(text: str) -> Iterator[None]:
-    """Let matplotlib draw these characters, as far as a font of this machine has them, and warn of none."""
+    """Let matplotlib draw these characters with this machine's fonts, without its warnings about missing ones."""
     import warnings
 
     from matplotlib import rc_context
@@ -233,7 +233,7 @@ def _fonts_for(text: str) -> Iterator[None]:
 
 
 def _families(text: str) -> list[str]:
-    """Matplotlib's usual font, and fonts of this machine that have what it lacks."""
+    """Matplotlib's own font, and fonts of this machine with characters that it may lack."""
     from matplotlib import font_manager
 
     families = [_USUAL_FONT]

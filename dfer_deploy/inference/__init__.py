@@ -1,1 +1,1 @@
-"""Frames to answers over time."""
+"""From frames to answers over time."""

@@ -1,4 +1,4 @@
-"""What a client or a stream answers about one clip."""
+"""The answers of a client or a stream for one clip."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Answer:
     """The answer for one clip.
 
     Attributes:
-        expression: the name of the most probable class.
-        confidence: its probability, in [0, 1].
-        probabilities: by class name, in the order of the logits; they sum to 1.
-        logits: by class name, cosines divided by the temperature.
+        expression: name of the most probable class.
+        confidence: probability of that class, in [0, 1].
+        probabilities: probability of each class by name, in the order of the logits; they sum to 1.
+        logits: logit of each class by name, a cosine divided by the temperature.
     """
 
     expression: str
@@ -30,14 +30,14 @@ class Answer:
     logits: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data: every attribute by its name."""
+        """Convert to plain data: every attribute by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "probabilities": dict(self.probabilities),
             "logits": dict(self.logits),
         }
 
     def to_pandas(self) -> DataFrame:
-        """Return a table with one row: expression, confidence, and a probability for each class.
+        """Convert to a table with one row: expression, confidence, and the probability of each class.
 
         Raises:
             DferDeployError: pandas is not installed.
@@ -50,8 +50,8 @@ class StreamAnswer(Answer):
     """The answer for the window of a stream that ends with the newest frame.
 
     Attributes:
-        frames: distinct frames in the window, 1 to 16; below 16 the newest is repeated to fill it.
-        resumed: another encoder than before answers, as after a rollout; the whole window is of its features.
+        frames: number of distinct frames in the window, 1 to 16; below 16 the newest is repeated to fill it.
+        resumed: True if another encoder answers than before, as after a rollout. It has encoded the whole window again.
     """
 
     frames: int = 16
@@ -59,7 +59,7 @@ class StreamAnswer(Answer):
 
 
 def answer_from(labels: Sequence[str], logits: Float32, probabilities: Float32) -> Answer:
-    """Return the answer of one clip.
+    """Build the answer for one clip.
 
     Args:
         labels: C class names in the order of the logits.
@@ -78,7 +78,7 @@ def answer_from(labels: Sequence[str], logits: Float32, probabilities: Float32) 
 def stream_answer_from(
     labels: Sequence[str], logits: Float32, probabilities: Float32, *, frames: int, resumed: bool = False
 ) -> StreamAnswer:
-    """Return an answer as ``answer_from`` does, for a window of ``frames`` distinct frames."""
+    """Build the answer for a stream's window of ``frames`` distinct frames; see ``answer_from``."""
     answer = answer_from(labels, logits, probabilities)
     return StreamAnswer(
         answer.expression, answer.confidence, answer.probabilities, answer.logits, frames=frames, resumed=resumed

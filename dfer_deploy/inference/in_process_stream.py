@@ -1,4 +1,4 @@
-"""A live stream in this process: every frame is encoded once, the last 16 frames' features are kept."""
+"""A live stream in this process. Every frame is encoded once, and the features of the last 16 frames are kept."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dfer_deploy.specs import MAX_FRAMES
 
 
 class FrameStream(Protocol):
-    """What frames are pushed into: a stream in this process, or one through a server (``client.Stream``)."""
+    """A live stream, in this process or through a server (``client.Stream``)."""
 
     def push(self, frame: Clip) -> StreamAnswer:
-        """Return the answer for the window that ends with ``frame``, uint8 [S, S, 3]."""
+        """Answer the window that ends with ``frame``, uint8 [S, S, 3]."""
         ...
 
     def close(self) -> None:
@@ -29,26 +29,27 @@ class FrameStream(Protocol):
 
 
 class InProcessStream:
-    """Answers for the last 16 frames; before 16 have come, for those padded by repeating the newest.
+    """A live stream in this process. Each answer is for the last 16 frames.
 
-    The answer is that of ``predictor.predict`` for the same 16 frames, to the rounding of another batch size.
+    Before 16 frames have been pushed, the newest is repeated to fill them. Apart from rounding, which depends on the
+    batch size, the answer is that of ``predictor.predict`` for the same 16 frames.
     """
 
     def __init__(self, predictor: Predictor, labels: Sequence[str]) -> None:
         """
         Args:
-            predictor: may serve many streams, one push at a time.
-            labels: the class names in the order of the logits.
+            predictor: computes features and answers. Several streams may share it if they push one at a time.
+            labels: class names in the order of the logits.
         """
         self._predictor, self._labels = predictor, tuple(labels)
         self._features: deque[Float32] = deque(maxlen=MAX_FRAMES)
         self._is_closed = False
 
     def push(self, frame: Clip) -> StreamAnswer:
-        """Return the answer for the window that ends with ``frame``.
+        """Answer the window that ends with ``frame``.
 
         Args:
-            frame: uint8 [S, S, 3], RGB in [0, 255], one frame interval after the last.
+            frame: uint8 [S, S, 3], RGB in [0, 255], one frame interval after the previous frame.
 
         Raises:
             DferDeployError: the frame has another shape than the model takes, or the stream is closed.
@@ -62,6 +63,6 @@ class InProcessStream:
         )
 
     def close(self) -> None:
-        """Forget the frames. Can be repeated."""
+        """Forget the frames. May be called more than once."""
         self._is_closed = True
         self._features.clear()

@@ -1,6 +1,6 @@
-"""What was answered and seen in videos: windows and boxes, to be shown, written and drawn.
+"""A recording of the windows and boxes of videos, to be shown, written and drawn.
 
-Two hours of one face are about 10,000 windows and 45,000 boxes, some 20 MB.
+Two hours of one face are about 10,000 windows and 45,000 boxes, or about 20 MB.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class TrackSummary:
     """One person in one video.
 
     Attributes:
-        track: the person's number.
-        start_s: when the first window begins; NaN where the input has no times.
-        end_s: when the last window ends; NaN where the input has no times.
-        windows: how many there are.
-        shares: the share of the windows whose answer is this class, by its index; the largest first.
+        track: number of the track.
+        start_s: start of the first window in seconds; NaN if the input has no times.
+        end_s: end of the last window in seconds; NaN if the input has no times.
+        windows: number of windows.
+        shares: share of the windows that are answered with a class, by class index, the largest first.
     """
 
     track: int
@@ -38,7 +38,7 @@ class TrackSummary:
 
 
 class Recording:
-    """The windows and boxes of several inputs, which are named by their numbers."""
+    """The windows and boxes of several inputs, each identified by its number."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         """
@@ -50,39 +50,43 @@ class Recording:
         self._boxes: dict[int, list[tuple[float, int, Box]]] = {}
 
     def add_window(self, number: int, window: Window) -> None:
-        """Keep the answer to a window of the input ``number``."""
+        """Add a window of the input ``number``."""
         insort(self._windows.setdefault(number, {}).setdefault(window.track, []), window, key=_MIDDLE)
 
     def add_box(self, number: int, time_s: float, face: Face) -> None:
-        """Keep where a face of the input ``number`` is at a time; nothing where no faces are looked for."""
+        """Add the box of a face of the input ``number`` at a time. A face without a box is ignored."""
         if face.box is not None:
             insort(self._boxes.setdefault(number, []), (time_s, face.track, face.box), key=lambda seen: seen[:2])
 
     def forget(self, number: int) -> None:
-        """Drop all of the input ``number``."""
+        """Drop the windows and boxes of the input ``number``."""
         self._windows.pop(number, None)
         self._boxes.pop(number, None)
 
     def count(self, number: int | None = None) -> int:
-        """Return how many windows the input ``number`` has, or all inputs have."""
+        """Count the windows of the input ``number``, or of all inputs."""
         inputs = self._windows.values() if number is None else [self._windows.get(number, {})]
         return sum(len(windows) for tracks in inputs for windows in tracks.values())
 
     def windows(self, number: int, track: int | None = None) -> Iterator[Window]:
-        """Yield the windows of an input, or of one track in it, by track and time."""
+        """Yield the windows of an input, or of one of its tracks, ordered by track and time."""
         tracks = self._windows.get(number, {})
         for of_track in sorted(tracks) if track is None else [track]:
             yield from tracks.get(of_track, ())
 
     def window_around(self, number: int, track: int, time_s: float) -> Window | None:
-        """Return the window of a track whose middle is nearest to ``time_s``, of two the earlier one; None without."""
+        """Find the window of a track whose middle is nearest to ``time_s``; of two, the earlier one.
+
+        Returns:
+            The window, or None if the track has none.
+        """
         windows = self._windows.get(number, {}).get(track, [])
         place = bisect_left(windows, time_s, key=_MIDDLE)
         near = windows[max(place - 1, 0) : place + 1]
         return min(near, key=lambda window: abs(window.middle_s - time_s), default=None)
 
     def boxes(self, number: int, time_s: float) -> dict[int, Box]:
-        """Return the boxes of a frame, by track; ``time_s`` is the frame's to half a millisecond."""
+        """Find the boxes of the frame at ``time_s``, within half a millisecond, by track."""
         seen = self._boxes.get(number, [])
         found = {}
         for place in range(bisect_left(seen, time_s - _SAME_TIME_S, key=lambda entry: entry[0]), len(seen)):
@@ -93,7 +97,7 @@ class Recording:
         return found
 
     def tracks(self, number: int) -> Iterator[TrackSummary]:
-        """Yield the tracks of an input, in the order of appearance."""
+        """Yield a summary of each track of an input, in the order of appearance."""
         tracks = self._windows.get(number, {})
         for track in sorted(tracks):
             windows = tracks[track]

@@ -1,4 +1,4 @@
-"""Answers as pandas tables; pandas is imported when a table is asked for, and by nothing else."""
+"""Answers as pandas tables. pandas is imported only when a table is built."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def dataframe(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
-    """Return a table with a row for each answer: its columns, then a column with the probability of each class.
+    """Build a table with a row for each answer: its attributes, then the probability of each class.
 
     Args:
-        rows: what ``to_dict`` of answers or windows gives; logits are left out.
+        rows: answers or windows, as their ``to_dict`` returns them. Logits are omitted.
 
     Raises:
         DferDeployError: pandas is not installed.

@@ -1,4 +1,4 @@
-"""The windows of a video as they are answered, and all of them as a table."""
+"""The windows of a video, one by one as they are answered, or as a table."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Faces = FaceDetector | Literal["centerface", "none"]
-"""What finds the faces of a video; ``none`` where the picture is a cropped face."""
+"""The face detector of a video, or its name; ``"none"`` if the picture is a cropped face."""
 
 
 class VideoWindows(Iterator[Window]):
-    """An iterator over the windows of a video, which is read while it is iterated."""
+    """An iterator over the windows of a video. The video is read during the iteration."""
 
     def __init__(self, windows: Generator[Window, None, None]) -> None:
         self._windows = windows
@@ -31,26 +31,27 @@ class VideoWindows(Iterator[Window]):
         return next(self._windows)
 
     def close(self) -> None:
-        """Stop reading the video. Can be repeated."""
+        """Stop reading the video. May be called more than once."""
         self._windows.close()
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return the remaining windows as plain data; see ``Window.to_dict``."""
+        """Convert the remaining windows to plain data; see ``Window.to_dict``."""
         return [window.to_dict() for window in self]
 
     def to_pandas(self) -> DataFrame:
-        """Return the remaining windows as a table.
+        """Convert the remaining windows to a table.
 
-        The columns are track, start_s, end_s, frames, detection, expression, confidence, and a probability a class.
+        The columns are track, start_s, end_s, frames, detection, expression, confidence, and the probability of each
+        class.
 
         Raises:
-            DferDeployError: pandas is not installed, or the video or the answers fail on the way.
+            DferDeployError: pandas is not installed, the video cannot be read to its end, or a prediction fails.
         """
         return dataframe(self.to_dict())
 
 
 class AnswersVideos(ABC):
-    """A model that answers videos over time: what ``Client`` and a loaded bundle have in common."""
+    """A model that answers videos over time. ``Client`` and a loaded bundle are such models."""
 
     @property
     @abstractmethod
@@ -65,12 +66,12 @@ class AnswersVideos(ABC):
     @property
     @abstractmethod
     def frame_interval_s(self) -> float | None:
-        """Seconds between the 16 frames that the model saw of a training clip; None where that is unknown."""
+        """Seconds between the frames of a training clip; None if unknown."""
 
     @property
     @abstractmethod
     def predictor(self) -> Predictor:
-        """What answers batches of frames."""
+        """The predictor that answers batches of frames."""
 
     def predict_video(
         self,
@@ -81,20 +82,23 @@ class AnswersVideos(ABC):
         faces: Faces = "centerface",
         margin: float = DEFAULT_MARGIN,
     ) -> VideoWindows:
-        """Answer a video over time, in windows of 16 frames; each frame is encoded once.
+        """Predict the expressions of a video over time, in windows of 16 frames. Each frame is encoded once.
 
         Args:
             path: a video file.
-            interval_s: seconds between the frames of a window, 0.01 to 60, with faces at most 0.75; None for those of
-                the training, as far as they are known.
+            interval_s: seconds between the frames of a window, 0.01 to 60, at most 0.75 with faces. By default that of
+                the training clips, or 1/6 s if it is unknown.
             stride: frames from one window to the next, at least 1.
-            faces: how faces are found, ``"centerface"`` (extra ``[faces]``) or a detector of your own; ``"none"`` where
-                the picture is a cropped face.
-            margin: around the face, as a share of it.
+            faces: the face detector: ``"centerface"`` (extra ``[faces]``), or an object with its interface. ``"none"``
+                if the picture is a cropped face.
+            margin: margin added around a face on each side, as a share of its box's longer side.
+
+        Returns:
+            An iterator over the windows. The video is read during the iteration.
 
         Raises:
-            DferDeployError: the detector is unknown or its extra is missing. From the iterator: the video cannot be
-                read, or there is no answer.
+            DferDeployError: the detector is unknown, or its extra is not installed. While iterating: a number is out of
+                range, the video cannot be read, or a prediction fails.
         """
         if interval_s is None:
             interval_s = self.frame_interval_s or DEFAULT_FRAME_INTERVAL_S

@@ -14,10 +14,9 @@ from dfer_deploy.inference.recording import Recording
 
 
 def write_csv(path: Path, recording: Recording, inputs: Sequence[Path]) -> None:
-    """Write one line for each window, atomically; times are empty where an input has none.
+    """Write one line for each window, atomically. The times of an input without times are empty.
 
-    Texts are quoted, and those that a spreadsheet would take for a formula get an apostrophe in front (OWASP, "CSV
-    Injection").
+    Texts are quoted. An apostrophe precedes those that a spreadsheet would read as a formula (OWASP, "CSV Injection").
     """
     columns = ("input", "track", "start_s", "end_s", "frames", "detection", "expression", "confidence")
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -56,7 +55,7 @@ def write_results(path: Path, recording: Recording, inputs: Sequence[Path], abou
 
 
 def shown(path: Path) -> str:
-    """Return a path as text; bytes of its name that are not UTF-8 become replacement characters."""
+    """Convert a path to text. Bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(path).decode("utf-8", errors="replace")
 
 

@@ -1,7 +1,7 @@
-"""From a video to answers over time: windows of 16 frames over every face, each frame encoded once.
+"""From a video to answers over time: windows of 16 frames of every face, each frame encoded once.
 
-Decoding, detection and the model overlap: two threads work ahead of the one that asks the model, by a few frames, so
-that memory does not grow with the length of the video.
+Decoding, detection and the model run in parallel. Two threads work ahead of the one that calls the model, by only a few
+frames, so that memory does not grow with the length of the video.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import require
 
 WINDOW = 16
-"""Frames that the model sees at a time."""
+"""Frames in a window, which is what the model sees at a time."""
 
 DEFAULT_FRAME_INTERVAL_S = 1 / 6
-"""Where the training clips' is unknown: about that of DFEW's median clip (16 of 70 frames, 25 a second: 0.175 s)."""
+"""Frame interval, in seconds, if that of the training clips is unknown. DFEW's median clip has about the same (16 of 70
+frames at 25 a second: 0.175 s)."""
 
 DEFAULT_STRIDE = 4
 """Frames from one window to the next."""
 
 WHOLE = 0
-"""The track's number where no faces were looked for."""
+"""The track number of windows of whole frames, without face detection."""
 
 _IMAGES_AHEAD, _CROPS_AHEAD = 2, 8
-"""Frames that wait for the detector, each up to 200 MB, and for the model, which are crops by then."""
+"""Limit the frames that wait for the detector (up to 200 MB each), and the crops that wait for the model."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class Window:
     """The answer for up to 16 frames of one face.
 
     Attributes:
-        track: the person, 1, 2, … in the order of appearance; 0 where no faces were looked for.
-        start_s: time of the first frame, in seconds from the video's first.
-        end_s: time of the last frame; of a whole video, when that is over; NaN with ``start_s`` for a folder of frames.
+        track: number of the track, 1, 2, … in the order of appearance; 0 without face detection.
+        start_s: time of the first frame, in seconds since the video's first; NaN for a folder of frames.
+        end_s: time of the last frame, in seconds. For a window of a whole video, the end of the video; NaN for a folder
+            of frames.
         logits: float32 [C].
         probabilities: float32 [C].
-        frames: how many frames there were; fewer than 16 were padded by repeating the last.
-        detection: mean over the frames of the face's detection score, in [0, 1], the last score where it was not found
-            for a moment; 1 where no faces were looked for.
+        frames: number of frames before padding, 1 to 16. Fewer than 16 are padded by repeating the last.
+        detection: mean detection score of the frames, in [0, 1]. A frame in which the face was not found counts with
+            the previous score. 1 without face detection.
         labels: C class names, in the order of the logits.
     """
 
@@ -74,22 +76,22 @@ class Window:
 
     @property
     def confidence(self) -> float:
-        """Its probability, in [0, 1]."""
+        """The probability of the most probable class, in [0, 1]."""
         return float(self.probabilities[self.logits.argmax()])
 
     @property
     def middle_s(self) -> float:
-        """The time that the answer is shown at."""
+        """The middle of the window in seconds, at which its answer is shown."""
         return (self.start_s + self.end_s) / 2
 
     @property
     def times_s(self) -> tuple[float | None, float | None]:
-        """Start and end in seconds, to the millisecond; None where the input has no times."""
+        """Start and end in seconds, rounded to milliseconds; None if the input has no times."""
         start_s, end_s = (None if math.isnan(time_s) else round(time_s, 3) for time_s in (self.start_s, self.end_s))
         return start_s, end_s
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``predict --json`` writes it; ``probabilities`` and ``logits`` by class name."""
+        """Convert to plain data, as ``predict --json`` writes it, with probabilities and logits by class name."""
         start_s, end_s = self.times_s
         return {
             "track": self.track,
@@ -109,11 +111,11 @@ class Face:
     """What the model sees of one face at one time.
 
     Attributes:
-        track: as in ``Window``.
+        track: number of the track, as in ``Window``.
         crop: uint8 [S, S, 3].
-        score: of the detection.
-        detected: False where the face was not found and its last box is held.
-        box: in pixels of the upright frame; None where no faces were looked for.
+        score: detection score, in [0, 1].
+        detected: False if the face was not found and its last box is held.
+        box: box in pixels of the upright frame; None without face detection.
     """
 
     track: int
@@ -125,23 +127,23 @@ class Face:
 
 @dataclass(frozen=True)
 class SeenFrame:
-    """All faces at one time, in seconds from the video's first frame."""
+    """All faces at one time, in seconds since the video's first frame."""
 
     time_s: float
     faces: tuple[Face, ...]
 
 
 class ConfirmedFaces:
-    """Leaves out the places at which a face was not found, unless it is found there again later.
+    """Omits the held boxes at the end of a track, whose face is not found again.
 
-    Until then they are kept, at most for ``clips.tracks.HOLD_S``.
+    Faces with a held box are kept back until their track's face is found again, at most for ``clips.tracks.HOLD_S``.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, list[tuple[float, Face]]] = {}
 
     def add(self, frame: SeenFrame) -> list[tuple[float, Face]]:
-        """Take the next frame; give the faces that are certain by now with their times, those of a track in order."""
+        """Add the next frame, and return the faces that it confirms with their times, ordered by time in each track."""
         self._held = {face.track: self._held.get(face.track, []) for face in frame.faces}
         confirmed = []
         for face in frame.faces:
@@ -165,26 +167,27 @@ def windows_of_video(
     margin: float = DEFAULT_MARGIN,
     seen: Callable[[SeenFrame], None] | None = None,
 ) -> Generator[Window, None, None]:
-    """Return the answers for a video, those of a track in the order of time.
+    """Yield the answered windows of a video, those of each track in the order of time.
 
-    The windows of a track begin ``stride`` frames apart. Its last frames are answered by a window that ends with them,
-    which may be nearer to the one before; a track of fewer than 16 frames is one window. Without a detector, a video of
-    fewer than 16 frames' time is one window as at test time: 16 frames spread over the whole (``whole_window``).
+    The windows of a track begin ``stride`` frames apart. The last one ends with the track's last frame, so it may begin
+    less than ``stride`` frames after the one before. A track of fewer than 16 frames is one window. Without a detector,
+    a video with fewer than 16 frames at this interval is one window of 16 frames spread over the whole video
+    (``whole_window``).
 
     Args:
         video: a video file.
-        predictor: answers; used by the caller's thread alone.
+        predictor: answers batches of frames. Only the caller's thread uses it.
         image_size: S, the side of the model's square input in pixels.
         labels: C class names, in the order of the logits.
-        interval_s: seconds between two frames of a window.
-        stride: frames from one window to the next, 1 or more.
-        detector: finds the faces; None where the whole picture is the face.
-        margin: around the face, as ``clips.faces.face_crop``.
-        seen: is called with every frame, in the order of time, before the windows that end with it.
+        interval_s: seconds between two frames of a window, 0.01 to 60; with a detector, at most 0.75.
+        stride: frames from one window to the next, at least 1.
+        detector: finds the faces; None if the whole picture is the face.
+        margin: margin added around a face on each side, as a share of its box's longer side, 0 to 2.
+        seen: called with every frame, in the order of time, before the windows that end with it.
 
     Raises:
-        DferDeployError: the video cannot be read (``clips.timed.timed_frames``), a number is out of its range, or the
-            predictor's errors.
+        DferDeployError: the video cannot be read (``clips.timed.timed_frames``), a number is out of range, or the
+            predictor raises it.
     """
     require(stride >= 1, f"the stride is {stride}, expected 1 or more frames")
     check_following(detector, interval_s, margin)
@@ -203,10 +206,11 @@ def windows_of_video(
 
 
 def check_following(detector: FaceDetector | None, interval_s: float, margin: float) -> None:
-    """Return whether faces can be followed in such steps, and cropped with such a margin.
+    """Check the frame interval in seconds and the margin for faces that are followed and cropped.
 
     Raises:
-        DferDeployError: they cannot.
+        DferDeployError: the margin is not in [0, 2], or the interval is longer than ``clips.tracks.HOLD_S`` although a
+            detector is given.
     """
     require(0 <= margin <= MAX_MARGIN, f"the margin around a face is {margin}, expected 0 to {MAX_MARGIN:g}")
     require(
@@ -217,12 +221,12 @@ def check_following(detector: FaceDetector | None, interval_s: float, margin: fl
 
 
 def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequence[str]) -> Window:
-    """Return one answer for a video or a folder of frames: 16 frames spread over the whole, as at test time.
+    """Answer a video or a folder of frames with one window: 16 frames spread over the whole, as at test time.
 
-    ``end_s`` is the time until which a video's last frame is shown; NaN for a folder, which has no times.
+    The window's times are 0 and the time until which a video's last frame is shown; NaN for a folder of frames.
 
     Raises:
-        DferDeployError: the input cannot be read, or the predictor's errors.
+        DferDeployError: the input cannot be read, or the predictor raises it.
     """
     start_s = end_s = math.nan
     count = 0
@@ -238,7 +242,7 @@ def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequ
             start_s, end_s = 0.0, shown.end_s
             yield shown.frame
 
-    # The header's duration may be missing, estimated, or that of the sound.
+    # The duration in the header may be missing, estimated, or that of the audio.
     clip = clip_from_path(path, image_size, sampler, decoded)
     answer = predictor.predict(clip[np.newaxis])
     return Window(
@@ -254,7 +258,7 @@ def whole_window(path: Path, predictor: Predictor, image_size: int, labels: Sequ
 
 
 class WindowMaker:
-    """Joins the faces of frames to windows and asks the model; what it keeps is bounded by the faces of one time."""
+    """Joins the faces of frames to windows and calls the model. Its memory is bounded by the faces at one time."""
 
     def __init__(self, predictor: Predictor, stride: int, labels: Sequence[str]) -> None:
         self._predictor = predictor
@@ -265,7 +269,7 @@ class WindowMaker:
         self._waiting: list[_Frame | _End] = []
 
     def add(self, frame: SeenFrame) -> Iterator[Window]:
-        """Take the next frame; give the windows that are answered by now, which may end some frames before."""
+        """Add the next frame, and yield the windows that are answered by now, which may end some frames earlier."""
         present = {face.track for face in frame.faces}
         for number in [number for number in self._tracks if number not in present]:
             self._end(number)
@@ -276,7 +280,7 @@ class WindowMaker:
             yield from self._answered()
 
     def finish(self) -> Iterator[Window]:
-        """Yield the windows that are left at the video's end."""
+        """End all tracks, and yield the remaining windows."""
         for number in list(self._tracks):
             self._end(number)
         yield from self._answered()
@@ -286,7 +290,7 @@ class WindowMaker:
 
     def _answered(self) -> Iterator[Window]:
         crops = [item.crop for item in self._waiting if isinstance(item, _Frame)]
-        # The encoder takes each frame for itself, so those of several faces and times go together.
+        # The encoder treats each frame independently, so frames of several faces and times share a batch.
         pieces = [np.stack(crops[place : place + WINDOW])[np.newaxis] for place in range(0, len(crops), WINDOW)]
         features = iter([feature for piece in pieces for feature in self._predictor.encode(piece)[0]])
         due: list[tuple[_Track, list[_Encoded]]] = []
@@ -353,7 +357,7 @@ class _Encoded:
 def _seen_frames(
     video: Path, image_size: int, interval_s: float, detector: FaceDetector | None, margin: float
 ) -> Iterator[Iterator[SeenFrame]]:
-    """Decode in one thread and look for faces in a second one."""
+    """Decode frames in one thread, and detect faces in a second one."""
     with prefetched(timed_frames(video, interval_s), _IMAGES_AHEAD) as frames:
         found = _faces(frames, image_size, detector, margin) if detector else _wholes(frames, image_size)
         with prefetched(found, _CROPS_AHEAD) as ahead:

@@ -1,4 +1,4 @@
-"""CLIP itself is open_clip's; here are the sizes it is built with."""
+"""The CLIP backbone, built by open_clip with the sizes of a spec."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOP_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 
 
 def build_clip(spec: ClipSpec) -> CLIP:
-    """Return an open_clip ``CLIP`` with random weights and the sizes of ``spec``, in fp32."""
+    """Build an open_clip ``CLIP`` with random weights and the sizes of ``spec``, in fp32."""
     vision = CLIPVisionCfg(
         layers=spec.vision.layers,
         width=spec.vision.width,
@@ -39,7 +39,7 @@ def build_clip(spec: ClipSpec) -> CLIP:
 
 
 def clip_spec_from_open_clip(name: str) -> ClipSpec:
-    """Return the sizes behind an open_clip model name, for example ``ViT-B-32-quickgelu``.
+    """Read the sizes of an open_clip model from its name, for example ``ViT-B-32-quickgelu``.
 
     Raises:
         DferDeployError: the name is unknown to open_clip, or the model is not a plain CLIP with a vision transformer.
@@ -65,15 +65,15 @@ def clip_spec_from_open_clip(name: str) -> ClipSpec:
 
 
 def pretrained_clip(name: str, tag: str) -> CLIP:
-    """Return an open_clip model with trained weights.
+    """Load an open_clip model with trained weights, in fp32. The first time, open_clip downloads them.
 
     Args:
-        name: open_clip's model name.
-        tag: what open_clip calls the weights, such as ``openai``.
+        name: open_clip's name of the model.
+        tag: open_clip's name of the weights, such as ``openai``.
 
     Raises:
-        DferDeployError: open_clip knows no such weights of this model, they cannot be downloaded, or they were trained
-            with QuickGELU and the model computes GELU.
+        DferDeployError: open_clip does not know these weights of the model, they cannot be downloaded, or they were
+            trained with QuickGELU although the model computes GELU.
     """
     spec = clip_spec_from_open_clip(name)
     known = open_clip.list_pretrained_tags_by_model(name)

@@ -19,12 +19,12 @@ from dfer_deploy.specs import ModelSpec, PromptPosition
 
 
 class DferClip(nn.Module):
-    """The model of the paper. Trainable: image encoder f, temporal model g, contexts p; the text encoder h is frozen.
+    """The model of the paper. Image encoder f, temporal model g and contexts are trainable; text encoder h is frozen.
 
     p(class k | video) is proportional to exp(cos(v, t_k) / τ), with v = g(f(x_1) … f(x_T)) and t_k = h(prompt k).
 
-    The paper's comparisons are the same model with another classifier (``ModelSpec.classifier``): a linear layer
-    ``head`` on v, or texts t_k that also depend on v (Co-CoOp).
+    The paper compares this model with two other classifiers (``ModelSpec.classifier``): a linear layer ``head`` on v,
+    and texts t_k that also depend on v (Co-CoOp).
     """
 
     def __init__(self, spec: ModelSpec, clip: CLIP | None = None) -> None:
@@ -32,7 +32,7 @@ class DferClip(nn.Module):
 
         Args:
             spec: all sizes and texts.
-            clip: the backbone, of the sizes in ``spec.clip``; by default one with random weights.
+            clip: backbone with the sizes of ``spec.clip``; by default one with random weights.
         """
         super().__init__()
         clip = build_clip(spec.clip) if clip is None else clip
@@ -55,16 +55,16 @@ class DferClip(nn.Module):
         return self.image_encoder(images.flatten(0, 1)).unflatten(0, (batch, time))  # type: ignore[no-any-return]
 
     def encode_text(self, position: PromptPosition | None = None) -> Tensor:
-        """Return text features t [C, L] of unit length.
+        """Encode the class texts to text features t [C, L] of unit length.
 
-        Unless a gradient is asked for and there are contexts to train, they are computed once, in fp32, and kept until
-        a weight of the text side changes.
+        While the contexts are trained, the features are computed on every call. Otherwise they are computed once, in
+        fp32, and kept until a weight of the text side changes.
 
         Args:
-            position: overrides where the contexts stand.
+            position: overrides the position of the contexts.
 
         Raises:
-            DferDeployError: the texts depend on the clip (Co-CoOp), or there are none (linear head).
+            DferDeployError: the text features depend on the clip (Co-CoOp), or the classifier is a linear layer.
         """
         if self.spec.classifier != "text":
             raise CheckpointError(
@@ -76,18 +76,18 @@ class DferClip(nn.Module):
         weights = (*self.text_encoder.parameters(), self.prompt_learner.ctx)
         state = (position, *((w.data_ptr(), None if w.is_inference() else w._version) for w in weights))
         if self._kept_text is None or self._kept_text[0] != state:
-            # An ordinary fp32 tensor, wherever it is asked for first: training goes on with it after an evaluation.
+            # Outside of inference mode and autocast, because training may use the tensor after an evaluation.
             device = self.prompt_learner.ctx.device.type
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
                 self._kept_text = state, self._text_features(position)
         return self._kept_text[1]
 
     def classify(self, frame_features: Tensor, position: PromptPosition | None = None) -> Tensor:
-        """Convert frame features [B, T, L] to logits [B, C], in fp32 also within ``torch.autocast``.
+        """Classify frame features [B, T, L], 1 ≤ T ≤ 16, to logits [B, C]: fp32 also within ``torch.autocast``.
 
         Args:
-            frame_features: of the image encoder.
-            position: overrides where the prompts' contexts stand; a linear head has none.
+            frame_features: features from the image encoder.
+            position: overrides the position of the prompts' contexts; a linear layer ignores it.
         """
         video = self.temporal_net(frame_features)
         if self.head is not None:
@@ -107,7 +107,7 @@ class DferClip(nn.Module):
         return self.classify(self.encode_frames(images))
 
     def _text_features(self, position: PromptPosition | None, video: Tensor | None = None) -> Tensor:
-        """Unit length, [C, L], or [B, C, L] with the contexts shifted by ``video`` [B, L]."""
+        """Text features of unit length: [C, L], or [B, C, L] with contexts that ``video`` [B, L] shifts."""
         prompts = self.prompt_learner(self.text_encoder.token_embedding, position, video)
         return F.normalize(self.text_encoder(prompts, self.prompt_learner.end_of_text), dim=-1)
 

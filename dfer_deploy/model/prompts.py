@@ -23,23 +23,23 @@ END_OF_TEXT = 49407
 
 @functools.cache
 def tokenizer() -> SimpleTokenizer:
-    """Return CLIP's byte-pair tokenizer, 49,408 tokens."""
+    """Load CLIP's byte-pair tokenizer, which has 49,408 tokens. It is loaded once."""
     return SimpleTokenizer()
 
 
 def class_tokens(text: str) -> list[int]:
-    """Return the token ids of a class text, without start and end of text."""
+    """Tokenise a class text, without start and end of text."""
     return list(tokenizer().encode(text))
 
 
 def text_from_tokens(tokens: Sequence[int]) -> str:
-    """Return the text of token ids, written so that tokenising it again gives the same ids.
+    """Decode token ids to a text that gives the same ids when it is tokenised again.
 
-    CLIP's vocabulary marks the ends of words but not the spaces, so the plain decoding has a space before every
-    comma; the usual English spacing is restored wherever that does not change the tokens.
+    CLIP's vocabulary marks the ends of words but not the spaces, so the plain decoding has a space before every comma.
+    The usual English spacing is restored if that does not change the tokens.
 
     Raises:
-        DferDeployError: no text gives these ids.
+        DferDeployError: tokenising the decoded text gives other ids.
     """
     decoded = tokenizer().decode(list(tokens)).strip()
     spaced = re.sub(r"\s+([,.;:!?)\]])", r"\1", decoded)
@@ -53,9 +53,10 @@ def text_from_tokens(tokens: Sequence[int]) -> str:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer, reading the feature where the tokenised prompt ends. Always frozen.
+    """CLIP's text transformer, always frozen. A prompt's feature is read at its end of text.
 
-    Its attention is causal, so nothing behind the end of a prompt is computed (the reference computes all 77 tokens).
+    The attention is causal, so tokens after the longest prompt's end need not be computed. (The reference computes all
+    77 tokens.)
     """
 
     def __init__(self, clip: CLIP) -> None:
@@ -70,14 +71,14 @@ class TextEncoder(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, prompts: Tensor, end_of_text: Tensor) -> Tensor:
-        """Convert prompt embeddings to text features, not normalised.
+        """Encode prompt embeddings to text features, not normalised.
 
         Args:
-            prompts: [..., C, N, D], N ≤ 77 tokens, behind the longest prompt's end of text or later.
-            end_of_text: index of each prompt's end [C].
+            prompts: embeddings [..., C, N, D] of N ≤ 77 tokens. N includes the end of text of every prompt.
+            end_of_text: index of each prompt's end of text, [C].
 
         Returns:
-            [..., C, L].
+            Text features [..., C, L].
         """
         *batch, classes, tokens, _ = prompts.shape
         x = prompts.flatten(0, -3) + self.positional_embedding[:tokens]
@@ -88,17 +89,17 @@ class TextEncoder(nn.Module):
 
 
 def _causal_mask(length: int) -> Tensor:
-    # On the CPU even where the rest of the model is built without memory, on the device "meta".
+    # Always on the CPU, also when the model is built on the device "meta", which has no memory.
     return torch.full((length, length), float("-inf"), device="cpu").triu_(1)
 
 
 class PromptLearner(nn.Module):
     """Learnable contexts: class-specific [C, M, D] or shared [M, D], inserted into the embedded class texts.
 
-    The token ids are those of ``"X " * M + text``; the M placeholders are replaced by the contexts.
+    The token ids are those of ``"X " * M + text``, and the contexts replace the M placeholders.
 
-    With ``image_features`` a network of two layers (``meta_net``) adds a shift, computed from a clip's features, to all
-    contexts: Co-CoOp, Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, equation 3.
+    With ``image_features``, a network of two layers (``meta_net``) computes a shift of all contexts from a clip's video
+    feature: Co-CoOp, Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, equation 3.
     """
 
     def __init__(
@@ -112,12 +113,12 @@ class PromptLearner(nn.Module):
 
         Args:
             spec: class texts and contexts.
-            token_embedding: CLIP's, for its width D.
-            context_length: the most tokens of a prompt, 77.
-            image_features: L, the size of what shifts the contexts; None for contexts that stay.
+            token_embedding: CLIP's token embedding, for its width D.
+            context_length: largest number of tokens in a prompt, 77.
+            image_features: L, the size of the video feature that shifts the contexts; None for contexts without shift.
 
         Raises:
-            DferDeployError: a prompt is too long.
+            DferDeployError: a prompt has more than ``context_length`` tokens.
         """
         super().__init__()
         self.spec = spec
@@ -153,12 +154,12 @@ class PromptLearner(nn.Module):
     def forward(
         self, token_embedding: nn.Embedding, position: PromptPosition | None = None, video: Tensor | None = None
     ) -> Tensor:
-        """Return prompt embeddings [C, N, D], N the length of the longest prompt; with ``video`` [B, C, N, D].
+        """Embed the prompts: [C, N, D], or [B, C, N, D] with ``video``. N is the length of the longest prompt.
 
         Args:
-            token_embedding: CLIP's.
-            position: where the contexts stand; by default where the spec says.
-            video: video features of unit length [B, L], which shift the contexts by ``meta_net``.
+            token_embedding: CLIP's token embedding.
+            position: position of the contexts; by default that of the spec.
+            video: video features [B, L] of unit length, from which ``meta_net`` computes the shift of the contexts.
         """
         tokens = torch.cat([self.prefix_ids, self.suffix_ids[:, : self.longest - 1 - self.spec.contexts]], dim=1)
         embedded = token_embedding(tokens)  # [C, N - M, D]

@@ -13,7 +13,7 @@ from dfer_deploy.specs import TemporalSpec
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens [B, N, L]; queries, keys and values without bias."""
+    """Multi-head self-attention over tokens [B, N, L]. Queries, keys and values have no bias."""
 
     def __init__(self, dim: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """f_1 … f_T to one video feature: the class token after ``depth`` ≥ 1 blocks. No final LayerNorm."""
+    """Frame features to one video feature: the class token after ``depth`` ≥ 1 blocks, without a final LayerNorm."""
 
     def __init__(self, dim: int, spec: TemporalSpec) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class TemporalTransformer(nn.Module):
 
 
 class TemporalMean(nn.Module):
-    """Depth 0: the mean over frames, without parameters (the paper's ablation without a temporal model)."""
+    """Depth 0: the mean over frames, without parameters. This is the paper's ablation without a temporal model."""
 
     def forward(self, frame_features: Tensor) -> Tensor:
         """Convert frame features [B, T, L] to video features [B, L]."""
@@ -73,5 +73,5 @@ class TemporalMean(nn.Module):
 
 
 def build_temporal_net(dim: int, spec: TemporalSpec) -> TemporalTransformer | TemporalMean:
-    """Return the temporal model of ``spec.depth`` layers over features of ``dim`` dimensions."""
+    """Build the temporal model of ``spec.depth`` layers over features of ``dim`` dimensions."""
     return TemporalTransformer(dim, spec) if spec.depth else TemporalMean()

@@ -1,1 +1,1 @@
-"""The places where one model can run, behind one small protocol."""
+"""The runtimes of a model, behind one small protocol."""

@@ -1,4 +1,4 @@
-"""Which runtimes of this process answer for a bundle on this machine."""
+"""The runtimes that can run a bundle in this process, on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ RUNTIMES: tuple[Runtime, ...] = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorr
 
 @dataclass(frozen=True)
 class UsualRuntimes:
-    """The runtimes that are used by default: onnxruntime on the best device, and TensorRT where the engines run here.
+    """The default runtimes: onnxruntime on the best device, and TensorRT if the engines run on this machine.
 
     Attributes:
-        runtimes: onnxruntime first.
-        no_tensorrt: why TensorRT is not among them, or nothing.
+        runtimes: the runtimes, onnxruntime first.
+        no_tensorrt: reason why TensorRT is not among them; empty if it is.
     """
 
     runtimes: tuple[Runtime, ...]
@@ -32,11 +32,11 @@ class UsualRuntimes:
 
 
 def usual_runtimes(bundle: Bundle, *, host_code_allowed: bool = False) -> UsualRuntimes:
-    """Return the runtimes to compare by default.
+    """Choose the runtimes to compare by default.
 
     Args:
         bundle: an opened bundle.
-        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
+        host_code_allowed: let TensorRT execute the code in version-compatible engines.
 
     Raises:
         DferDeployError: onnxruntime is not installed, or the record of the engines is damaged.
@@ -47,10 +47,16 @@ def usual_runtimes(bundle: Bundle, *, host_code_allowed: bool = False) -> UsualR
 
 
 def usual_runtime(bundle: Bundle, *, host_code_allowed: bool = False) -> Runtime:
-    """Return the one runtime to use by default: TensorRT, which then needs no onnxruntime, else onnxruntime.
+    """Choose the default runtime: TensorRT if the engines run on this machine, otherwise onnxruntime.
+
+    onnxruntime need not be installed if TensorRT is chosen.
+
+    Args:
+        bundle: an opened bundle.
+        host_code_allowed: let TensorRT execute the code in version-compatible engines.
 
     Raises:
-        DferDeployError: neither is there, or the record of the engines is damaged.
+        DferDeployError: neither runtime is available, or the record of the engines is damaged.
     """
     if not tensorrt_obstacle(bundle, host_code_allowed=host_code_allowed):
         return "tensorrt"
@@ -58,15 +64,15 @@ def usual_runtime(bundle: Bundle, *, host_code_allowed: bool = False) -> Runtime
 
 
 def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool = False) -> Predictor:
-    """Return a bundle's predictor in this process.
+    """Open a bundle's predictor in this process.
 
     Args:
-        runtime: which one.
+        runtime: the runtime to use.
         bundle: an opened bundle.
-        host_code_allowed: let TensorRT execute the code that version-compatible engines carry.
+        host_code_allowed: let TensorRT execute the code in version-compatible engines.
 
     Raises:
-        DferDeployError: this machine or this bundle does not allow it; the sentence says why.
+        DferDeployError: the runtime is not available on this machine, or cannot run this bundle.
     """
     if runtime == "tensorrt":
         try:
@@ -80,11 +86,11 @@ def open_predictor(runtime: Runtime, bundle: Bundle, *, host_code_allowed: bool 
 
 
 def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str:
-    """Return why a bundle's engines are not expected to run in this process, or nothing.
+    """Explain why a bundle's engines are not expected to run in this process; the text is empty if they are.
 
     Args:
         bundle: an opened bundle.
-        host_code_allowed: TensorRT may execute the code that version-compatible engines carry.
+        host_code_allowed: let TensorRT execute the code in version-compatible engines.
 
     Raises:
         DferDeployError: the record of the engines is damaged.
@@ -116,7 +122,7 @@ def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str
 
 
 def _usual_onnxruntime(bundle: Bundle) -> Runtime:
-    # The embedded server runs on the CPU, and is compared with the same graphs on the same device.
+    # The embedded server runs on the CPU, so it is compared with the same graphs on the CPU.
     if bundle.manifest.target == "embedded" or not has_cuda_provider() or not ask_cuda_driver().gpus:
         return "onnxruntime-cpu"
     try:

@@ -1,4 +1,4 @@
-"""The two ONNX graphs in this process."""
+"""A predictor that runs a bundle's two ONNX graphs in this process."""
 
 from __future__ import annotations
 
@@ -33,23 +33,27 @@ class OnnxRuntimePredictor:
         """Open both sessions.
 
         Args:
-            image_encoder: ONNX file, frames to frame features.
-            temporal_head: ONNX file, frame features to logits and probabilities.
-            name: what tables call it.
-            threads: intra-op threads; 0 for one per core.
-            device: where the graphs run; ``cuda`` is the first visible GPU and never falls back to the CPU.
+            image_encoder: ONNX file of the image encoder, frames to frame features.
+            temporal_head: ONNX file of the temporal head, frame features to logits and probabilities.
+            name: name in tables.
+            threads: number of the image encoder's intra-op threads; 0 for one per core.
+            device: device of the graphs; ``cuda`` is the first visible GPU and never falls back to the CPU.
 
         Raises:
             DferDeployError: a file cannot be loaded, or onnxruntime cannot use the device.
         """
         self.name = name
         self._encoder = open_session(image_encoder, threads, device)
-        # The head is a few milliseconds of work; threads of its own would only get in the encoder's way.
+        # The head takes a few milliseconds, and more threads would slow down the encoder's.
         self._head = open_session(temporal_head, 1, device)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: Device = "cpu") -> OnnxRuntimePredictor:
-        """Return the predictor of an opened bundle."""
+        """Open the predictor of an opened bundle.
+
+        Raises:
+            DferDeployError: a graph cannot be loaded, or onnxruntime cannot use the device.
+        """
         name = f"onnxruntime {bundle.manifest.precision_name}{' CUDA' if device == 'cuda' else ''}"
         return cls(bundle.image_encoder_onnx, bundle.temporal_head_onnx, name=name, device=device)
 
@@ -74,33 +78,37 @@ class OnnxRuntimePredictor:
 
 
 def has_cuda_provider() -> bool:
-    """Return whether the installed onnxruntime was built with CUDA; that says nothing about this machine."""
+    """Check whether the installed onnxruntime was built with CUDA. The machine may still lack a usable GPU.
+
+    Raises:
+        DferDeployError: onnxruntime is not installed.
+    """
     return "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
 
 
 def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: Path | None = None) -> Any:
-    """Return an onnxruntime session.
+    """Open an onnxruntime session.
 
     Source: onnxruntime's documentation, "CUDA Execution Provider" and its Python API.
 
     Args:
         path: ONNX file.
-        threads: intra-op threads; 0 for one per core.
-        device: where the graph runs.
-        profile: the beginning of the name of a file that gets the time of every operator; the session's
-            ``end_profiling`` writes it and gives its name.
+        threads: number of intra-op threads; 0 for one per core.
+        device: device of the graph.
+        profile: prefix of the name of a file for the time of every operator. The session's ``end_profiling`` writes the
+            file and returns its name.
 
     Raises:
         DferDeployError: the file cannot be loaded, or onnxruntime cannot use the device.
     """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
-    # Its own 0 counts cores that this process may not use, and pins its threads to them.
+    # onnxruntime's own default counts cores that this process may not use, and pins threads to them.
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    # As in the served image encoder: threads that wait for milliseconds would take the core from others.
+    # As in the served image encoder: threads that spin for milliseconds would take cores from others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -111,11 +119,11 @@ def open_session(path: Path, threads: int, device: Device = "cpu", *, profile: P
                 "the installed onnxruntime knows no CUDA; in its place install the GPU package: "
                 "pip uninstall onnxruntime; pip install onnxruntime-gpu"
             )
-        # TF32 would round the operands of fp32 products to 11 bits.
+        # TF32 would round the operands of fp32 matrix products to 11 bits.
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
         said = _preloaded(onnxruntime)
     try:
-        # Its fallback would answer from the CPU without a word, also later, when a GPU fails.
+        # The fallback would use the CPU without a message, also later, when a GPU fails.
         session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no public base class
         reason = str(error).strip().splitlines()[0][:200]
@@ -140,7 +148,7 @@ def _onnxruntime() -> Any:
 
 
 def _preloaded(onnxruntime: Any) -> str:
-    """Load CUDA and cuDNN from NVIDIA's packages, where the system's loader does not look; give what went wrong."""
+    """Load CUDA and cuDNN from NVIDIA's packages, where the system's loader does not look; return the messages."""
     if not hasattr(onnxruntime, "preload_dlls"):  # before 1.21
         return ""
     printed = io.StringIO()

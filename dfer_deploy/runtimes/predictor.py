@@ -1,4 +1,4 @@
-"""The protocol that PyTorch, onnxruntime and a served Triton fulfil alike."""
+"""The protocol of a predictor, which PyTorch, onnxruntime, TensorRT and a served model implement."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Prediction:
 
 
 class Predictor(Protocol):
-    """A model that answers. A context manager: leaving it releases sessions, connections and threads."""
+    """A model that answers batches of clips. Leaving its context releases sessions, connections and threads."""
 
     @property
     def name(self) -> str:
-        """What to call it in a table, for example ``onnxruntime fp32``."""
+        """The name in tables, for example ``onnxruntime fp32``."""
         ...
 
     def encode(self, frames: Frames) -> Float32:
@@ -40,7 +40,7 @@ class Predictor(Protocol):
         ...
 
     def predict(self, frames: Frames) -> Prediction:
-        """Run both, as a client would ask: frames [B, T, H, W, 3] to a prediction."""
+        """Run both: frames [B, T, H, W, 3] to a prediction."""
         ...
 
     def __enter__(self) -> Predictor: ...

@@ -1,8 +1,8 @@
 """One TensorRT engine, run on PyTorch tensors in device memory.
 
-Written against the Python API of TensorRT 10.12 to 11.4, in which failures are return values: see "Runtime",
+The module is written for the Python API of TensorRT 10.12 to 11.4, in which failures are return values: see "Runtime",
 "ICudaEngine" and "IExecutionContext" in NVIDIA's TensorRT Python API, and "CUDA Graphs" in the chapter on performance.
-No machine with a GPU has run it yet; ``tests/gpu`` is what to run there first.
+It has not been run on a machine with a GPU yet; run ``tests/gpu`` there first.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 MAX_GRAPHS = 8
-"""CUDA graphs that an engine keeps. Each holds an execution context; other shapes are launched kernel by kernel."""
+"""Limits the CUDA graphs of an engine, each of which holds an execution context. Further shapes run without a graph."""
 
 _ALIGNMENT = 256
-"""Bytes, of every address given to TensorRT (``IExecutionContext::setTensorAddress``)."""
+"""Alignment in bytes of every address that TensorRT gets (``IExecutionContext::setTensorAddress``)."""
 
 _DTYPES = {"uint8": "UINT8", "float32": "FLOAT"}
 _TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -41,7 +41,7 @@ _TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """What an engine was built for: the smallest and the largest shape of its input, [B, T, …]."""
+    """The smallest and the largest shape, [B, T, …], of the input that an engine was built for."""
 
     smallest: tuple[int, ...]
     largest: tuple[int, ...]
@@ -51,7 +51,11 @@ class ShapeRange:
         return self.largest[0]
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise ``DferDeployError`` unless every size of ``shape`` lies between the two."""
+        """Check that every size of ``shape`` lies between the two shapes.
+
+        Raises:
+            DferDeployError: a size is out of range, or the number of dimensions differs.
+        """
         fits = len(shape) == len(self.largest) and all(
             low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest, strict=True)
         )
@@ -63,19 +67,26 @@ class ShapeRange:
         )
 
     def room_for(self, tensor: TensorSpec) -> int:
-        """Return the largest number of values that a tensor of this engine's graph can have."""
+        """Compute the largest number of values that a tensor of this engine's graph can have."""
         sizes = {"batch": self.largest[0], "time": self.largest[1]}
         return math.prod(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
 
 
 def pieces(batch: int, largest: int) -> list[slice]:
-    """Cut a batch into slices of at most ``largest``; an empty batch is one empty slice."""
+    """Split a batch into slices of at most ``largest`` clips. An empty batch gives one empty slice."""
     return [slice(start, min(start + largest, batch)) for start in range(0, max(batch, 1), largest)]
 
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """An input or output as an engine describes it: TensorRT's names of mode and type, -1 for a dynamic size."""
+    """An input or output as an engine describes it.
+
+    Attributes:
+        name: name of the tensor.
+        mode: ``INPUT`` or ``OUTPUT``.
+        dtype: TensorRT's name of the type, such as ``FLOAT``.
+        shape: sizes; -1 for a dynamic one.
+    """
 
     name: str
     mode: str
@@ -83,7 +94,7 @@ class EngineTensor:
     shape: tuple[int, ...]
 
     def fits(self, other: EngineTensor) -> bool:
-        """Return whether both can be the same tensor; a dynamic size fits any."""
+        """Check whether both can be the same tensor. A dynamic size fits any size."""
         same = (self.name, self.mode, self.dtype, len(self.shape)) == (
             other.name, other.mode, other.dtype, len(other.shape)
         )  # fmt: skip
@@ -94,7 +105,11 @@ class EngineTensor:
 
 
 def check_tensors(found: Iterable[EngineTensor], spec: GraphSpec, plan: Path) -> None:
-    """Raise ``DferDeployError`` unless an engine has the inputs and outputs of ``spec`` and no others."""
+    """Check that an engine has exactly the inputs and outputs of ``spec``.
+
+    Raises:
+        DferDeployError: the inputs or outputs differ.
+    """
     expected = [
         EngineTensor(
             tensor.name, mode, _DTYPES[tensor.dtype], tuple(-1 if isinstance(s, str) else s for s in tensor.shape)
@@ -112,10 +127,10 @@ def check_tensors(found: Iterable[EngineTensor], spec: GraphSpec, plan: Path) ->
 
 
 def import_tensorrt() -> Any:
-    """Return the module ``tensorrt``.
+    """Import the module ``tensorrt``.
 
     Raises:
-        DferDeployError: it is missing, cannot be loaded, or is too old.
+        DferDeployError: the module is not installed, cannot be loaded, or is older than 10.12.
     """
     what = "running a TensorRT engine in this process"
     try:
@@ -134,7 +149,7 @@ def import_tensorrt() -> Any:
 
 
 class LoadedEngine:
-    """A plan that TensorRT has read, with the objects that must outlive it."""
+    """An engine that TensorRT has deserialised, with the objects that must outlive it."""
 
     def __init__(self, module: Any, plan: Path, *, host_code_allowed: bool = False) -> None:
         """Read a plan.
@@ -142,10 +157,10 @@ class LoadedEngine:
         Args:
             module: ``tensorrt``, or one with its API.
             plan: a serialised engine.
-            host_code_allowed: let TensorRT execute the code that a version-compatible plan carries.
+            host_code_allowed: let TensorRT execute the code in a version-compatible plan.
 
         Raises:
-            DferDeployError: there is no such file, or TensorRT refuses it; with everything it said about that.
+            DferDeployError: the file cannot be read, or TensorRT refuses it. The error includes TensorRT's messages.
         """
         try:
             content = plan.read_bytes()
@@ -166,12 +181,12 @@ class LoadedEngine:
         self.engine = engine
 
     def error(self, what: str) -> DferDeployError:
-        """Return what went wrong, with what TensorRT said last."""
+        """Build an error from ``what`` went wrong and TensorRT's last messages."""
         said = "; ".join(dict.fromkeys(self.messages.texts)) or "it gave no reason"
         return DferDeployError(f"{what} ({said}); build the engines on this machine with: dfer-deploy build")
 
     def tensors(self) -> list[EngineTensor]:
-        """Its inputs and outputs."""
+        """List the engine's inputs and outputs."""
         engine = self.engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return [
@@ -185,19 +200,19 @@ class LoadedEngine:
         ]
 
     def shapes(self, name: str) -> ShapeRange:
-        """Return the limits of an input in the one optimisation profile, 0."""
+        """Read the limits of an input's shape from the only optimisation profile, 0."""
         engine = self.engine
         smallest, _, largest = engine.get_tensor_profile_shape(name, 0)
         return ShapeRange(smallest[:], largest[:])
 
     def close(self) -> None:
-        """Release TensorRT's objects in the order in which they may go: engine, runtime, logger."""
+        """Release TensorRT's objects in the required order: engine, runtime, logger."""
         del self.engine, self._runtime, self.messages
 
 
 def _messages(module: Any) -> Any:
     class Messages(module.ILogger):  # type: ignore[misc]
-        """Keeps TensorRT's last errors, which are the only place where it gives reasons."""
+        """Keeps TensorRT's last error messages, because its API reports no reasons elsewhere."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
@@ -212,7 +227,7 @@ def _messages(module: Any) -> Any:
 
 @dataclass
 class _Captured:
-    """A CUDA graph, the execution context whose launches it holds, and where the answers will be."""
+    """A CUDA graph, the execution context whose launches it holds, and the memory of the outputs."""
 
     graph: torch.cuda.CUDAGraph
     context: trt.IExecutionContext
@@ -220,11 +235,11 @@ class _Captured:
 
 
 class EngineRunner:
-    """Runs one engine on the current CUDA device, on a stream of its own (a context manager; for one thread).
+    """A context manager that runs one engine on the current CUDA device, on its own stream. One thread may use it.
 
-    Input, outputs and activations lie in memory that is allocated once, for the largest shape. Execution contexts are
-    made with ``USER_MANAGED`` memory and share the activations, since they never run at the same time. A captured graph
-    has a context to itself: changing a context from which a graph was captured is undefined behaviour.
+    Memory for input, outputs and activations is allocated once, for the largest shape. Execution contexts use
+    ``USER_MANAGED`` memory and share the activations, since they never run at the same time. Each captured graph has
+    its own context, because changing a context from which a graph was captured is undefined behaviour.
     """
 
     def __init__(
@@ -235,12 +250,12 @@ class EngineRunner:
         Args:
             module: ``tensorrt``, or one with its API.
             plan: a serialised engine with one input and one optimisation profile.
-            spec: the graph that it must be.
-            cuda_graphs: record the launches of a shape once and replay them.
-            host_code_allowed: let TensorRT execute the code that a version-compatible plan carries.
+            spec: the graph whose inputs and outputs the engine must have.
+            cuda_graphs: record the launches for a shape once and replay them.
+            host_code_allowed: let TensorRT execute the code in a version-compatible plan.
 
         Raises:
-            DferDeployError: there is no GPU, or the plan is missing, refused or of another model.
+            DferDeployError: PyTorch cannot use a GPU, or the plan is missing, refused or of another model.
         """
         require(torch.cuda.is_available(), f"{plan} needs an NVIDIA GPU that PyTorch can use, and there is none here")
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -261,12 +276,12 @@ class EngineRunner:
         self._captured: dict[tuple[tuple[int, ...], int], _Captured] = {}
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
-        """Copy an array through pinned memory into the engine's own input memory, on the current stream.
+        """Copy an array through pinned memory into the engine's input memory, on the current stream.
 
-        Nothing may be uploaded before an earlier upload has arrived: read an answer first.
+        Read an answer before the next upload, so that the earlier upload has been completed.
 
         Raises:
-            DferDeployError: the engine was not built for this shape, or the array has another type.
+            DferDeployError: the engine was not built for this shape, or the array has another dtype.
         """
         self.shapes.check(self._input.name, array.shape)
         require(
@@ -279,27 +294,27 @@ class EngineRunner:
         return tensor.copy_(pinned, non_blocking=True)
 
     def run(self, tensor: Tensor, *, stays: bool = False) -> tuple[Tensor, ...]:
-        """Enqueue the engine behind the current stream's work, and the current stream's further work behind it.
+        """Enqueue the engine after the current stream's work, and the current stream's further work after the engine.
 
         Args:
-            tensor: the input on this engine's device, contiguous; it is read where it lies.
-            stays: its memory keeps its place as long as this runner, so that a CUDA graph may point to it.
+            tensor: the input on this engine's device, contiguous. It is not copied.
+            stays: whether the tensor's memory stays valid as long as this runner, so that a CUDA graph may refer to it.
 
         Returns:
-            The outputs in the contract's order: views of the engine's own memory, to be read before its next run.
+            The outputs in the contract's order: views of the engine's own memory. Read them before the next run.
 
         Raises:
             DferDeployError: the tensor does not fit, or TensorRT refuses to run.
         """
         self._check(tensor)
-        # A thread's current device may be another one.
+        # The calling thread's current device may be another one.
         with torch.cuda.device(self.device):
             return self._run(tensor, stays=stays)
 
     def _run(self, tensor: Tensor, *, stays: bool) -> tuple[Tensor, ...]:
         key = tuple(tensor.shape), tensor.data_ptr()
         current = torch.cuda.current_stream(self.device)
-        # Whoever asked before, on another stream, may still read the answer that lies in this engine's memory.
+        # The previous caller's stream may still read its answer from this engine's memory.
         for stream in {current, self._caller or current}:
             self.stream.wait_stream(stream)
         self._caller = current
@@ -324,11 +339,11 @@ class EngineRunner:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self.device)
         try:
-            # Other threads may go on using CUDA meanwhile, as in Triton's TensorRT backend.
+            # Other threads may use CUDA during the capture, as in Triton's TensorRT backend.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._execute(context)
         except (RuntimeError, DferDeployError) as error:
-            # The answer of the first enqueue stands.
+            # The answer of the first enqueue is valid.
             self._cuda_graphs = False
             warn(f"{self._loaded.plan} runs without CUDA graphs, its launches cannot be recorded: {error}")
             return outputs
@@ -343,7 +358,7 @@ class EngineRunner:
         if context is None:
             raise self._loaded.error(f"TensorRT makes no execution context of {self._loaded.plan}")
         context.set_device_memory(self._activations.data_ptr(), self._activations.numel())
-        # Chosen by default, but of old for the first context of an engine only.
+        # The profile is the default, but in older versions for an engine's first context only.
         if not context.set_optimization_profile_async(0, self.stream.cuda_stream):
             raise self._loaded.error(f"TensorRT refuses the optimisation profile of {self._loaded.plan}")
         return context
@@ -389,7 +404,7 @@ class EngineRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stream.synchronize()
-        # Graphs before their contexts, contexts before the engine, and the memory that all of them point to last.
+        # Release graphs before their contexts, contexts before the engine, and the memory that all of them use last.
         while self._captured:
             self._captured.popitem()[1].graph.reset()
         del self._context

@@ -1,4 +1,4 @@
-"""The two TensorRT engines of a built bundle in this process."""
+"""A predictor that runs the two TensorRT engines of a built bundle in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dfer_deploy.specs import Contract
 
 
 class TensorRtPredictor:
-    """Runs two plans on the current CUDA device (a ``Predictor``). More clips than the engines take go in pieces."""
+    """Runs two plans on the current CUDA device (a ``Predictor``). Batches that are too large are split."""
 
     def __init__(
         self,
@@ -36,16 +36,16 @@ class TensorRtPredictor:
         """Load both plans.
 
         Args:
-            image_encoder: plan, frames to frame features.
-            temporal_head: plan, frame features to logits and probabilities.
-            contract: the graphs that the plans must be.
-            name: what tables call it.
-            module: ``tensorrt``, which is imported where None is given, or a module with its API.
-            cuda_graphs: record the launches of a shape once and replay them.
-            host_code_allowed: let TensorRT execute the code that version-compatible plans carry.
+            image_encoder: plan of the image encoder, frames to frame features.
+            temporal_head: plan of the temporal head, frame features to logits and probabilities.
+            contract: the graphs whose inputs and outputs the plans must have.
+            name: name in tables.
+            module: a module with the API of ``tensorrt``; None imports ``tensorrt``.
+            cuda_graphs: record the launches for a shape once and replay them.
+            host_code_allowed: let TensorRT execute the code in version-compatible plans.
 
         Raises:
-            DferDeployError: there is no TensorRT or no GPU, or a plan is missing, refused or of another model.
+            DferDeployError: TensorRT or a GPU is not available, or a plan is missing, refused or of another model.
         """
         self.name = name
         self._lock = threading.Lock()
@@ -63,10 +63,11 @@ class TensorRtPredictor:
     def from_bundle(
         cls, bundle: Bundle, *, cuda_graphs: bool = True, host_code_allowed: bool = False
     ) -> TensorRtPredictor:
-        """Return the predictor of a bundle whose engines are built.
+        """Open the predictor of a bundle whose engines are built.
 
         Raises:
-            DferDeployError: they are not, or they carry code and ``host_code_allowed`` is not set.
+            DferDeployError: the engines are not built, contain code although ``host_code_allowed`` is not set, or
+                cannot be loaded.
         """
         if bundle.manifest.target != "tensorrt":
             raise RuntimeUnavailableError(
@@ -127,11 +128,12 @@ class TensorRtPredictor:
             )
 
     def predict_tensors(self, frames: Tensor, *, stays: bool = False) -> tuple[Tensor, Tensor]:
-        """Predict from device memory to device memory without a copy, behind the current stream's work.
+        """Predict from device memory to device memory without a copy, after the current stream's work.
 
         Args:
-            frames: uint8 [B, T, H, W, 3] on the engines' device, contiguous, B at most what the engines take.
-            stays: the tensor keeps its place as long as this predictor, so that CUDA graphs may point to it.
+            frames: uint8 [B, T, H, W, 3] on the engines' device, contiguous, B at most the engines' largest batch.
+            stays: whether the tensor's memory stays valid as long as this predictor, so that CUDA graphs may refer to
+                it.
 
         Returns:
             Logits and probabilities, float32 [B, C]: views of the engine's own memory. Read or clone them before the
@@ -145,7 +147,7 @@ class TensorRtPredictor:
 
     def _predict(self, frames: Tensor, *, stays: bool) -> tuple[Tensor, Tensor]:
         (features,) = self._encoder.run(frames, stays=stays)
-        # The features lie in the encoder's own memory, which stays.
+        # The features are in the encoder's own memory, which stays valid.
         logits, probabilities = self._head.run(features, stays=True)
         return logits, probabilities
 

@@ -1,4 +1,4 @@
-"""The checkpoint itself in PyTorch: the truth that everything else is compared with."""
+"""The checkpoint itself in PyTorch: the reference that the other runtimes are compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dfer_deploy.specs import PromptPosition
 
 
 class TorchPredictor:
-    """Runs ``DferClip`` in fp32, on CUDA where there is one (a ``Predictor``)."""
+    """Runs ``DferClip`` in fp32, on CUDA if it is available (a ``Predictor``)."""
 
     def __init__(self, model: DferClip) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,13 +20,13 @@ class TorchPredictor:
         self.model = model.eval().to(self.device)
 
     def encode(self, frames: Frames) -> Float32:
-        # On a GPU PyTorch would round the operands of convolutions to the 11 bits of TF32; this is the truth.
+        # On a GPU, PyTorch would by default round the operands of convolutions to the 11 bits of TF32.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             images = images_from_frames(torch.from_numpy(frames).to(self.device))
             return self.model.encode_frames(images).cpu().numpy()
 
     def classify(self, frame_features: Float32, position: PromptPosition | None = None) -> Prediction:
-        """Classify frame features [B, T, L]; ``position`` overrides where the prompt's contexts stand."""
+        """Classify frame features float32 [B, T, L]; ``position`` overrides the position of the prompts' contexts."""
         with torch.inference_mode():
             logits = self.model.classify(torch.from_numpy(frame_features).to(self.device), position)
             return Prediction(logits.cpu().numpy(), torch.softmax(logits, dim=-1).cpu().numpy())

@@ -1,1 +1,1 @@
-"""A real Triton server, its client and its load generator."""
+"""Triton servers: how they are installed, started, watched and measured."""

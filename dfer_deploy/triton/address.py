@@ -1,4 +1,4 @@
-"""Where a server is: reading an address, and what a gRPC channel to it needs."""
+"""The address of a server, and the options of a gRPC channel to it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Address(NamedTuple):
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether the host is the loopback."""
+        """Whether the host is a loopback address."""
         return self.netloc.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
 
 
 def parse_url(url: str) -> Address:
-    """Read ``grpc://host:port``, ``http://host:port`` or ``host:port``, which is gRPC.
+    """Parse ``grpc://host:port``, ``http://host:port`` or ``host:port`` (gRPC).
 
     Raises:
-        DferDeployError: it is none of these.
+        DferDeployError: the address has another form, or its port is not 1 to 65535.
     """
     if not isinstance(url, str):
         raise SettingError(f"the address is a {type(url).__name__}, expected a text such as grpc://127.0.0.1:8001")
@@ -46,7 +46,7 @@ def parse_url(url: str) -> Address:
 
 
 def channel_options(netloc: str) -> list[tuple[str, int]]:
-    """Return gRPC channel options: messages up to 2 GB, and no proxy between this machine and itself."""
+    """Build the options of a gRPC channel: messages of up to 2 GB, and no proxy for connections to this machine."""
     largest = 2**31 - 1
     options = [("grpc.max_send_message_length", largest), ("grpc.max_receive_message_length", largest)]
     if Address("grpc", netloc).is_this_machine:

@@ -1,4 +1,4 @@
-"""NVIDIA's Triton container, started with Docker: which image, and with which rights."""
+"""NVIDIA's Triton container, started with Docker: the choice of the image, and the container's privileges."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from dfer_deploy.triton.installation import engine_options, server_options
 from dfer_deploy.triton.ports import Endpoints
 
 MODELS = Path("/models")
-"""Where the container sees the model repository, read-only."""
+"""The path of the model repository inside the container, where it is read-only."""
 
 UNPRIVILEGED = 1000
-"""The user and group triton-server in NVIDIA's images (server/build.py)."""
+"""The id of the user and the group triton-server in NVIDIA's images (server/build.py)."""
 
 _PORTS = (8000, 8001, 8002)
-"""HTTP, gRPC and metrics inside the container."""
+"""The ports for HTTP, gRPC and metrics inside the container."""
 
 
 @dataclass(frozen=True)
 class TritonContainer:
     """A Triton that ``docker run`` starts in the foreground (an ``Installation``).
 
-    It sees the model repository and nothing else of this machine, can write to /tmp in memory only, and runs as the
-    calling user, who can read the repository; as an unprivileged one where that is root.
+    Of this machine's files, the container can read the model repository only. It can write to /tmp only, which is in
+    memory. It runs as the calling user, who can read the repository. If the caller is root, it runs as the unprivileged
+    user triton-server.
 
     Attributes:
-        docker: the client.
-        image: with its tag or digest; it must be on this machine (``ensure_image``).
-        has_gpu: give it all GPUs.
-        version_compatible: let its TensorRT backend execute the code in version-compatible engines.
+        docker: path of Docker's client.
+        image: name of the image with its tag or digest. The image must be on this machine (``ensure_image``).
+        has_gpu: whether the container gets all GPUs.
+        version_compatible: let the TensorRT backend execute the code in version-compatible engines.
     """
 
     docker: Path
@@ -82,26 +83,26 @@ class TritonContainer:
         ]
 
     def end_command(self, mark: str) -> list[str]:
-        """Return the command that ends the container, which runs on after its client was killed."""
+        """Build the command that ends the container, which keeps running when Docker's client is killed."""
         return [str(self.docker), "rm", "--force", mark]
 
     def process_environment(self) -> dict[str, str]:
-        """Return this process's own, by which Docker's client finds the daemon and its credentials."""
+        """Copy this process's environment variables, which lead Docker's client to its daemon and its configuration."""
         return dict(os.environ)
 
 
 def compose_command(bundle: Path, *arguments: str) -> str:
-    """Return a command line for the compose.yaml in a bundle's folder, as its comments write it."""
+    """Build a command line for the compose.yaml in a bundle's folder, as the file's comments show it."""
     folder = shlex.quote(str(bundle))
     return f"env UID=$(id -u) GID=$(id -g) docker compose --project-directory {folder} {' '.join(arguments)}"
 
 
 def image_for(built: EngineSet | None, bundle: Path) -> str:
-    """Return the image whose TensorRT runs the engines; without engines, the oldest without known critical flaws.
+    """Choose the oldest image without known critical vulnerabilities whose TensorRT runs the engines.
 
     Args:
-        built: the engines.
-        bundle: the folder of their bundle, for advice.
+        built: the record of the engines; None if none were built, so that every version of TensorRT fits.
+        bundle: the bundle's folder, for the error's advice.
 
     Raises:
         DferDeployError: no such image is known.
@@ -120,16 +121,16 @@ def image_for(built: EngineSet | None, bundle: Path) -> str:
 
 
 def is_outdated(image: str) -> bool:
-    """Return whether an image is one of NVIDIA's with known critical vulnerabilities; False where it is unknown."""
+    """Check whether an image's tag is a release with known critical vulnerabilities; False if the tag does not say."""
     release = re.search(r"(?:^|/)tritonserver:(\d\d\.\d\d)(?:-|$)", image)
     return release is not None and release.group(1) < SECURITY_FLOOR
 
 
 def ensure_image(docker: Path, image: str) -> None:
-    """Pull an image that is not on this machine, with Docker's own progress on standard error.
+    """Pull an image unless it is on this machine. Docker's own progress goes to standard error.
 
     Raises:
-        DferDeployError: it cannot be pulled.
+        DferDeployError: the image cannot be pulled.
     """
     known = subprocess.run(
         [str(docker), "image", "inspect", image], stdin=subprocess.DEVNULL, capture_output=True, check=False
@@ -137,7 +138,7 @@ def ensure_image(docker: Path, image: str) -> None:
     if known.returncode == 0:
         return
     with step(f"pull {image} (once, several GB)"):
-        # A file descriptor, so that Docker sees the terminal.
+        # Standard error's file descriptor, so that Docker detects the terminal.
         pulled = subprocess.run([str(docker), "pull", image], stdin=subprocess.DEVNULL, stdout=2, check=False)
         if pulled.returncode != 0:
             raise ServerError(
@@ -147,7 +148,7 @@ def ensure_image(docker: Path, image: str) -> None:
 
 
 def _mount(repository: Path) -> str:
-    """Docker reads the option as one line of CSV, so that a path may hold commas and quotes."""
+    """The option's value as one line of CSV, as Docker reads it, so that a path may contain commas and quotes."""
     line = io.StringIO()
     fields = ("type=bind", f"source={repository}", f"target={MODELS}", "readonly")
     csv.writer(line, lineterminator="").writerow(fields)

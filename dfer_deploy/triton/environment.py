@@ -1,8 +1,8 @@
 """The private environment of the embedded server: a virtual environment in the cache folder, made on first use.
 
-The Python package ``nvidia-pytriton`` carries a real ``tritonserver`` and its Python backend, and ``tritonclient``
-carries ``perf_analyzer``. That Python backend transports arrays correctly with NumPy 1.26 only, so the server's models
-run in an environment of their own, and the environment that dfer-deploy is installed in keeps its NumPy 2.
+The Python package ``nvidia-pytriton`` contains ``tritonserver`` and its Python backend, and ``tritonclient`` contains
+``perf_analyzer``. This Python backend transports arrays correctly with NumPy 1.26 only. The server's models therefore
+run in a separate environment, and the environment of dfer-deploy keeps its NumPy 2.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from dfer_deploy.triton.ports import Endpoints
 CACHE_VARIABLE = "DFER_DEPLOY_CACHE"
 
 PINS = ("nvidia-pytriton==0.7.0", "tritonclient[grpc,http]==2.50.0", "Pillow>=10.3")
-"""0.7.0 is the last release with a server; 2.50.0 the last client whose perf_analyzer runs on glibc 2.36."""
+"""nvidia-pytriton 0.7.0 is the last release with a server. tritonclient 2.50.0 is the last release whose perf_analyzer
+runs on glibc 2.36."""
 
 LAYOUT = 1
-"""Part of the key: raised when the folders that this module lays out around the virtual environment change."""
+"""Version of the folders that this module adds to the virtual environment; a part of the environment's key."""
 
 MINIMAL_GLIBC = (2, 35)
 
@@ -44,16 +45,16 @@ _MARKER = "complete.json"
 
 @dataclass(frozen=True)
 class TritonEnvironment:
-    """Where the parts of an installed private environment are. All paths are absolute.
+    """The parts of an installed private environment. All paths are absolute.
 
     Attributes:
-        root: the virtual environment.
-        python: its interpreter, with NumPy 1.26 and onnxruntime.
-        tritonserver: the server's executable.
-        backend_directory: what ``--backend-directory`` wants: it holds ``python/``.
-        libraries: the folders of shared libraries, in the order of the search.
-        perf_analyzer: the load generator's executable.
-        restricted: interfaces of the server that nobody may use, by Triton's names.
+        root: folder of the virtual environment.
+        python: interpreter of the environment, with NumPy 1.26 and onnxruntime.
+        tritonserver: executable of the server.
+        backend_directory: folder that holds ``python/``, for the option ``--backend-directory``.
+        libraries: folders of shared libraries, in the order of the search.
+        perf_analyzer: executable of the load generator.
+        restricted: interfaces of the server that are closed to clients, by Triton's names.
     """
 
     root: Path
@@ -68,7 +69,7 @@ class TritonEnvironment:
     has_gpu = False
 
     def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
-        """Return the command, see ``Installation``; names of the backend's shared memory begin with the mark."""
+        """Build the command; see ``Installation``. The mark also begins the names of the backend's shared memory."""
         return [
             str(self.tritonserver),
             f"--backend-directory={self.backend_directory}",
@@ -76,19 +77,19 @@ class TritonEnvironment:
             *server_options(repository, exit_timeout_s, self.restricted),
             *address_options(endpoints),
             "--allow-gpu-metrics=false",
-            # There is no GPU to pin memory for; the pool would only take 256 MB.
+            # Pinned memory is of use for a GPU only; the pool would take 256 MB.
             "--pinned-memory-pool-byte-size=0",
         ]
 
     def end_command(self, mark: str) -> list[str]:
-        """Return nothing: the server ends with its processes."""
+        """Build an empty command, because the server ends with its processes."""
         return []
 
     def process_environment(self) -> dict[str, str]:
-        """Return the environment variables for tritonserver and perf_analyzer.
+        """Build the environment variables for tritonserver and perf_analyzer.
 
-        The stub of the Python backend finds its packages through the ``python3`` that comes first on PATH, so nothing
-        of the caller's Python may leak in; a foreign LD_LIBRARY_PATH could bring older libraries.
+        The Python backend's stub finds its packages through the first ``python3`` on PATH, so the caller's Python
+        variables are removed. The caller's LD_LIBRARY_PATH is replaced, because it could lead to older libraries.
         """
         variables = {
             name: value
@@ -101,17 +102,17 @@ class TritonEnvironment:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: the variable DFER_DEPLOY_CACHE, or the user's cache folder."""
+    """Find the cache folder: the variable DFER_DEPLOY_CACHE, or ``dfer-deploy`` in the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")).absolute()
 
 
 def triton_environment() -> TritonEnvironment:
-    """Return the private environment, made on first use (about 480 MB) and reused afterwards.
+    """Open the private environment. It is made on first use (about 480 MB) and reused afterwards.
 
-    Two processes that need it at the same time make it once: the second waits for the first.
+    If two processes need it at the same time, the second waits until the first has made it.
 
     Raises:
-        DferDeployError: this machine cannot run it, or pip cannot install it.
+        DferDeployError: this machine cannot run the server, or pip cannot install the environment.
     """
     root, interpreter, pins = _place()
     if _is_complete(root):
@@ -123,17 +124,20 @@ def triton_environment() -> TritonEnvironment:
 
 
 def installed_triton_environment() -> TritonEnvironment | None:
-    """Return the private environment if it has been made already, without making it.
+    """Open the private environment if it has been made already.
+
+    Returns:
+        The environment, or None if it has not been made.
 
     Raises:
-        DferDeployError: this machine cannot run it.
+        DferDeployError: this machine cannot run the server.
     """
     root, interpreter, _ = _place()
     return _layout(root, interpreter) if _is_complete(root) else None
 
 
 def _place() -> tuple[Path, Interpreter, tuple[str, ...]]:
-    """Where the environment belongs, the Python that it is for, and its requirements."""
+    """The environment's folder, its Python, and its requirements."""
     check_platform(sys.platform, platform.machine(), platform.libc_ver())
     interpreter = choose_interpreter()
     pins = requirements(interpreter.version)
@@ -141,24 +145,27 @@ def _place() -> tuple[Path, Interpreter, tuple[str, ...]]:
 
 
 def requirements(version: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return what is installed into the environment of a Python of that version."""
+    """List pip's requirements for the environment of a Python of this version."""
     onnxruntime = "onnxruntime==1.23.*" if version[:2] == (3, 10) else "onnxruntime==1.32.*"
     return (*PINS, onnxruntime)
 
 
 def environment_key(pins: tuple[str, ...], interpreter: Interpreter) -> str:
-    """Return twelve hexadecimal digits that change with the requirements, the interpreter and this module's layout."""
+    """Compute the environment's key: 12 hexadecimal digits that hash its requirements, interpreter and ``LAYOUT``."""
     content = [LAYOUT, sorted(pins), list(interpreter.version), str(interpreter.libpython)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
-    """Refuse machines that the server's wheel was not built for.
+    """Check that the server's wheel runs on a machine.
 
     Args:
-        system: as ``sys.platform``.
-        machine: as ``platform.machine()``.
-        libc: as ``platform.libc_ver()``.
+        system: value of ``sys.platform``.
+        machine: value of ``platform.machine()``.
+        libc: value of ``platform.libc_ver()``.
+
+    Raises:
+        DferDeployError: the machine is not Linux x86-64 with glibc 2.35 or newer.
     """
     advice = "use the target onnxruntime with a Triton container instead"
     if system != "linux" or machine != "x86_64":
@@ -173,7 +180,7 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
 
 
 def pip_failure(output: str, log: Path) -> DferDeployError:
-    """Return the one sentence for a pip that failed with ``output``."""
+    """Build the error for a failed pip from its ``output``; ``log`` is the file with the whole output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     last = (errors or lines or ["no output"])[-1].removeprefix("ERROR:").strip()
@@ -260,7 +267,7 @@ def _layout(root: Path, interpreter: Interpreter) -> TritonEnvironment:
 
 
 def _assemble(root: Path, interpreter: Interpreter) -> None:
-    """Lay out what the wheels leave apart: the backend with the stub beside it, and libraries under plain names."""
+    """Link the backend and its stub into one folder, and libraries under their plain names."""
     environment = _layout(root, interpreter)
     distribution = environment.tritonserver.parent.parent
     short = ".".join(map(str, interpreter.version[:2]))
@@ -274,10 +281,10 @@ def _assemble(root: Path, interpreter: Interpreter) -> None:
 
     plain, bundled = environment.libraries
     plain.mkdir(parents=True)
-    # The wheel's libraries carry a hash in their names; perf_analyzer, of another wheel, asks for the plain ones.
+    # The wheel's libraries have a hash in their names, but perf_analyzer, from another wheel, needs the plain names.
     for name, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12.*")):
         (plain / name).symlink_to(next(iter(bundled.glob(pattern))))
-    # The stub ignores PYTHONDONTWRITEBYTECODE, and a bundle must not change by being served.
+    # Serving must not write bytecode into a bundle, and the stub ignores PYTHONDONTWRITEBYTECODE.
     (_site_packages(root, interpreter) / "dfer_deploy.pth").write_text("import sys; sys.dont_write_bytecode = True\n")
     if interpreter.libpython is not None:
         (plain / interpreter.libpython.name).symlink_to(interpreter.libpython)
@@ -300,7 +307,7 @@ def _check(environment: TritonEnvironment, log: Path) -> None:
 
 
 def _is_complete(root: Path) -> bool:
-    # The interpreter may have been removed since: then its link leads nowhere.
+    # The interpreter may have been removed since, which leaves a broken link.
     return (root / _MARKER).is_file() and (root / "bin" / "python3").exists()
 
 

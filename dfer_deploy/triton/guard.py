@@ -1,18 +1,21 @@
-"""The small process between us and tritonserver: whatever dies, nothing stays behind.
+"""A small process between dfer-deploy and tritonserver that cleans up, whichever of the two dies.
 
-``server.py`` runs this file as a script, with the standard library only. It starts tritonserver as its child and
-watches three things: its standard input (the lifeline: it closes when our process ends, however it ends), the server,
-and the stub processes in which the models run (a stub that has died leaves its model "ready" for ever). Then it ends
-all of them and removes what they leave: shared memory, and the folder that the Python backend makes.
+``server.py`` runs this file as a script, with the standard library only. The script starts tritonserver as its child
+and watches three things: its standard input, which closes when the parent process ends in any way; the server; and the
+stub processes in which the models run, because a model stays "ready" after its stub has died. When one of them ends, it
+ends the others, and removes the shared memory and the folder that the Python backend makes.
 
     guard.py MARK EXIT_TIMEOUT_S LOG (keep|drop) END COMMAND…
 
-END is a command as a JSON list, empty for none. It is run after everything else has ended: a container outlives the
-client that started it. The log is dropped where our process has died, for nobody knows of it then, unless it is to be
-kept.
-MARK is a string that occurs in the command line of every process to be ended and in the names of the shared memory.
-On standard input it takes the lines ``watch`` (the models are loaded: a stub that ends is a failure from now on) and
-``stop``. Its last line on standard output is the reason of the end: ``stopped``, ``orphaned``, ``server STATUS``
+- MARK occurs in the command line of every process to be ended and in the names of the shared memory.
+- EXIT_TIMEOUT_S is the time in seconds that the server gets to stop; 0 kills it at once.
+- LOG is the file of the server's output. With ``drop``, it is removed if the parent process has died.
+- END is a command as a JSON list, empty for none. It runs after all processes have ended, because a container outlives
+  the client that started it.
+- COMMAND starts the server.
+
+Standard input takes the lines ``watch`` (the models are loaded, and a stub that ends is a failure from now on) and
+``stop``. The last line on standard output is the reason of the end: ``stopped``, ``orphaned``, ``server STATUS``
 (negative: a signal) or ``stub PATH`` with the path of the model whose process died.
 """
 
@@ -40,18 +43,18 @@ BACKEND_FOLDERS = Path("/tmp")  # noqa: S108 -- the Python backend makes python_
 
 
 def main(arguments: list[str]) -> int:
-    """Run until the server has ended and everything is cleaned up; the exit code is always 0."""
+    """Run until the server has ended and everything is cleaned up. The exit code is always 0."""
     mark, exit_timeout_s, log, keep_or_drop, end, *command = arguments
     parent = os.getppid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
-    # Stubs whose server died become our children, so that they can be waited for and leave no zombies.
+    # Stubs whose server died become children of this process, which waits for them, so no zombies remain.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     folders_before = _backend_folders()
 
     def in_child() -> None:
-        # The signals that are ignored here would stay ignored in the server.
+        # The child would inherit the ignored signals.
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -76,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set[Path]) -> tuple[str, set[Path]]:
-    """Wait for the first thing that ends it all; give the reason and the folders that the backend made."""
+    """Wait for the first reason to end, and return it with the folders that the backend made."""
     lifeline = sys.stdin.fileno()
     stubs: dict[int, str] = {}
     folders: set[Path] = set()
@@ -85,7 +88,7 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
         readable, _, _ = select.select([lifeline], [], [], POLL_S)
         words = os.read(lifeline, 4096) if readable else None
         if not watching:
-            # Before the models are loaded, because a process that has died shows no command line any more.
+            # Stubs are recorded before the models are loaded, because a dead process has no command line.
             stubs |= _stubs(server.pid)
             folders = _backend_folders() - folders_before
             watching = b"watch" in (words or b"")
@@ -94,7 +97,7 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
         if words is not None and (words == b"" or b"stop" in words):
             return ("stopped" if words else "orphaned"), folders
         if os.getppid() != parent:
-            # The lifeline may still be open in a process that ours had forked.
+            # Standard input may still be open in another process that the parent has forked.
             return "orphaned", folders
         for pid, model in stubs.items():
             if watching and not _is_alive(pid):
@@ -102,9 +105,9 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
 
 
 def end_processes(mark: str) -> None:
-    """Kill every process whose command line holds ``mark``, except this one, until there is none.
+    """Kill every process whose command line contains ``mark``, except this one, until none is left.
 
-    Gives up after a while: a process that hangs in the kernel cannot be ended by anybody.
+    It gives up after ``_KILL_TIMEOUT_S``, because a process that hangs in the kernel cannot be killed.
     """
     deadline = time.monotonic() + _KILL_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -121,7 +124,7 @@ def end_processes(mark: str) -> None:
 
 
 def run_end_command(command: list[str]) -> None:
-    """Run the last command, whatever comes of it: usually there is nothing left to end."""
+    """Run the end command, and ignore its failure: usually the server has already ended."""
     if command:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
@@ -135,7 +138,7 @@ def remove_leftovers(mark: str, folders: set[Path]) -> None:
     for region in SHARED_MEMORY.glob(f"{mark}*"):
         region.unlink(missing_ok=True)
     for folder in folders:
-        # Another server that started in the same second may have made it; where that one uses it, it is not empty.
+        # Another server that started at the same time may have made it. A folder in use is not empty.
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -156,7 +159,7 @@ def _command_line(pid: int) -> list[str]:
 
 
 def _state(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` after the name: state, parent, …; empty where the process is gone."""
+    """The fields of ``/proc/PID/stat`` after the name: state, parent, …; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""What can be started as a server, and how: the options that every Triton gets, and a tritonserver on PATH."""
+"""Installations of Triton that can be started: their protocol, the server's options, and a tritonserver on PATH."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Protocol
 from dfer_deploy.triton.ports import Endpoints
 
 RESTRICTED = ("shared-memory", "model-repository", "trace", "logging")
-"""Interfaces that change what a server does. A client that only asks for answers does not need them."""
+"""Interfaces that change a server's behaviour, by Triton's names. Clients do not need them for inferences."""
 
 
 class Installation(Protocol):
@@ -21,31 +21,31 @@ class Installation(Protocol):
 
     @property
     def description(self) -> str:
-        """What it is, for people: a path, an image."""
+        """The installation for display: a path or the name of an image."""
 
     @property
     def python(self) -> Path:
-        """The interpreter for the process that guards the server; needs the standard library only."""
+        """The Python interpreter for the guard process, which needs the standard library only."""
 
     @property
     def has_gpu(self) -> bool:
-        """Whether an error about CUDA in the server's log means something."""
+        """Whether the server has a GPU, so that errors about CUDA in its log are relevant."""
 
     def server_command(self, repository: Path, endpoints: Endpoints, mark: str, exit_timeout_s: int) -> list[str]:
-        """Return the command that serves in the foreground until SIGTERM.
+        """Build the command that serves in the foreground until SIGTERM.
 
         Args:
             repository: the absolute path of the model repository.
-            endpoints: where it listens.
-            mark: must occur in the command, so that the process can be found.
-            exit_timeout_s: how long requests in flight may take at the end, in seconds.
+            endpoints: the addresses to listen on.
+            mark: a string that must occur in the command, so that the process can be found.
+            exit_timeout_s: seconds that requests in flight may take when the server stops.
         """
 
     def end_command(self, mark: str) -> list[str]:
-        """Return the command that ends the server that carries ``mark``; empty where its process's end suffices."""
+        """Build the command that ends the server with this ``mark``; empty if ending its process is enough."""
 
     def process_environment(self) -> dict[str, str]:
-        """Return the environment variables of the command."""
+        """Build the environment variables of the command."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class TritonOnPath:
     """A tritonserver with its own backends, such as the one inside NVIDIA's container.
 
     Attributes:
-        binary: the executable.
-        has_gpu: whether CUDA has a device here.
-        version_compatible: let its TensorRT backend execute the code in version-compatible engines.
+        binary: path of the executable.
+        has_gpu: whether CUDA has a device on this machine.
+        version_compatible: let the TensorRT backend execute the code in version-compatible engines.
     """
 
     binary: Path
@@ -87,11 +87,19 @@ class TritonOnPath:
 
 
 def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[str] = RESTRICTED) -> list[str]:
-    """Return the options of every server: it loads the repository once, and refuses changes of models, traces and logs.
+    """Build the options that every server gets.
+
+    The server loads the repository once, when it starts, and takes the configurations as they are. It refuses requests
+    to the restricted interfaces, by default shared memory and the control of models, traces and logs.
 
     Source: Triton's customization guide, "Secure Deployment Considerations" and "Limit Endpoint Access".
+
+    Args:
+        repository: the model repository, as the server sees it.
+        exit_timeout_s: seconds that requests in flight may take when the server stops.
+        restricted: interfaces to close, by Triton's names.
     """
-    # Nobody knows the value, so nobody gets in.
+    # The interfaces open only with this value. It is random and is not kept, so no client can send it.
     restriction = f"{','.join(restricted)}:dfer-deploy={secrets.token_hex(16)}"
     return [
         f"--model-repository={repository}",
@@ -104,7 +112,7 @@ def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[s
 
 
 def address_options(endpoints: Endpoints) -> list[str]:
-    """Return where it listens; a port that another server has is an error, not shared with it."""
+    """Build the options for the addresses to listen on. A port that is in use is an error and is not shared."""
     return [
         f"--http-address={endpoints.host}",
         f"--http-port={endpoints.http_port}",
@@ -118,5 +126,5 @@ def address_options(endpoints: Endpoints) -> list[str]:
 
 
 def engine_options(*, version_compatible: bool) -> list[str]:
-    """Source: tensorrt_backend's README, "version-compatible"."""
+    """Build the options of the TensorRT backend. Source: tensorrt_backend's README, "version-compatible"."""
     return ["--backend-config=tensorrt,version-compatible=true"] if version_compatible else []

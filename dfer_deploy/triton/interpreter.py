@@ -1,4 +1,4 @@
-"""Finds a Python that the embedded server's models can run in: 3.10 to 3.12, with its shared library."""
+"""The choice of a Python for the embedded server's models: 3.10 to 3.12, with its shared library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from dfer_deploy.errors import ServerError
 
 SUPPORTED = ((3, 12), (3, 11), (3, 10))
-"""The versions that NumPy 1.26, the server's wheel and onnxruntime have in common."""
+"""The versions that NumPy 1.26, the server's wheel and onnxruntime all support, the newest first."""
 
 _PROBE = """
 import ctypes, json, os, sys, sysconfig
@@ -34,9 +34,9 @@ class Interpreter:
     """A usable Python.
 
     Attributes:
-        executable: the path to run.
-        version: major, minor and micro.
-        libpython: its ``libpython3.X.so.1.0``; None where the system's loader finds one by itself.
+        executable: path of the executable.
+        version: major, minor and micro version.
+        libpython: path of its ``libpython3.X.so.1.0``; None if the system's loader finds one.
     """
 
     executable: Path
@@ -45,10 +45,10 @@ class Interpreter:
 
 
 def choose_interpreter() -> Interpreter:
-    """Return the running Python if it is usable, else the newest usable one on PATH.
+    """Choose the running Python if it is usable, otherwise the newest usable one on PATH.
 
     Raises:
-        DferDeployError: there is none; says what to install.
+        DferDeployError: no Python is usable. The error states what to install.
     """
     without_library: list[str] = []
     names = [f"python{major}.{minor}" for major, minor in SUPPORTED]
@@ -76,7 +76,7 @@ def choose_interpreter() -> Interpreter:
 
 
 def _probe(executable: str) -> dict[str, Any] | None:
-    """What a Python says about itself, or None where it does not run (a version manager's shim, for example)."""
+    """The facts that a Python reports, or None if it does not run (a version manager's shim, for example)."""
     try:
         done = subprocess.run([executable, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True)
         facts: dict[str, Any] = json.loads(done.stdout)

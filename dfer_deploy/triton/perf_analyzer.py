@@ -1,4 +1,4 @@
-"""Runs NVIDIA's perf_analyzer against a served ensemble and reads what it measured."""
+"""Measurement of a served ensemble with NVIDIA's perf_analyzer."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.statistics import queued
 
 _WINDOWS = 3
-"""The fewest with which perf_analyzer reports a result."""
+"""Measurement windows of a run, the fewest with which perf_analyzer reports a result."""
 
 _ANY_DIFFERENCE_PERCENT = 1_000_000
-"""The spread over the rounds is shown instead; a stall of half a second makes a short window fifty times as long."""
+"""Accept windows that differ by any amount: a stall of half a second makes a short window fifty times as long. The
+spread over the rounds is shown instead."""
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """One level of load. All times are milliseconds of one request.
+    """The result of one level of load. All times are milliseconds per request.
 
     Attributes:
-        concurrency: requests that were kept in flight.
-        throughput: inferences (clips) a second.
-        p50_ms: median latency, as the client sees it.
-        p95_ms: 95th percentile.
-        p99_ms: 99th percentile.
+        concurrency: number of requests that were kept in flight.
+        throughput: inferences (clips) per second.
+        p50_ms: median latency at the client.
+        p95_ms: 95th percentile of the latency.
+        p99_ms: 99th percentile of the latency.
         avg_ms: mean latency.
-        queue_ms: waiting in the queues of the ensemble's steps (Triton's statistics, while perf_analyzer ran).
-        compute_input_ms: copying inputs, summed over the steps; so are the next two.
-        compute_infer_ms: executing the models.
-        compute_output_ms: copying outputs.
-        client_send_ms: sending the request; None where perf_analyzer does not report it.
-        client_recv_ms: receiving the response; None where perf_analyzer does not report it.
+        queue_ms: mean time in the queues of the ensemble's steps, from Triton's statistics during the run.
+        compute_input_ms: time to copy inputs, summed over the steps.
+        compute_infer_ms: time to execute the models, summed over the steps.
+        compute_output_ms: time to copy outputs, summed over the steps.
+        client_send_ms: time to send the request; None if perf_analyzer does not report it.
+        client_recv_ms: time to receive the response; None if perf_analyzer does not report it.
     """
 
     concurrency: int
@@ -71,30 +72,31 @@ def measure_load(
     requests: int = 20,
     timeout_s: float = 900.0,
 ) -> tuple[LoadResult, ...]:
-    """Load the server with real clips, at one level after the other.
+    """Measure the server with real clips, at one level of load after the other.
 
-    Every level is a run of its own, because a sweep in one run may drop levels and still report success. A level is the
-    mean of three windows, whether they agree or not: perf_analyzer's own search for windows that agree fails on a
-    machine that others use too, so the caller repeats the measurement and shows the spread. (Its --request-count would
-    be one window, but divides by whole seconds.)
+    Every level is a separate run, because a sweep in one run may drop levels and still report success. The result of a
+    level is the mean of three windows, whether they agree or not. perf_analyzer's own search for windows that agree
+    fails on a machine with other load; instead, the caller repeats the measurement and shows the spread. (The option
+    --request-count would make one window, but divides by whole seconds.)
 
     Args:
-        environment: whose perf_analyzer to run.
-        url: of the server, as in ``parse_url``.
+        environment: the private environment with perf_analyzer.
+        url: address of the server, as in ``parse_url``.
         model: the ensemble's name.
-        clips: uint8 [N, T, H, W, 3]; sent in turn, ``batch`` in each request.
-        concurrencies: how many requests to keep in flight, at least 1 each.
-        batch: clips in one request.
-        shared_memory: hand the tensors over in the system's shared memory, which the server must allow and ours does
-            not (``installation.RESTRICTED``).
-        requests: how many are counted at each level, at least; a third of them in each window.
-        timeout_s: for one level.
+        clips: uint8 [N, T, H, W, 3], sent in turn, ``batch`` in each request.
+        concurrencies: numbers of requests to keep in flight, at least 1 each.
+        batch: number of clips in one request.
+        shared_memory: pass the tensors in the system's shared memory. The server must allow it, which by default it
+            does not (``installation.RESTRICTED``).
+        requests: number of requests to count at each level, at least; a third of them in each window.
+        timeout_s: limit of the duration of one level, in seconds.
 
     Returns:
-        One row for each of ``concurrencies``, in their order.
+        One result for each of ``concurrencies``, in their order.
 
     Raises:
-        DferDeployError: the server does not answer or refuses the clips, or a level lasts too long.
+        DferDeployError: an argument is out of range, the server does not answer or refuses the clips, or a level takes
+            too long.
     """
     if clips.dtype != np.uint8 or clips.ndim != 5 or len(clips) == 0:
         raise ServerError(f"clips are {clips.dtype} {list(clips.shape)}, expected uint8 [N, T, H, W, 3] with N ≥ 1")
@@ -135,10 +137,10 @@ def measure_load(
 
 
 def parse_report(text: str) -> dict[int, LoadResult]:
-    """Read perf_analyzer's CSV (microseconds) by the names of its columns; rows by their concurrency.
+    """Parse perf_analyzer's CSV, whose times are microseconds, into results by concurrency.
 
     Raises:
-        DferDeployError: a column is missing or holds no number.
+        DferDeployError: a column is missing, or a value is not a number.
     """
     results: dict[int, LoadResult] = {}
     for row in csv.DictReader(text.splitlines()):
@@ -162,7 +164,7 @@ def _result(row: dict[str, str]) -> LoadResult:
     parts = ("Network+Server Send/Recv", "Server Queue", "Server Compute Input", "Server Compute Infer",
              "Server Compute Output")  # fmt: skip
     client = {name: milliseconds(name) if name in row else None for name in ("Client Send", "Client Recv")}
-    # Without a column for the mean, it is the sum of the mean of every part.
+    # Without a column for the mean latency, it is the sum of the means of all parts.
     mean = sum(map(milliseconds, parts)) + sum(value or 0.0 for value in client.values())
     return LoadResult(
         concurrency=int(row["Concurrency"]),
@@ -214,7 +216,7 @@ def _run(command: list[str], environment: TritonEnvironment, concurrency: int, t
 
 
 def _reason(output: str) -> str:
-    """The line of perf_analyzer's output that says what went wrong."""
+    """The line of perf_analyzer's output that states the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line in lines:
         if " had error: " in line:

@@ -1,4 +1,4 @@
-"""TCP ports of this machine: where a server listens, choose a free one, and say who holds a taken one."""
+"""TCP ports of this machine: a server's endpoints, the choice of free ports, and the process that holds a port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LISTEN = "0A"
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a started server listens."""
+    """The host and the ports that a started server listens on."""
 
     host: str
     http_port: int
@@ -34,7 +34,7 @@ class Endpoints:
 
     @property
     def reachable_host(self) -> str:
-        """Where this machine asks: a server that listens on every address is asked through the loopback."""
+        """The host for connections from this machine: the loopback if the server listens on every address."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
 
@@ -50,19 +50,20 @@ def reserve_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
     """Check that every port is free, and replace 0 by a free port.
 
     Args:
-        host: the IPv4 address (or name) that will listen.
-        ports: what each port is for, and its number; 0 is any free one.
+        host: IPv4 address or name to listen on.
+        ports: port numbers by their purpose; 0 chooses a free one.
 
     Returns:
-        The same keys with real port numbers, all different.
+        The same keys with the chosen port numbers, all different.
 
     Raises:
-        DferDeployError: a number is not a port, given twice or taken (and by whom), or the host is not this machine's.
+        DferDeployError: a number is not a port, is given twice or is taken (the error names the process), or the host
+            is not an address of this machine.
     """
     chosen: dict[str, int] = {}
     sockets: list[socket.socket] = []
     try:
-        # All stay open until the last is chosen, so that no number is chosen twice. The given ones come first.
+        # All sockets stay open until the last port is chosen, so no number is chosen twice. Given numbers come first.
         for what, port in sorted(ports.items(), key=lambda item: item[1] == 0):
             if not 0 <= port <= 65535:
                 raise ServerError(f"the {what} port is {port}, expected 0 to 65535 (0 chooses a free one)")
@@ -76,7 +77,11 @@ def reserve_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
 
 
 def port_holder(port: int, *, proc: Path = Path("/proc")) -> Holder | None:
-    """Return the process that listens on ``port``; None where there is none, or it is another user's."""
+    """Find the process that listens on ``port``.
+
+    Returns:
+        The process, or None if no process of this user listens on the port.
+    """
     inodes = set().union(*(_listening_inodes(proc / "net" / name, port) for name in ("tcp", "tcp6")))
     links = {f"socket:[{inode}]" for inode in inodes}
     for process in proc.iterdir() if links else ():
@@ -88,7 +93,7 @@ def port_holder(port: int, *, proc: Path = Path("/proc")) -> Holder | None:
 def _bind(host: str, port: int, what: str, sockets: list[socket.socket]) -> int:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sockets.append(listener)
-    # As servers do it: connections of a server that just ended do not count, a listening one does.
+    # As servers do: connections of a server that has just ended do not block the port, a listening server does.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -124,7 +129,7 @@ def _has_open(process: Path, links: set[str]) -> bool:
     try:
         return any(str(descriptor.readlink()) in links for descriptor in (process / "fd").iterdir())
     except OSError:
-        # It ended meanwhile, or belongs to another user.
+        # The process has ended meanwhile, or belongs to another user.
         return False
 
 

@@ -1,4 +1,4 @@
-"""A real tritonserver process that serves a model repository: the embedded one, one on PATH, or a container's."""
+"""A tritonserver process that serves a model repository: the embedded one, one on PATH, or a container's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dfer_deploy.triton.installation import Installation
 from dfer_deploy.triton.ports import Endpoints, reserve_ports
 
 PROBE_TIMEOUT_S = 10.0
-"""For one inference of the readiness check: one frame through ViT-B/32 takes 0.1 s on two cores."""
+"""Limits one inference of the readiness check, in seconds. One frame through ViT-B/32 takes 0.1 s on two cores."""
 
 _DATATYPES = {
     model_config_pb2.TYPE_UINT8: "UINT8",
@@ -38,17 +38,17 @@ _DATATYPES = {
     model_config_pb2.TYPE_FP32: "FP32",
     model_config_pb2.TYPE_STRING: "BYTES",
 }
-"""The datatypes of our ensembles' inputs, which Triton writes in two ways."""
+"""The datatypes of the ensembles' inputs: Triton's names in requests by those in configurations."""
 
 _NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
-"""Errors that a server logs on every machine without a GPU."""
+"""Matches errors that a server logs on every machine without a GPU."""
 
 
 class TritonServer:
-    """Serves a model repository until the context ends; then no process, port, shared memory or file is left.
+    """A context manager that serves a model repository. At its end, no process, port, shared memory or file is left.
 
-    That also holds when tritonserver or our own process is killed: a guard process sits between them (``guard.py``).
-    The repository is loaded once; the interfaces that change models, traces or logs while it runs are closed.
+    This also holds if tritonserver or this process is killed, because a guard process runs between them
+    (``guard.py``). The repository is loaded once, and the interfaces that change models, traces or logs are closed.
 
     Example:
         >>> with TritonServer(triton_environment(), bundle.model_repository) as server:
@@ -71,20 +71,20 @@ class TritonServer:
         """Describe the server; ``start`` or entering the context starts it.
 
         Args:
-            installation: what is started: the private environment, a tritonserver on PATH or a container.
+            installation: the private environment, a tritonserver on PATH or a container.
             model_repository: the folder to serve.
-            http_port: 0 chooses a free one; so do the other two.
-            grpc_port: of the gRPC service.
-            metrics_port: of the Prometheus metrics.
-            host: the IPv4 address to listen on. The embedded server is an old one: only the loopback is safe.
-            start_timeout_s: how long loading and the first answer may take.
-            exit_timeout_s: how long requests in flight may take at the end; 0 kills the server at once.
-            log_file: where the server's output goes; without it, into the cache folder, and a clean stop removes it.
+            http_port: port of the HTTP service; 0 chooses a free one.
+            grpc_port: port of the gRPC service; 0 chooses a free one.
+            metrics_port: port of the Prometheus metrics; 0 chooses a free one.
+            host: IPv4 address to listen on. The embedded server is an old release, so only the loopback is safe for it.
+            start_timeout_s: seconds that loading and the first answers may take.
+            exit_timeout_s: seconds that requests in flight may take at the end; 0 kills the server at once.
+            log_file: file for the server's output. By default, a file in the cache folder, which a clean stop removes.
         """
         self._installation = installation
         self._repository = model_repository.absolute()
         self._ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
-        # Triton's HTTP service wants a number.
+        # Triton's HTTP service needs a numeric address.
         self._host = "127.0.0.1" if host == "localhost" else host
         self._start_timeout_s = start_timeout_s
         self._exit_timeout_s = exit_timeout_s
@@ -97,22 +97,22 @@ class TritonServer:
 
     @property
     def endpoints(self) -> Endpoints:
-        """Where the started server listens."""
+        """The host and the ports that the started server listens on."""
         if self._endpoints is None:
             raise RuntimeError("the server has not been started")
         return self._endpoints
 
     def start(self) -> None:
-        """Start the server and return when every ensemble of the repository has answered an inference.
+        """Start the server, and wait until every ensemble of the repository has answered an inference.
 
         Raises:
-            DferDeployError: a port is taken (by whom), the repository cannot be served (with the meaningful part of
-                the log), or it took too long.
+            DferDeployError: a port is taken (the error names the process), the repository cannot be served (the error
+                includes the relevant part of the log), or the server did not answer in time.
         """
         probes = _probes(self._repository)
         ports = reserve_ports(self._host, self._ports)
         self._endpoints = Endpoints(self._host, ports["HTTP"], ports["gRPC"], ports["metrics"])
-        # Also the beginning of the names of the backend's shared memory.
+        # The names of the backend's shared memory begin with the mark too.
         self._mark = f"dfer_deploy_{os.getpid()}_{secrets.token_hex(6)}_"
         self.log_file = _opened_log(self._given_log)
         script = [str(self._installation.python), "-I", guard.__file__]
@@ -141,16 +141,16 @@ class TritonServer:
         """Wait until the server, or the process of one of its models, ends by itself.
 
         Raises:
-            DferDeployError: always, with what ended and why.
+            DferDeployError: always; states which process ended, and why.
         """
         if self._guard is not None:
             self._guard.wait()
         self._check_alive()
 
     def stop(self) -> None:
-        """End the server: requests in flight get ``exit_timeout_s``, then everything is killed. Can be repeated.
+        """Stop the server. After ``exit_timeout_s``, all its processes are killed. May be called more than once.
 
-        The log stays where the server had ended by itself.
+        The log is kept if the server had ended by itself.
         """
         if self._guard is None:
             return
@@ -166,7 +166,7 @@ class TritonServer:
             except subprocess.TimeoutExpired:
                 process.kill()
             finally:
-                # The guard has done this, unless somebody killed it.
+                # The guard has done this, unless it was killed.
                 guard.end_processes(self._mark)
                 guard.run_end_command(self._installation.end_command(self._mark))
                 guard.remove_leftovers(self._mark, set())
@@ -187,20 +187,20 @@ class TritonServer:
         waiting = dict(probes)
         last = "it does not listen yet"
         netloc = self.endpoints.grpc_url.removeprefix("grpc://")
-        # gRPC waits longer and longer before it tries again; this server is here in a second or two.
+        # By default gRPC's reconnection backoff grows, but this server is ready after a second or two.
         backoff = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]
         options = [*channel_options(netloc), *backoff]
         with contextlib.closing(InferenceServerClient(netloc, channel_args=options)) as client:
             while True:
                 self._check_alive()
                 try:
-                    # The server reports a model whose process has died as ready: only an answer counts.
+                    # Only an answer proves that a model runs: the server reports one whose process has died as ready.
                     if waiting:
                         name = next(iter(waiting))
                         client.infer(name, waiting[name], client_timeout=PROBE_TIMEOUT_S)
                         del waiting[name]
                     else:
-                        # gRPC is the first of the services to listen.
+                        # The gRPC service listens first, so the others are checked too.
                         for port in (self.endpoints.http_port, self.endpoints.metrics_port):
                             socket.create_connection((self.endpoints.reachable_host, port), PROBE_TIMEOUT_S).close()
                         return
@@ -213,7 +213,7 @@ class TritonServer:
                             f"those that were exported; export the bundle again; the server's log is {self.log_file}"
                         ) from error
                     if error.status() == "StatusCode.UNIMPLEMENTED":
-                        # It will not change its mind: the server's Python has no Pillow.
+                        # The server's Python lacks Pillow, so trying again would not help.
                         warn(f"the model {name!r} is not served: {error.message()}")
                         del waiting[name]
                         continue
@@ -246,7 +246,7 @@ class TritonServer:
 
 
 def _opened_log(given: Path | None) -> Path:
-    """The log's path, after making sure that it can be written."""
+    """The path of the log, which is created to check that it can be written."""
     folder = cache_folder() / "logs" if given is None else given.absolute().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def _opened_log(given: Path | None) -> Path:
 
 
 def _probes(repository: Path) -> dict[str, list[InferInput]]:
-    """For every ensemble of the repository, a request of zeros or of tiny images with every dynamic dimension 1."""
+    """A request for every ensemble of the repository: zeros or tiny images, with every dynamic dimension 1."""
     probes: dict[str, list[InferInput]] = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         try:
@@ -305,11 +305,11 @@ def _in_words(reason: str) -> str:
 
 
 def _meaning_of_log(log: Path | None, *, has_gpu: bool) -> str:
-    """The part of a server's log that says why it ended: a failed model, else the last error, else nothing."""
+    """The reason of a server's end, from its log: a model that failed to load, else the last error, else nothing."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log is not None and log.exists() else []
     failed = [found for line in lines if (found := re.search(r'"failed to load (\'.+?\' version \d+): (.+)', line))]
     if failed:
-        # A model's exception carries its traceback after "\n\nAt:", with the line breaks written out.
+        # A model's exception includes its traceback after "\n\nAt:", with escaped line breaks.
         message = failed[0][2].split(r"\n")[0].strip('" ')
         return f"failed to load {failed[0][1]} ({message.removeprefix('Internal: ')})"
     errors = [line for line in lines if re.match(r"E\d{4} |error:|docker: ", line)]

@@ -1,4 +1,4 @@
-"""What a server says of itself: which batches it has executed, and how long requests have waited."""
+"""A server's statistics: the batches that it has executed, and the time that requests have waited."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dfer_deploy.triton.address import channel_options, parse_url
 
 
 def executed_batches(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[int]:
-    """Return the executions of a model since its server started, by their batch (clips in one execution).
+    """Count a model's executions since its server started, by the number of clips in one execution.
 
     Warm-up is not counted. Source: Triton's documentation, "Statistics Extension", ``batch_stats``.
 
     Args:
-        url: of the server.
-        model: one that executes; an ensemble has no executions of its own.
-        timeout_s: for the answer.
+        url: address of the server.
+        model: name of a model that executes. An ensemble does not have executions of its own.
+        timeout_s: seconds to wait for the answer.
 
     Raises:
-        DferDeployError: the server does not answer or has no such model.
+        DferDeployError: the server does not answer, or does not have the model.
     """
     batches: Counter[int] = Counter()
     with _client(url, model, timeout_s) as client:
@@ -35,18 +35,21 @@ def executed_batches(url: str, model: str, *, timeout_s: float = 30.0) -> Counte
 
 
 def queued(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[str]:
-    """Return the ``requests`` that a model has answered since its server started, and their ``ns`` in queues.
+    """Count the requests that a model has answered since its server started, and their time in queues.
 
-    An ensemble's own statistics leave out the queues of its steps, and so does perf_analyzer's "Server Queue". Source:
+    An ensemble's own statistics omit the queues of its steps, and so does perf_analyzer's "Server Queue". Source:
     Triton's documentation, "Statistics Extension", ``inference_stats``.
 
     Args:
-        url: of the server.
-        model: one that executes, or an ensemble whose steps serve nothing else meanwhile.
-        timeout_s: for every answer.
+        url: address of the server.
+        model: name of a model that executes, or of an ensemble whose steps serve no other model meanwhile.
+        timeout_s: seconds to wait for each answer.
+
+    Returns:
+        The number of ``requests``, and the nanoseconds ``ns`` that they have waited in all queues together.
 
     Raises:
-        DferDeployError: the server does not answer or has no such model.
+        DferDeployError: the server does not answer, or does not have the model.
     """
     found: Counter[str] = Counter()
     with _client(url, model, timeout_s) as client:
@@ -60,7 +63,7 @@ def queued(url: str, model: str, *, timeout_s: float = 30.0) -> Counter[str]:
 
 
 class _StatisticsClient:
-    """Both protocols' answers as dictionaries; numbers of 64 bits may be texts, and what is 0 missing."""
+    """The answers of both protocols as dictionaries. Integers of 64 bits may be texts, and zeros may be missing."""
 
     def __init__(self, client: Any, arguments: dict[str, Any], *, is_grpc: bool) -> None:
         self._client, self._arguments, self._is_grpc = client, arguments, is_grpc

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Gives a Triton image the Python module of the TensorRT that is in it, to build engines that this image can serve.
+"""Installs the Python module of a Triton image's TensorRT in the image, to build engines that this image can serve.
 
-Runs inside the image, with its Python and the standard library only. The module must be of exactly the version of the
-image's libnvinfer, because a plan runs with the TensorRT that built it. Only the module and its bindings are installed;
-the libraries, libnvonnxparser and libnvinfer_plugin among them, stay the image's own.
+The script runs inside the image, with its Python and the standard library only. The module must have exactly the
+version of the image's libnvinfer, because a plan runs with the TensorRT that built it. Only the module and its bindings
+are installed; the libraries, including libnvonnxparser and libnvinfer_plugin, remain those of the image.
 
 Sources: TensorRT's NvInferRuntime.h, getInferLibMajorVersion and its like; NVIDIA's packages tensorrt-cu13 (the
 module) and tensorrt-cu13-bindings, which take the libraries that the loader finds where no package brings them.
@@ -25,7 +25,7 @@ SHOW_VERSION = "import tensorrt; print(tensorrt.__version__)"
 
 
 def main() -> int:
-    """Install the module where it is missing; the exit code is 1 if that failed, with one sentence why."""
+    """Install the module if it is missing. The exit code is 1 if that fails, and a message states the reason."""
     parser = argparse.ArgumentParser(description="Install the Python module of this image's TensorRT.")
     parser.add_argument(
         "--library", dest="path", help="libnvinfer (default: the one that Triton's TensorRT backend loads)"
@@ -52,11 +52,11 @@ def main() -> int:
 
 
 def backend_library(backend: Path) -> str:
-    """Return the name of the libnvinfer that a backend asks the loader for, for example ``libnvinfer.so.11``.
+    """Find the name of the libnvinfer that a backend loads, for example ``libnvinfer.so.11``.
 
     Raises:
-        OSError: there is no such backend.
-        LookupError: it asks for none.
+        OSError: the backend cannot be read.
+        LookupError: the backend does not load libnvinfer.
     """
     wanted = re.search(rb"libnvinfer\.so\.\d+", backend.read_bytes())
     if wanted is None:
@@ -65,11 +65,11 @@ def backend_library(backend: Path) -> str:
 
 
 def version_of_library(path: str) -> str:
-    """Return the full version of a libnvinfer, for example ``11.1.0.106``.
+    """Read the full version of a libnvinfer, for example ``11.1.0.106``.
 
     Raises:
-        OSError: it cannot be loaded.
-        LookupError: it does not report its version.
+        OSError: the library cannot be loaded.
+        LookupError: the library does not report its version.
     """
     library = ctypes.CDLL(path)
     try:
@@ -79,19 +79,20 @@ def version_of_library(path: str) -> str:
 
 
 def module_version() -> str | None:
-    """Return the version of the module ``tensorrt``; None where it cannot be imported.
+    """Read the version of the module ``tensorrt``; None if it cannot be imported.
 
-    In a process of its own: a module that has failed once is not tried again, and one that does not fit may crash.
+    The import runs in a separate process, because a failed import is not tried again, and a module of another version
+    may crash.
     """
     done = subprocess.run([sys.executable, "-c", SHOW_VERSION], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def cuda_major(version: str) -> str:
-    """Return the generation of CUDA that the package is for, from the image's variable CUDA_VERSION.
+    """Extract the major version of CUDA, which the package's name contains, from the image's variable CUDA_VERSION.
 
     Raises:
-        LookupError: the variable holds no version.
+        LookupError: the variable is not a version.
     """
     major = version.partition(".")[0]
     if not major.isdecimal():
@@ -100,25 +101,25 @@ def cuda_major(version: str) -> str:
 
 
 def import_error() -> str:
-    """Return the last line of what Python says about importing the module."""
+    """Read the last line of Python's error when it imports the module."""
     done = subprocess.run([sys.executable, "-c", SHOW_VERSION], capture_output=True, text=True, check=False)
     return (done.stderr.strip().splitlines() or ["without a word"])[-1]
 
 
 def install(packages: list[str]) -> None:
-    """Install packages without what they depend on.
+    """Install packages without their dependencies.
 
     Raises:
         LookupError: pip failed.
     """
-    # Ubuntu marks its Python as managed by apt; in an image that nobody else uses that does not matter.
+    # Ubuntu marks its Python as managed by apt, which does not matter in an image for this purpose only.
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-cache-dir", "--break-system-packages"]
     if subprocess.run([*command, *packages], check=False).returncode != 0:
         raise LookupError(f"pip could not install {' and '.join(packages)}, its message is above")
 
 
 def is_same(module: str, library: str) -> bool:
-    """Return whether a module belongs to a library."""
+    """Check whether a module and a library have the same version, apart from a suffix such as ``.post1``."""
     return module.split(".post")[0] == library
 
 

@@ -1,22 +1,22 @@
 """A Triton Python-backend model that runs the ``model.onnx`` beside it with onnxruntime.
 
 It serves the graphs of the target ``embedded``: the image encoder, the temporal head and the window of a stream. It
-runs in a process of the private environment (NumPy 1.26, no dfer_deploy), so it imports nothing but NumPy, onnxruntime,
-Triton's own module and ``model_requests.py``, which lies beside this file.
+runs in a process of the private environment (NumPy 1.26, without dfer_deploy). It therefore imports only NumPy,
+onnxruntime, Triton's own module and ``model_requests.py``, which is beside this file.
 
-Everything about the tensors comes from Triton's model configuration: the inputs' names, dtypes and dims (after the
+The properties of the tensors come from Triton's model configuration: the inputs' names, dtypes and dims (without the
 batch; −1 is T, the number of frames), the outputs' names, and these parameters:
 
-    max_frames         the largest T that the model knows positions for
-    intra_op_threads   threads of one execution; 0 is one for every core
-    clips_per_run      how many clips onnxruntime is given at once, or as many frames in shorter ones; 0 is all of the
-                       batch
-    spin_us            how long a thread that waits for work keeps its core before it sleeps, in microseconds
-    must_be_finite     "1": requests with NaN or infinity are refused, "0": they are the graph's business
+    max_frames         largest T for which the model has temporal positions
+    intra_op_threads   number of threads of one execution; 0 is one for every core
+    clips_per_run      number of clips of max_frames frames in one run of onnxruntime; shorter clips are run together
+                       up to as many frames; 0 is max_batch_size
+    spin_us            time that a waiting thread spins before it sleeps, in microseconds
+    must_be_finite     "1" refuses requests with NaN or infinity; "0" passes them to the graph
 
-A large graph is opened as a copy that onnxruntime has optimised and packed for this processor. It lies in the cache
-folder (the variable DFER_DEPLOY_CACHE, else ``dfer-deploy`` in the user's cache folder), and all processes that serve
-it map the same memory. The first one makes it; without it, the graph itself is opened, which answers the same.
+A large graph is opened as a copy that onnxruntime has optimised and packed for this processor. The copy is in the cache
+folder (the variable DFER_DEPLOY_CACHE, or ``dfer-deploy`` in the user's cache folder), and all processes that serve it
+map the same memory. The first process makes it. If that fails, the graph itself is opened, with the same answers.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ Array = npt.NDArray[Any]
 _NUMPY_DTYPES = {"TYPE_UINT8": np.uint8, "TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
 
 PACKED_FROM_BYTES = 32 << 20
-"""Smaller graphs are not worth a copy."""
+"""The smallest size of a graph, in bytes, for which a packed copy is made."""
 
 PACKED_COPIES = 3
-"""How many packed copies are kept, those that were opened last; each has about twice the bytes of its graph."""
+"""Limits the packed copies to those that were opened last. Each takes about twice the bytes of its graph."""
 
 _RECORD = "complete.json"
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input of the graph. ``dims`` are those after the batch; −1 is T."""
+    """An input of the graph. ``dims`` are its dimensions without the batch; −1 is T."""
 
     name: str
     dtype: np.dtype[Any]
@@ -70,7 +70,7 @@ class TritonPythonModel:
     """One instance of the model; Triton calls ``initialize`` once and ``execute`` with every batch of requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the graph. An exception here is a model that does not load, with this message in Triton's log."""
+        """Load the graph. After an exception, the model is not loaded, and Triton logs the message."""
         config = json.loads(args["model_config"])
         self._inputs = [
             Input(entry["name"], np.dtype(_NUMPY_DTYPES[entry["data_type"]]), tuple(map(int, entry["dims"])))
@@ -87,13 +87,13 @@ class TritonPythonModel:
         self._session = _opened(graph, threads, spin_us)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, in order. A request that cannot be answered gets an error of its own.
+        """Answer every request, in order. A request that cannot be answered gets its own error.
 
         Args:
-            requests: the inputs [b, T, …] each; T may differ between them.
+            requests: requests with inputs [b, T, …]; T may differ between requests.
 
         Returns:
-            As many responses as requests.
+            One response for each request.
         """
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[int, int], list[tuple[int, list[Array]]]] = {}
@@ -101,7 +101,7 @@ class TritonPythonModel:
             arrays, responses[index] = self._inputs_or_error(request)
             if arrays is not None:
                 frames = arrays[0].shape[1]
-                # Clips that are run one by one need not be copied into one batch before.
+                # Clips that are run one by one need not be copied into one batch.
                 alone = index if self._clips_at_once(frames) == 1 else -1
                 groups.setdefault((frames, alone), []).append((index, arrays))
         for group in groups.values():
@@ -133,7 +133,7 @@ class TritonPythonModel:
         return array
 
     def _answer(self, group: list[tuple[int, list[Array]]]) -> list[tuple[int, Any]]:
-        """Run requests of equal shape together; if that fails, each one alone, so that one cannot harm another."""
+        """Run requests of equal shape together. If that fails, run each alone, so that only the faulty one fails."""
         requests = [arrays for _, arrays in group]
         try:
             joined = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*requests, strict=True)]
@@ -147,12 +147,12 @@ class TritonPythonModel:
             return [answer for member in group for answer in self._answer([member])]
 
     def _clips_at_once(self, frames: int) -> int:
-        # Live streams send single frames, of which several together are faster than one after the other.
+        # Live streams send single frames. Running several of them together is faster than one after the other.
         return max(1, self._clips_per_run * self._max_frames // frames)
 
     def _run(self, batch: list[Array]) -> list[Array]:
-        # The ensemble cannot send more than max_batch_size in one request, but several requests can add up to more
-        # only if Triton's batcher were misconfigured: fail in words rather than by memory.
+        # One request has at most max_batch_size clips. Several can have more together only if Triton's batcher is
+        # misconfigured; an error message is better than running out of memory.
         clips, frames = batch[0].shape[:2]
         if clips > self._max_batch_size:
             raise RequestError(f"{clips} clips in one execution, expected at most {self._max_batch_size}")
@@ -187,16 +187,16 @@ def _opened(graph: Path, threads: int, spin_us: int) -> onnxruntime.InferenceSes
 
 
 def cache_folder() -> Path:
-    """Return where dfer-deploy keeps what it can make again, as ``dfer_deploy.triton.environment`` has it on Linux."""
+    """Find dfer-deploy's cache folder, as ``dfer_deploy.triton.environment.cache_folder`` does on Linux."""
     given = os.environ.get("DFER_DEPLOY_CACHE")
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfer-deploy").absolute()
 
 
 def _packed_copy(graph: Path, folder: Path) -> Path:
-    """The folder of the packed copy of a graph, made where it is missing or damaged.
+    """The folder of the packed copy of a graph, which is made if it is missing or damaged.
 
-    Processes that need it at the same time make it once: the others wait. A copy that is taken away while somebody
-    opens it is an error here, and one that is taken away later stays mapped.
+    If several processes need it at the same time, one makes it and the others wait. A copy that is removed while it is
+    opened raises an error here; one that is removed later stays mapped.
     """
     copy = folder / _packed_name(_sha256(graph))
     if not _is_complete(copy):
@@ -205,7 +205,7 @@ def _packed_copy(graph: Path, folder: Path) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_complete(copy):
                 _make_packed(graph, copy)
-                # glibc would keep what the making needed, twice the graph.
+                # glibc would keep the memory that was needed for the copy, twice the graph's size.
                 with contextlib.suppress(AttributeError):
                     ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # a folder that can only be read
@@ -214,7 +214,7 @@ def _packed_copy(graph: Path, folder: Path) -> Path:
 
 
 def _packed_name(graph_sha256: str) -> str:
-    """Changes with the graph and with all that the packed weights depend on: onnxruntime and the processor."""
+    """A name that changes with the graph and with what packed weights depend on: onnxruntime and the processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     environment = json.dumps([onnxruntime.__version__, platform.machine(), processor])
@@ -226,10 +226,10 @@ def _make_packed(graph: Path, copy: Path) -> None:
     folders = [path for path in copy.parent.iterdir() if path.is_dir()]
     whole = [path for path in folders if path != copy and path.suffix != ".part"]
     kept = sorted(whole, key=lambda path: path.stat().st_mtime)[1 - PACKED_COPIES :]
-    for path in set(folders) - set(kept):  # whoever left a part was killed: it held the lock
+    for path in set(folders) - set(kept):  # an unfinished part is left by a killed process, which held the lock
         shutil.rmtree(path, ignore_errors=True)
     needed = 3 * graph.stat().st_size
-    if shutil.disk_usage(copy.parent).free < needed:  # onnxruntime need not notice a full disk
+    if shutil.disk_usage(copy.parent).free < needed:  # onnxruntime may not detect a full disk
         raise OSError(f"{copy.parent} has less than {needed / 1e9:.1f} GB free")
     temporary = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", suffix=".part", dir=copy.parent))
     try:

@@ -1,20 +1,20 @@
-"""A Triton Python-backend model that decodes and resizes images, so that a client needs no library for that.
+"""A Triton Python-backend model that decodes and resizes images, so that a client does not need a library for that.
 
-Bytes of JPEG, PNG and WebP files in, the image encoder's frames out, equal to the bit to what a client makes of the
-same files with dfer_deploy: both run ``image_decoding.py``, which lies beside this file, as does ``model_requests.py``.
-Neither dfer_deploy nor more than NumPy, Pillow and Triton's own module is there.
+Inputs are the bytes of JPEG, PNG and WebP files, and outputs are the image encoder's frames. The frames are equal to
+the bit to those that a client makes of the same files with dfer_deploy, because both run ``image_decoding.py``. This
+file and ``model_requests.py`` are beside this one. Only NumPy, Pillow and Triton's own module are available.
 
-The names and the image size come from Triton's model configuration, and from these parameters:
+The names and the image size come from Triton's model configuration, the limits from these parameters:
 
-    max_frames         the largest T of a clip
-    max_image_bytes    of one encoded image
-    max_pixels         width times height of one image, as its header says; checked before anything is decoded
-    max_request_pixels of all images of a request together, for everybody else waits until it is answered; reading
-                       their files counts too
-    decode_threads     that decode at the same time; 0 is one for every core, at most 8
+    max_frames         largest T of a clip
+    max_image_bytes    largest size of one encoded image, in bytes
+    max_pixels         largest width times height of one image, from its header, checked before decoding
+    max_request_pixels largest cost of all images of a request together, in pixels, because other requests wait
+                       meanwhile; reading the files counts too
+    decode_threads     number of threads that decode; 0 is one for every core, at most 8
 
-Memory: every thread holds one image. One of more than a quarter of max_pixels or max_image_bytes is decoded while no
-other of that size is, so that few threads and many need about the same.
+Every thread holds one image in memory. Images of more than a quarter of max_pixels or max_image_bytes are decoded one
+at a time, so that memory hardly grows with the number of threads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ try:
     import PIL.Image
     from image_decoding import ImageError, opened_image, resized, upright_rgb
 except ModuleNotFoundError as error:
-    # NVIDIA's images come without Pillow. The other models of the repository need not fail for that.
+    # NVIDIA's images do not contain Pillow. The other models of the repository should load without it.
     if error.name != "PIL":
         raise
     _HAS_PILLOW = False
@@ -55,10 +55,11 @@ MAX_SCANS = 100
 """Limits the scans of a progressive JPEG file, each of which costs a pass over all pixels."""
 
 USUAL_SCANS = 12
-"""Encoders write about ten. A scan of a few bytes costs a pass over all pixels, so then pixels count more often."""
+"""Scans above which a progressive JPEG file's pixels count more than once, because every scan costs a pass over all
+pixels. Encoders write about ten."""
 
 READ_PIXELS = 100
-"""A read of an image's file costs about as much as so many pixels."""
+"""The cost of one read of an image's file, in pixels."""
 
 MAX_READS = 100_000
 """Limits the reads of an image's file; one of 16 MiB takes about ten thousand. Pillow goes through a file's pieces
@@ -71,16 +72,16 @@ _NO_PILLOW = (
 
 
 class Work:
-    """What the images of one request cost, in pixels; shared by the threads that decode them."""
+    """The cost of one request's images, in pixels. The threads that decode them share it."""
 
     def __init__(self, most: int) -> None:
         self._most, self._pixels, self._lock = most, 0, threading.Lock()
 
     def add(self, pixels: int) -> None:
-        """Count what is about to be done.
+        """Add the cost of work that is about to be done.
 
         Raises:
-            ImageError: it is more than a request may cost.
+            ImageError: the request costs more than the limit.
         """
         with self._lock:
             self._pixels += pixels
@@ -93,7 +94,7 @@ class Work:
 
 
 class CountedBytes(io.BytesIO):
-    """An image's bytes that can be read so often only."""
+    """An image's bytes with a limited number of reads."""
 
     def __init__(self, image: bytes, work: Work) -> None:
         super().__init__(image)
@@ -111,7 +112,7 @@ class TritonPythonModel:
     """The model's instance; Triton calls ``initialize`` once and ``execute`` with every batch of requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the limits. An exception here is a model that does not load, with this message in Triton's log."""
+        """Read the limits. After an exception, the model is not loaded, and Triton logs the message."""
         config = json.loads(args["model_config"])
         (model_input,), (model_output,) = config["input"], config["output"]
         self._input_name: str = model_input["name"]
@@ -126,20 +127,20 @@ class TritonPythonModel:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._one_large_image = threading.RLock()
         if _HAS_PILLOW:
-            PIL.Image.init()  # not by several threads with the first request
+            PIL.Image.init()  # otherwise several threads would do it with the first request
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, in order. A request that cannot be answered gets an error of its own.
+        """Answer every request, in order. A request that cannot be answered gets its own error.
 
         Args:
-            requests: one input of bytes [b, T] each; T may differ between them.
+            requests: requests with one input of bytes [b, T]; T may differ between requests.
 
         Returns:
-            As many responses as requests.
+            One response for each request.
         """
         if not _HAS_PILLOW:
             return [error_response(_NO_PILLOW, pb_utils.TritonError.UNSUPPORTED) for _ in requests]
-        # All of them before the first answer is waited for: the threads are for all images.
+        # All requests begin before the first is waited for, so that the threads work on all images.
         begun = [self._begun(request) for request in requests]
         return [one if isinstance(one, pb_utils.InferenceResponse) else self._answer(*one) for one in begun]
 
@@ -148,7 +149,7 @@ class TritonPythonModel:
         self._threads.shutdown(cancel_futures=True)
 
     def _begun(self, request: Any) -> Any:
-        """The shape [b, T] and the decoded frames to come, in order; or an error's response."""
+        """The shape [b, T] and an iterator over the decoded frames in order, or the response for an error."""
         try:
             images = self._checked_input(request)
             frame = functools.partial(self._frame, Work(self._max_request_pixels))
@@ -167,7 +168,7 @@ class TritonPythonModel:
         return images
 
     def _answer(self, shape: tuple[int, int], frames: Iterator[Frame]) -> Any:
-        """Collect a request's frames; with the first image that is refused, what has not begun is cancelled."""
+        """Collect a request's frames. The first refused image cancels those that have not begun."""
         try:
             stacked = np.empty((shape[0] * shape[1], self._image_size, self._image_size, 3), np.uint8)
             for index, frame in enumerate(frames):
@@ -189,11 +190,11 @@ class TritonPythonModel:
             raise ImageError(f"is empty, expected the bytes of a file ({', '.join(FORMATS)})")
         if len(image) > self._max_image_bytes:
             raise ImageError(f"has {len(image)} bytes, expected at most {self._max_image_bytes}; make it smaller")
-        # A marker: inside a scan's data the byte FF is followed by 00.
+        # FF DA is the marker of a scan; inside a scan's data, 00 follows the byte FF.
         scans = image.count(b"\xff\xda") if image.startswith(b"\xff\xd8") else 1
         if scans > MAX_SCANS:
             raise ImageError(f"has {scans} scans, expected at most {MAX_SCANS}; encode it anew")
-        with contextlib.ExitStack() as turn:  # left when nothing of the image is held any more
+        with contextlib.ExitStack() as turn:  # left after the image's memory has been released
             if 4 * len(image) > self._max_image_bytes:
                 turn.enter_context(self._one_large_image)
             with opened_image(CountedBytes(image, work), formats=FORMATS, max_pixels=self._max_pixels) as opened:
