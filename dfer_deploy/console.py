@@ -144,7 +144,7 @@ class _Lines(Progress):
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and the time left; without a terminal, print a line every ``LINE_EVERY_S`` seconds."""
+    """Iterate with a progress bar and the time left. Without a terminal, print a line every ``LINE_EVERY_S``."""
     with progress_bar() as bar:
         yield from bar.track(items, total=total, description=what)
 
