@@ -1,4 +1,4 @@
-"""What a terminal shows: steps with their time, progress with time left, tables that are also written as JSON."""
+"""Output on a terminal: steps with their duration, progress with the time left, warnings and tables."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from dfer_deploy.errors import OutputError
 T = TypeVar("T")
 
 _WIDTH_OF_A_PIPE = 200
-"""Columns where there is no terminal that would say, so that tables in files and logs are not folded."""
+"""Width in columns if the output is not a terminal, so that tables in files and logs are not folded."""
 
 
 LINE_EVERY_S = 30.0
-"""How often long work says how far it is where there is no terminal: a log file must not be silent for minutes."""
+"""Seconds between two progress lines of long work without a terminal, so that a log file is not silent for minutes."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters, such as an escape sequence in a file's name, spelled out."""
+    """Spell out control characters in a text, such as an escape sequence in a file's name."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
@@ -61,7 +61,7 @@ class _Console(Console):
             ) from error
 
     def on_broken_pipe(self) -> None:
-        """Rich would exit with 1, "the gate failed"; ``cli`` decides."""
+        """Raise instead of rich's exit with code 1, which means a failed gate; ``cli`` chooses the exit code."""
         raise BrokenPipeError
 
 
@@ -73,15 +73,15 @@ def _console(stream: Literal["stdout", "stderr"]) -> Console:
 
 
 stdout = _console("stdout")
-"""Results."""
+"""The console for results."""
 
 stderr = _console("stderr")
-"""Progress and warnings."""
+"""The console for progress and warnings."""
 
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[list[str]]:
-    """Show a running step, then a tick, what was done and the seconds. Strings appended to the list are shown too."""
+    """Show a running step, then a tick with its duration in seconds and the strings appended to the yielded list."""
     notes: list[str] = []
     start = time.perf_counter()
     what = escape(what)
@@ -98,7 +98,7 @@ def step(what: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _said_to_go_on(what: str, start: float) -> Iterator[None]:
-    """Print a line now and then until the context ends."""
+    """Print a line every ``LINE_EVERY_S`` seconds until the context ends."""
     done = threading.Event()
 
     def speak() -> None:
@@ -115,7 +115,7 @@ def _said_to_go_on(what: str, start: float) -> Iterator[None]:
 
 
 class _Lines(Progress):
-    """Progress where there is no terminal: a line now and then, with the time left."""
+    """Progress without a terminal: a line every ``LINE_EVERY_S`` seconds, with the time left."""
 
     def __init__(self, *, counts: bool) -> None:
         super().__init__(console=stderr, disable=True)
@@ -144,15 +144,18 @@ class _Lines(Progress):
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and the time left; without a terminal, print a line now and then."""
+    """Iterate with a progress bar and the time left. Without a terminal, print a line every ``LINE_EVERY_S``."""
     with progress_bar() as bar:
         yield from bar.track(items, total=total, description=what)
 
 
 def progress_bar(*, counts: bool = True) -> Progress:
-    """Return a bar: description, count (unless it shows shares), time passed and left; it vanishes in the end.
+    """Create a progress bar with description, count, elapsed time and time left, which vanishes at the end.
 
-    Where there is no terminal, a line every ``LINE_EVERY_S`` says the same.
+    Without a terminal, a line with the same content is printed every ``LINE_EVERY_S`` seconds.
+
+    Args:
+        counts: show the count of items; a line without a terminal otherwise shows percent.
     """
     if not stderr.is_terminal:
         return _Lines(counts=counts)
@@ -174,8 +177,8 @@ def warn(message: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers are formatted by the caller, and columns of numbers are set to the right."""
-    # Spelled out before the columns are measured.
+    """Print a table. The caller formats numbers, and columns of numbers are aligned to the right."""
+    # Control characters are spelled out before the columns are measured.
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     grid = Table(title=Text(title, style="bold"), title_justify="left")
     for index, column in enumerate(columns):

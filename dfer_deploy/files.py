@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under its final name, and reading results back."""
+"""Atomic writing of files and folders, and reading of JSON results."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from typing import Any
 from dfer_deploy.errors import ResultError, WriteError
 
 _MAX_JSON_BYTES = 256 << 20
-"""The largest result, of a list of some 100,000 clips, has a quarter of it."""
+"""Limits the size of a result file. The largest result, of a list of some 100,000 clips, has a quarter of it."""
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
+    """Compute the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return file_digest(file)
 
 
 def file_digest(file: Any) -> str:
-    """Return the hexadecimal SHA-256 of an open binary file, read in pieces of 1 MiB."""
+    """Compute the hexadecimal SHA-256 of an open binary file, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
     while piece := file.read(1 << 20):
         digest.update(piece)
@@ -40,10 +40,10 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
 
     Args:
         path: the final file.
-        folder: where the temporary one lies instead, on the same file system.
+        folder: folder of the temporary file, on the same file system; by default that of ``path``.
 
     Raises:
-        DferDeployError: the folder cannot be written or the disk is full.
+        DferDeployError: ``path`` is not a regular file, the folder cannot be written, or the disk is full.
     """
     if path.exists() and not path.is_file():
         raise WriteError(f"{path} is not a regular file, so it is not replaced; give the name of a file")
@@ -62,7 +62,7 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path`` that becomes ``path`` on success and vanishes on failure.
+    """Yield an empty temporary folder beside ``path``; on success it is renamed to ``path``, on failure it is removed.
 
     Args:
         path: the final folder.
@@ -88,7 +88,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over what is read, by whatever names and links the two are called.
+    """Refuse an output that is one of the inputs, also through other names and links.
 
     Raises:
         DferDeployError: ``output`` is one of ``inputs``.
@@ -100,7 +100,7 @@ def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
-    """Refuse a file in a bundle's folder, where it would replace a part of it or be one too many.
+    """Refuse an output in a bundle's folder, where it would replace a file or be a foreign one.
 
     Raises:
         DferDeployError: ``output`` lies in ``bundle``.
@@ -112,15 +112,15 @@ def refuse_to_write_into_bundle(output: Path, bundle: Path) -> None:
 def check_outputs(
     outputs: Mapping[str, Path | None], inputs: Sequence[Path | None], bundle: Path | None = None
 ) -> None:
-    """Refuse, before the work, files whose writing after it would fail or lose something.
+    """Check, before the work, that the outputs can be written after it without losing other files.
 
     Args:
-        outputs: by the option that names them; None where it was not given.
-        inputs: what is read; None likewise.
-        bundle: a folder in which nothing is to be written.
+        outputs: paths by the option that names them; None for an option that is not set.
+        inputs: paths that are read; None for an option that is not set.
+        bundle: folder in which outputs are not allowed.
 
     Raises:
-        DferDeployError: an output is an input, or the output of another option, or cannot be written.
+        DferDeployError: an output is an input, is the output of another option, is in the bundle, or cannot be written.
     """
     taken: dict[str, str] = {}
     for option, path in outputs.items():
@@ -139,7 +139,7 @@ def check_outputs(
 
 
 def link_or_copy(source: Path, destination: Path) -> None:
-    """Return a hard link to ``source`` where the file system allows it, else a copy."""
+    """Make a hard link to ``source``, or a copy if the file system does not allow it."""
     try:
         destination.hardlink_to(source)
     except OSError as error:
@@ -156,15 +156,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return what ``write_json`` writes."""
+    """Format a value as ``write_json`` writes it."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:
-    """Read a file that ``--json`` wrote.
+    """Read a file that ``--json`` of ``command`` wrote.
 
     Raises:
-        DferDeployError: it cannot be read, is larger than 256 MiB, or is not a JSON table of finite numbers.
+        DferDeployError: the file cannot be read, is larger than 256 MiB, or is not a JSON table of finite numbers.
     """
     again = f"make it with: dfer-deploy {command} … --json {path}"
     try:
@@ -181,7 +181,7 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    """Refuse ``NaN`` and ``Infinity``, which JSON does not have, and ``1e999``, which no float holds."""
+    """Refuse ``NaN`` and ``Infinity``, which JSON does not have, and numbers such as ``1e999``, which overflow."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is not a number")
@@ -189,7 +189,7 @@ def _finite(text: str) -> float:
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    """Put ``new`` in the place of ``path``; if that fails, what was there is there again."""
+    """Replace ``path`` by ``new``. If that fails, the old folder is restored."""
     if not path.exists():
         new.replace(path)
         return

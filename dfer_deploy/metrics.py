@@ -1,4 +1,4 @@
-"""UAR, WAR, the confusion matrix and the calibration. NumPy only."""
+"""UAR, WAR, confusion matrix and calibration. Needs only NumPy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """How well predictions fit labels.
+    """The score of predictions against labels.
 
     Attributes:
-        uar: unweighted average recall in percent: the mean recall over the classes that have clips.
-        war: weighted average recall in percent, which is accuracy.
-        recalls: recall in percent for every class, None for a class without a clip.
+        uar: unweighted average recall in percent: the mean recall of the classes that have clips.
+        war: weighted average recall in percent, which is the accuracy.
+        recalls: recall of every class in percent; None for a class without clips.
         confusion: counts, int64 [C, C]; rows are labels, columns predictions.
-        absent: names of the classes that have no clip and so do not enter the UAR.
+        absent: names of the classes without clips, which are not in the UAR.
     """
 
     uar: float
@@ -54,7 +54,7 @@ def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequen
 
 
 def score_from_confusion(confusion: Int64, class_names: Sequence[str]) -> Score:
-    """Return the score behind counts, int64 [C, C] with at least one clip; rows are labels, columns predictions."""
+    """Compute the score from counts, int64 [C, C] with at least one clip; rows are labels, columns predictions."""
     clips = confusion.sum(axis=1)
     hits = np.diag(confusion)
     recalls = tuple(100.0 * int(h) / int(n) if n else None for h, n in zip(hits, clips, strict=True))
@@ -69,12 +69,12 @@ def score_from_confusion(confusion: Int64, class_names: Sequence[str]) -> Score:
 
 
 CALIBRATION_BINS = 15
-"""As in Guo et al., section 2."""
+"""The number of confidence bins, as in Guo et al., section 2."""
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The clips whose confidence lies in one of the bins: their mean confidence, and the share answered rightly."""
+    """The clips in one confidence bin: their mean confidence, the share of right answers, and their number."""
 
     confidence: float
     accuracy: float
@@ -83,11 +83,12 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence can be taken at its word.
+    """The agreement of confidence and accuracy.
 
     Attributes:
-        error: expected calibration error in percent. It is 0 where answers of which 80 % are right say 0.8.
-        bins: those with clips, by increasing confidence: what a reliability diagram shows.
+        error: expected calibration error in percent. It is 0 if, for example, 80 % of answers with confidence 0.8 are
+            right.
+        bins: bins with clips, by increasing confidence, for a reliability diagram.
     """
 
     error: float
@@ -112,7 +113,7 @@ def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -
         raise DferDeployError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
     confidences = probabilities.max(axis=1).astype(np.float64)
     hits = probabilities.argmax(axis=1) == truth
-    # No float32 but 0 and 1 lies on an edge, so it does not matter which bin an edge belongs to.
+    # Of all float32 values, only 0 and 1 are on an edge, so it does not matter which bin an edge belongs to.
     places = np.minimum((confidences * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
     bins = tuple(
         CalibrationBin(float(confidences[within].mean()), float(hits[within].mean()), int(within.sum()))
@@ -123,7 +124,7 @@ def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return probabilities [B, C] of logits [B, C]."""
+    """Convert logits float32 [B, C] to probabilities float32 [B, C]."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: npt.NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities

@@ -1,6 +1,7 @@
-"""Frozen dataclasses as plain data, which JSON, TOML and ``weights_only`` pickles hold, and back with types checked.
+"""Conversion of frozen dataclasses to plain data, for JSON, TOML and ``weights_only`` pickles, and back with checks.
 
-A part of ``build_engines.py`` in a bundle, which has the standard library only: NumPy is imported where arrays come.
+This module is a part of ``build_engines.py`` in a bundle, which has the standard library only. NumPy is therefore
+imported only for arrays.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _MAX_SHOWN = 200
 
 
 def spec_from_dict(cls: type[S], values: Any, where: str = "") -> S:
-    """Build a frozen dataclass from plain data, checking names and types all the way down.
+    """Build a frozen dataclass from plain data, and check names and types at every level.
 
     Args:
         cls: the dataclass to build.
-        values: a mapping from field names to values, as JSON or TOML gives it.
-        where: the dotted path of ``values``, for messages.
+        values: values by field name, as JSON or TOML contains them.
+        where: dotted path of ``values``, for messages.
 
     Raises:
         DferDeployError: a key is unknown (the nearest name is suggested), missing, or has the wrong type.
@@ -116,7 +117,7 @@ def _shortened(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Turn tuples, however deep, into lists, as JSON, TOML and ``weights_only`` know them."""
+    """Convert tuples at every level to lists, for JSON, TOML and ``weights_only``."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -125,7 +126,7 @@ def plain(value: Any) -> Any:
 
 
 def json_values(value: Any) -> Any:
-    """Turn a result into what JSON holds: dataclasses into tables, arrays into lists, what is not finite into None."""
+    """Convert a result to JSON values: dataclasses to tables, arrays to lists, numbers that are not finite to None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: json_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -138,12 +139,12 @@ def json_values(value: Any) -> Any:
 
 
 def result_from_json(cls: type[S], values: Any, where: str = "") -> S:
-    """Build a result's dataclass from what ``json_values`` made of it.
+    """Build a result's dataclass from the output of ``json_values``.
 
-    Unknown keys are ignored, so that a later version may add some. Null in the place of a number is infinity.
+    Unknown keys are ignored, so that a later version may add keys. Null in the place of a number becomes infinity.
 
     Raises:
-        DferDeployError: a key is missing or has the wrong type, or a value cannot be.
+        DferDeployError: a key is missing, or a value has the wrong type or is not valid.
     """
     return spec_from_dict(cls, _known(cls, values), where)
 

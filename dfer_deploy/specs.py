@@ -1,7 +1,7 @@
 """The contract between training, export, serving and verification. Needs only the standard library and NumPy.
 
-Everything else is derived from it: the layers of the model, ONNX tensor names, Triton's config.pbtxt, what the client
-sends and what the verifier expects.
+The layers of the model, ONNX tensor names, Triton's config.pbtxt, the client's requests and the verifier's expectations
+are all derived from it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ MAX_LAYERS = 128
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ``SettingError`` with ``message`` unless ``condition`` holds."""
+    """Check a condition.
+
+    Raises:
+        SettingError: ``condition`` is false; ``message`` is its text.
+    """
     if not condition:
         raise SettingError(message)
 
@@ -129,15 +133,17 @@ class TemporalSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """The text side: class names, what CLIP reads for each class, and the learnable contexts around it.
+    """The text side: class names, the text for each class, and the learnable contexts around it.
 
     Attributes:
-        class_names: labels, in the order of the logits.
-        class_texts: the text of every class, as it was given to CLIP's tokenizer (without the contexts); by default the
-            class names.
+        class_names: C distinct names, at least 2, in the order of the logits.
+        class_texts: text of every class for CLIP's tokenizer, without the contexts; by default the class names.
         contexts: M, the number of learnable context vectors; 0 for none.
-        class_specific: every class has contexts of its own ([C, M, D]); otherwise all share them ([M, D]).
-        position: where the contexts' text stands: ``end`` puts the class text after the contexts.
+        class_specific: whether every class has its own contexts [C, M, D]; otherwise all share them, [M, D].
+        position: position of the class text among the contexts; ``end`` puts it after them.
+
+    Raises:
+        DferDeployError: names, texts or a number are not valid.
     """
 
     class_names: tuple[str, ...]
@@ -180,12 +186,15 @@ class ModelSpec:
 
     Attributes:
         prompts: class names, texts and contexts.
-        clip: the backbone.
-        temporal: from frame features to the video feature.
-        temperature: τ, by which cosines are divided.
-        classifier: ``text`` compares the video feature with the texts' features. ``image_conditioned_text`` is
-            Co-CoOp's: a small network shifts the contexts by the clip, so that every clip has texts of its own.
-            ``linear`` is a layer W v + b on the video feature, which is not normalised for it; texts play no part.
+        clip: CLIP backbone.
+        temporal: temporal model, from frame features to the video feature.
+        temperature: τ, by which cosines are divided; positive.
+        classifier: ``text`` compares the video feature with the text features. ``image_conditioned_text`` is Co-CoOp:
+            a small network shifts the contexts depending on the clip, so every clip has its own text features.
+            ``linear`` is a layer W v + b on the video feature, which is not normalised; the texts are not used.
+
+    Raises:
+        DferDeployError: the temperature is not positive, or Co-CoOp has no contexts.
     """
 
     prompts: PromptSpec
@@ -202,13 +211,13 @@ class ModelSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dictionaries, lists, strings and numbers, which JSON, TOML and ``weights_only`` can hold."""
+        """Convert to plain dictionaries, lists, strings and numbers, for JSON, TOML and ``weights_only``."""
         return plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph. A string in ``shape`` is a dynamic dimension; ``bytes`` are of any length."""
+    """One input or output of a graph. A string in ``shape`` is a dynamic dimension; ``bytes`` may have any length."""
 
     name: str
     dtype: Literal["uint8", "int32", "float32", "bytes"]
@@ -230,17 +239,18 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class Contract:
-    """What one model is served as: ONNX graphs, the Triton models around them, and the ensembles that join them.
+    """The interfaces of a served model: its ONNX graphs, the Triton models around them, and the ensembles.
 
     Attributes:
         image_encoder: ONNX graph from frames to frame features.
-        temporal_head: ONNX graph from the frame features of a clip to probabilities.
-        ensemble: clips of frames to probabilities.
-        preprocess: encoded images (JPEG, PNG, WebP) to frames; code, no graph.
-        encoded: ensemble from clips of encoded images to probabilities.
-        window: ONNX graph that joins the newest frame's features to those before it; no weights.
-        stream: ensemble from the newest frame of a stream, and the features of the frames before it, to probabilities.
-        encoded_stream: the same from one encoded image.
+        temporal_head: ONNX graph from the frame features of a clip to logits and probabilities.
+        ensemble: ensemble from clips of frames to logits and probabilities.
+        preprocess: Python model from encoded images (JPEG, PNG, WebP) to frames.
+        encoded: ensemble from clips of encoded images to logits and probabilities.
+        window: ONNX graph without weights that joins the newest frame's features to the earlier ones.
+        stream: ensemble from the newest frame of a stream, and the features of the frames before it, to logits and
+            probabilities.
+        encoded_stream: ensemble as ``stream``, but from one encoded image.
     """
 
     image_encoder: GraphSpec
@@ -254,9 +264,9 @@ class Contract:
 
 
 def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
-    """Return what ``spec`` is served as, under the name prefix ``name``.
+    """Derive the contract of a model from its ``spec``, with the name prefix ``name``.
 
-    Frames are RGB in [0, 255], already resized to the model's image size; all arithmetic on them is in the graph.
+    Frames are RGB in [0, 255] and resized to the model's image size. All further arithmetic on them is in the graph.
     """
     size, features, time = spec.clip.vision.image_size, spec.clip.embed_dim, spec.temporal.max_frames
     frames = TensorSpec("frames", "uint8", ("batch", "time", size, size, 3))
@@ -287,9 +297,9 @@ def contract_for(spec: ModelSpec, name: str = "dfer") -> Contract:
 
 
 def encoder_id(image_encoder_sha256: str) -> int:
-    """Return the number by which a stream's client knows whose features it holds: 1 to 2³¹ − 1.
+    """Compute the id of an image encoder, 1 to 2³¹ − 1, by which a stream's client identifies its features.
 
     Args:
-        image_encoder_sha256: hexadecimal, of the encoder's ONNX file.
+        image_encoder_sha256: hexadecimal SHA-256 of the encoder's ONNX file.
     """
     return int(image_encoder_sha256[:8], 16) % (2**31 - 1) + 1

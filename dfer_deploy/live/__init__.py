@@ -1,1 +1,1 @@
-"""A camera or a video, frame by frame as time passes: reading it, answering for every face, showing the answers."""
+"""Live answers for a camera or a video: reading its frames in real time, answering every face, showing the answers."""

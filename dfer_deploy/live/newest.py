@@ -1,4 +1,4 @@
-"""An iterator that runs in a thread of its own, of which only the newest item waits."""
+"""An iterator that runs in its own thread, of which only the newest item is kept."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from dfer_deploy.clips.prefetch import Buffer
 T = TypeVar("T")
 
 _PATIENCE_S = 2.0
-"""For a camera that gives no frame any more; its thread ends with the process."""
+"""Limits the wait for the thread at the end, in seconds. If a camera sends no more frames, its thread ends with the
+process."""
 
 
 @contextlib.contextmanager
 def newest(items: Iterator[T], stopped: threading.Event) -> Iterator[Buffer[T]]:
-    """Let an iterator run as fast as it goes; the consumer gets the newest item.
+    """Run an iterator in a thread without waiting for the consumer, who gets the newest item.
 
-    What the iterator raises is raised where its items are taken.
+    An exception of the iterator is raised in the consumer.
 
     Args:
-        items: touched by the thread alone; closed at the end.
-        stopped: is set when the context is left, so that the iterator need not sleep to its end.
+        items: an iterator, which only the thread uses. It is closed at the end.
+        stopped: set when the context is left, so that the iterator can stop waiting.
     """
     buffer = Buffer[T](1, newest_only=True)
     thread = threading.Thread(target=buffer.fill, args=(items,), name="newest", daemon=True)

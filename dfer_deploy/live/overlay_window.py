@@ -1,4 +1,4 @@
-"""The live answers over the picture, in a window (tkinter, which Python brings)."""
+"""A window (tkinter, a part of Python) that shows the frames with the live answers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer
 
 MAX_SIDE = 960
-"""The longer side of the shown frame in pixels, at most, so that the window fits on a screen."""
+"""Limits the longer side of the shown frame, in pixels, so that the window fits on a screen."""
 
 
 class OverlayWindow:
-    """A window; closing it ends the session. To be used by the thread that made it."""
+    """A window, which only the thread that opened it may use. Closing it ends the session."""
 
     def __init__(self, title: str) -> None:
         """Open the window.
 
         Raises:
-            DferDeployError: Python has no tkinter, or there is no display.
+            DferDeployError: Python lacks tkinter, or a display is not available.
         """
         try:
             import tkinter
@@ -54,7 +54,7 @@ class OverlayWindow:
     def show(self, image: Pixels, faces: Sequence[FaceAnswer]) -> None:
         """Show a frame, uint8 [H, W, 3], with its answers."""
         if self.is_open:
-            # Tk shows a picture only as long as somebody holds it.
+            # Tk shows a picture only while a reference to it exists.
             self._shown = self._photo(self._overlay.drawn(image, faces), master=self._root)
             self._label.configure(image=self._shown)
             self._root.update()
@@ -74,9 +74,9 @@ class OverlayWindow:
 
 
 class LiveOverlay:
-    """Draws the answers on frames that follow each other.
+    """Draws the answers on a sequence of frames.
 
-    A face that is not found at the moment keeps its last one.
+    A face that is not found at the moment keeps its last answer.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class LiveOverlay:
         self._answers: dict[int, StreamAnswer] = {}
 
     def drawn(self, image: Pixels, faces: Sequence[FaceAnswer]) -> Image.Image:
-        """Return the frame, at most 960 pixels long, with every face's box, expression and probabilities."""
+        """Draw every face's box, expression and probabilities on a frame, scaled to at most 960 pixels."""
         picture = Image.fromarray(image)
         scale = min(1.0, MAX_SIDE / max(picture.size))
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

@@ -1,4 +1,4 @@
-"""Live frames to answers: one stream for every face."""
+"""From live frames to answers, with one stream for every face."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class FaceAnswer:
     """The answer for one face at one time.
 
     Attributes:
-        track: the person, 1, 2, … in the order of appearance; 0 where no faces are looked for.
-        time_s: of the frame.
-        start_s: of the first frame of the window; further back than the window is long where a server was away.
-        latency_s: from the frame's arrival to the answer.
-        answer: for the window that ends with this frame; None while the face is not found.
-        box: in pixels; None where no faces are looked for.
+        track: number of the track, 1, 2, … in the order of appearance; 0 without face detection.
+        time_s: time of the frame in seconds.
+        start_s: time of the window's first frame in seconds. The window is longer than usual if frames were dropped.
+        latency_s: seconds from the frame's arrival to the answer.
+        answer: answer for the window that ends with this frame; None while the face is not found.
+        box: box in pixels; None without face detection.
     """
 
     track: int
@@ -50,12 +50,12 @@ class FaceAnswer:
 class _Face:
     stream: FrameStream
     held: deque[Clip] = field(default_factory=lambda: deque(maxlen=MAX_FRAMES))
-    """What its stream has not seen; earlier frames would be in no window any more."""
+    """The crops that have not been pushed, at most a window; earlier ones would not be in the next window."""
     times_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_FRAMES))
 
 
 class LiveSession:
-    """Finds the faces of every frame and pushes each into its stream; a context manager, which ends the streams."""
+    """Finds the faces of every frame and pushes each into its stream. Leaving the context ends the streams."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class LiveSession:
         Args:
             new_stream: opens a stream for a face that appears.
             image_size: S, the side of the model's square input in pixels.
-            detector: finds the faces; None where the whole picture is the face.
-            margin: around the face, as ``clips.faces.face_crop``; 0 to 2.
-            interval_s: between the frames.
+            detector: finds the faces; None if the whole picture is the face.
+            margin: margin added around a face on each side, as a share of its box's longer side, 0 to 2.
+            interval_s: seconds between the frames.
 
         Raises:
-            DferDeployError: the margin is out of range, or faces cannot be followed in such steps.
+            DferDeployError: the margin is out of range, or the interval is too long to follow faces.
         """
         check_following(detector, interval_s, margin)
         self._new_stream, self._image_size, self._detector, self._margin = new_stream, image_size, detector, margin
@@ -85,14 +85,14 @@ class LiveSession:
         self._faces: dict[int, _Face] = {}
 
     def answered(self, frame: LiveFrame) -> list[FaceAnswer]:
-        """Return the answers for all faces of the next frame.
+        """Answer all faces of the next frame.
 
-        A face that is not found keeps its place; the frames between are pushed when it is found there again, as the
-        windows of a whole video do it (``inference.windows``). Frames that were dropped while an answer was waited for
-        (a server that was away) are in no window: the streams go on with the next one.
+        A face that is not found keeps its last box. Its crops are pushed when it is found there again, as for the
+        windows of a video (``inference.windows``). Frames that were dropped while an answer was waited for are not in
+        any window, and the streams continue with the next frame.
 
         Raises:
-            DferDeployError: what the streams raise.
+            DferDeployError: a stream raises it.
         """
         if self._detector is None:
             whole = resized(Image.fromarray(frame.image), self._image_size)

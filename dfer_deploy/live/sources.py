@@ -1,4 +1,4 @@
-"""Where live frames come from: a camera, or a video file that is played at its own speed."""
+"""Sources of live frames: a camera, or a video file that is played at its own speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.live.newest import newest
 
 _AHEAD = 4
-"""Frames that are decoded before they are asked for, where every frame counts."""
+"""Limits the frames of a file that are decoded ahead if every frame is answered."""
 
 _CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 """FFmpeg's input devices (its documentation, "Input Devices"): Video4Linux2, AVFoundation, DirectShow."""
@@ -35,8 +35,8 @@ class LiveFrame:
     """One frame.
 
     Attributes:
-        time_s: seconds since the first frame: of a camera, as they passed; of a file, as it states.
-        arrived_s: ``time.monotonic()`` when it was there.
+        time_s: seconds since the first frame: elapsed time for a camera, presentation time for a file.
+        arrived_s: value of ``time.monotonic()`` when the frame arrived.
         image: uint8 [H, W, 3], RGB in [0, 255], upright.
     """
 
@@ -46,14 +46,14 @@ class LiveFrame:
 
 
 class LiveFrames:
-    """The frames that are to be answered, one interval apart."""
+    """An iterable over the frames to answer, one interval apart."""
 
     def __init__(self, frames: Iterator[LiveFrame], buffer: Buffer[LiveFrame] | None = None) -> None:
         self._frames, self._buffer = frames, buffer
 
     @property
     def dropped(self) -> int:
-        """Frames that were replaced by newer ones, because the answers took longer than the interval."""
+        """The number of frames that newer ones replaced, because the answers took longer than the interval."""
         return 0 if self._buffer is None else self._buffer.dropped
 
     def __iter__(self) -> Iterator[LiveFrame]:
@@ -62,16 +62,16 @@ class LiveFrames:
 
 @contextlib.contextmanager
 def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterator[LiveFrames]:
-    """Open a source; a thread reads it until the context ends.
+    """Open a source. A thread reads it until the context ends.
 
     Args:
         source: a camera's number, device or name, or the path of a video file.
         interval_s: seconds from one frame to the next, 0.01 to 60.
-        fast: play a file as fast as it is answered, every frame; otherwise, and always of a camera, a frame that was
-            not taken when the next one comes is dropped.
+        fast: answer every frame of a file, as fast as possible. Otherwise, and always for a camera, a frame is dropped
+            if it has not been taken when the next one arrives.
 
     Raises:
-        DferDeployError: there is no such source, or it cannot be read.
+        DferDeployError: the source does not exist or cannot be read, or the interval is out of range.
     """
     check_interval(interval_s)
     camera = camera_of(source, sys.platform)
@@ -89,19 +89,26 @@ def live_frames(source: str, interval_s: float, *, fast: bool = False) -> Iterat
 
 
 def is_camera(source: str) -> bool:
-    """Return whether a source is a camera of this system; otherwise it is a file."""
+    """Check whether a source is a camera of this system rather than a file.
+
+    Raises:
+        DferDeployError: the source is neither a camera nor a file.
+    """
     return camera_of(source, sys.platform) is not None
 
 
 def camera_of(source: str, platform: str) -> tuple[str, str] | None:
-    """Return what FFmpeg calls a camera, and its input device; None for a file.
+    """Find FFmpeg's name of a camera and FFmpeg's input device for it.
 
     Args:
-        source: ``0`` or ``/dev/video0``; on macOS a number or a name, on Windows a name.
-        platform: as ``sys.platform``.
+        source: ``0`` or ``/dev/video0`` on Linux; a number or a name on macOS; a name on Windows.
+        platform: value of ``sys.platform``.
+
+    Returns:
+        The name and the input device, or None for a file.
 
     Raises:
-        DferDeployError: it is neither a camera nor a file.
+        DferDeployError: the source is neither a camera nor a file.
     """
     device = _CAMERA_FORMATS.get(platform)
     is_number = source.isascii() and source.isdigit()
@@ -122,12 +129,12 @@ def camera_of(source: str, platform: str) -> tuple[str, str] | None:
 
 
 def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFrame]:
-    """Yield the frames of a camera at the times 0, ``interval_s``, … as they pass.
+    """Yield the frames of a camera at 0, ``interval_s``, 2 · ``interval_s``, … in real time.
 
     Args:
-        name: what FFmpeg calls the camera.
+        name: FFmpeg's name of the camera.
         device: FFmpeg's input device.
-        interval_s: seconds; all frames of a slower camera are taken.
+        interval_s: seconds from one frame to the next. Of a slower camera, every frame is taken.
 
     Raises:
         DferDeployError: the camera cannot be opened, or fails.
@@ -141,7 +148,7 @@ def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFra
                     continue
                 if start_s == -math.inf:  # a camera needs a while for its first frame
                     start_s = next_s = now
-                # A slow camera misses points of the grid; it does not catch up.
+                # A slow camera misses steps, which are not made up for.
                 next_s += interval_s * (1 + (now - next_s) // interval_s)
                 yield LiveFrame(now - start_s, now, np.asarray(DecodedFrame(frame).upright()))
     except av.FFmpegError as error:
@@ -155,7 +162,7 @@ def _decoded(container: Any) -> Iterator[av.VideoFrame]:
     if not container.streams.video:
         raise DferDeployError(f"{container.name} has no video stream; expected a camera")
     for packet in container.demux(container.streams.video[0]):
-        # A damaged packet of a camera costs its frame.
+        # A damaged packet loses its own frame only.
         with contextlib.suppress(av.error.InvalidDataError):
             yield from packet.decode()
 

@@ -1,4 +1,4 @@
-"""What a live session came to: counts, speed and latency, and what each face showed. Bounded, however long it lasts."""
+"""The tally of a live session: counts, speed, latency, and each face's expressions. Its memory is bounded."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dfer_deploy.live.session import FaceAnswer
 _RECENT_S = 3.0
 _LATENCIES = 1000
 MAX_TRACKS = 200
-"""Faces that the summary names: the last ones."""
+"""Limits the faces in the summary to the last ones."""
 
 
 @dataclass
 class TrackTally:
-    """One face: when it was seen first and last, and how many answers each expression had."""
+    """The tally of one face: the times of its first and last answer in seconds, and the answers by expression."""
 
     start_s: float
     end_s: float
     expressions: Counter[str] = field(default_factory=Counter)
 
     def shares(self, count: int) -> str:
-        """Return the most frequent expressions with their share of the answers."""
+        """Format the ``count`` most frequent expressions with their shares of the answers in percent."""
         total = self.expressions.total()
         return ", ".join(f"{name} {100 * n / total:.0f} %" for name, n in self.expressions.most_common(count))
 
 
 class Tally:
-    """Counts while a session runs."""
+    """Counts of the frames and answers of a running session."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -61,22 +61,22 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Since the session began."""
+        """Seconds since the session began."""
         return self._clock() - self._start_s
 
     @property
     def frames_per_s(self) -> float:
-        """The rate over the last seconds."""
+        """Frames per second over the last three seconds."""
         now = self._clock()
         recent = sum(now - moment <= _RECENT_S for moment in self._recent)
         return recent / max(1e-3, min(_RECENT_S, self.seconds))
 
     def latency_ms(self, percentile: float) -> float:
-        """Return a percentile of the latency of the last thousand answers in milliseconds; NaN before the first."""
+        """Compute a percentile, 0 to 100, of the last thousand latencies in milliseconds; NaN without answers."""
         return 1000 * float(np.percentile(self._latencies, percentile)) if self._latencies else float("nan")
 
     def to_dict(self, dropped: int) -> dict[str, Any]:
-        """Return the tally as JSON holds it."""
+        """Convert to plain data for JSON, with the number of ``dropped`` frames."""
         return {
             "seconds": self.seconds,
             "frames": self.frames,

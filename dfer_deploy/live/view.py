@@ -1,4 +1,4 @@
-"""The live answers in a terminal."""
+"""The view of the live answers in a terminal."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dfer_deploy.live.tally import Tally
 
 _BAR_WIDTH = 24
 _WAITING_S = 2.0
-"""An answer that takes longer is said to be waited for."""
+"""Seconds after which the view states that it waits for an answer."""
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """All that is drawn of one frame, so that a drawing thread never sees half of an update.
+    """The state of the view for one frame, replaced as a whole, so that another thread never draws half an update.
 
     Attributes:
-        time_s: of the frame.
-        asked_s: when the answers were there.
-        faces: with the last answer of each.
-        speed: frames a second and latency, in words.
-        resumed: how often another encoder took over a stream.
+        time_s: time of the frame in seconds.
+        asked_s: time of the clock when the answers arrived.
+        faces: the answer of each face, and its last one with an expression.
+        speed: text with frames per second and latency.
+        resumed: number of times that another encoder took over a stream.
     """
 
     time_s: float
@@ -42,9 +42,9 @@ class _Shown:
 
 
 class LiveView:
-    """What ``rich.live.Live`` draws again and again: a panel for every face, and a line with speed and latency.
+    """A renderable for ``rich.live.Live``: a panel for every face, and a line with speed and latency.
 
-    Another thread may draw it meanwhile.
+    Another thread may draw it during an update.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LiveView:
         self.update(0.0, ())
 
     def update(self, time_s: float, faces: Sequence[FaceAnswer]) -> None:
-        """Show the answers for a frame. A face that has none at the moment keeps its last one, and it is said why."""
+        """Show the answers for a frame. A face without an answer keeps its last one, and its state is shown."""
         tally, last = self._tally, {face.track: last for face, last in self._shown.faces}
         shown = tuple((face, face if face.answer else last.get(face.track, face)) for face in faces)
         latency = f"{tally.latency_ms(50):.0f} ms" if tally.answers else "–"
@@ -82,7 +82,7 @@ class LiveView:
             Columns([_panel(*face) for face in shown]) if shown else Text("no face in the picture", style="dim")
         )
         if len(console.render_lines(body, options)) > room:
-            # A line for each face. What is higher than the terminal hides the speed, and is left there in the end.
+            # One line for each face. A view higher than the terminal would hide the speed, and would remain at the end.
             most = len(shown) if len(shown) <= room else max(0, room - 1)
             more = [Text(f"and {len(shown) - most} more")] if most < len(shown) else []
             body = Group(*[_row(*face) for face in shown[:most]], *more)

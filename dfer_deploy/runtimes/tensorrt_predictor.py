@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.errors import RuntimeUnavailableError
+from dfer_deploy.runtimes.engine_tensors import pieces
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
-from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, import_tensorrt, pieces
+from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, import_tensorrt
 from dfer_deploy.specs import Contract
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from videos import SquareDetector, numbered, two_squares, write_timed_video
+from videos import numbered, two_squares, write_timed_video
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.reading import clip_from_path
@@ -22,18 +22,6 @@ from dfer_deploy.errors import DferDeployError
 from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.windows import Face, Window, windows_of_video
 from dfer_deploy.runtimes.available import open_predictor
-
-
-@pytest.fixture
-def squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer_deploy.api.predict_inputs.open_face_detector", lambda _: SquareDetector())
-
-
-@pytest.fixture
-def video(tmp_path: Path) -> Path:
-    """Two people, the second one late; 5 s."""
-    frames = two_squares(50, red=range(50), green=range(20, 50))
-    return write_timed_video(tmp_path / "a.mkv", frames, range(0, 5000, 100))
 
 
 def left_behind(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.runtimes import tensorrt_engine
+from dfer_deploy.runtimes import engine_tensors, tensorrt_engine
 
 SOURCE = Path(tensorrt_engine.__file__)
 
@@ -72,7 +72,7 @@ def test_every_call_exists_in_the_api_of_11() -> None:
         assert any(low <= len(call.args) <= high for low, high in allowed), (attribute, len(call.args), allowed)
     assert trt.ExecutionContextAllocationStrategy.USER_MANAGED.name == "USER_MANAGED"
     assert {"INPUT", "OUTPUT"} <= set(trt.TensorIOMode.__members__)
-    assert set(tensorrt_engine._DTYPES.values()) <= set(trt.DataType.__members__)
+    assert set(engine_tensors.DTYPES.values()) <= set(trt.DataType.__members__)
     assert {"ERROR", "INTERNAL_ERROR"} <= set(trt.ILogger.Severity.__members__)
     assert trt.Dims((2, -1, 3))[:] == (2, -1, 3)
 

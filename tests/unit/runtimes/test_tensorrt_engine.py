@@ -11,15 +11,8 @@ from tiny import tiny_spec
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.errors import DferDeployError, MissingExtraError
-from dfer_deploy.runtimes.tensorrt_engine import (
-    EngineRunner,
-    EngineTensor,
-    LoadedEngine,
-    ShapeRange,
-    check_tensors,
-    import_tensorrt,
-    pieces,
-)
+from dfer_deploy.runtimes.engine_tensors import EngineTensor, ShapeRange, check_tensors, pieces
+from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, LoadedEngine, import_tensorrt
 from dfer_deploy.specs import contract_for
 
 CONTRACT = contract_for(tiny_spec())
