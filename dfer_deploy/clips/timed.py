@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from dfer_deploy.clips.reading import DecodedFrame, decoded_frames, open_video, packets_in_video
 from dfer_deploy.errors import ClipError
@@ -35,11 +36,16 @@ class TimedFrame:
 
     Attributes:
         time_s: seconds since the video's first frame.
-        image: uint8 [H, W, 3], RGB in [0, 255], upright.
+        picture: RGB, upright.
     """
 
     time_s: float
-    image: npt.NDArray[np.uint8]
+    picture: Image.Image
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """A new array of the picture, uint8 [H, W, 3], RGB in [0, 255]."""
+        return np.asarray(self.picture)
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,11 @@ def timed_frames(video: Path, interval_s: float) -> Iterator[TimedFrame]:
                 f"{video} has no frame between {shown.start_s:.1f} s and {shown.end_s:.1f} s, expected one at least "
                 "every hour; its times are damaged, so write it anew"
             )
-        image = None
+        picture = None
         while step * interval_s < shown.end_s - ROUNDING_S or step == 0:
-            if image is None:
-                image = np.asarray(shown.frame.upright())
-            yield TimedFrame(step * interval_s, image)
+            if picture is None:
+                picture = shown.frame.upright()
+            yield TimedFrame(step * interval_s, picture)
             step += 1
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, MAX_MARGIN, Box, FaceDetector, face_crop
 from dfer_deploy.clips.prefetch import prefetched
@@ -367,13 +366,14 @@ def _seen_frames(
 def _faces(frames: Iterator[TimedFrame], image_size: int, detector: FaceDetector, margin: float) -> Iterator[SeenFrame]:
     tracker = FaceTracker()
     for frame in frames:
-        sightings = tracker.update(frame.time_s, detector.detect(frame.image))
+        image = frame.image
+        sightings = tracker.update(frame.time_s, detector.detect(image))
         yield SeenFrame(
             frame.time_s,
             tuple(
                 Face(
                     sighting.track,
-                    face_crop(frame.image, sighting.box, image_size, margin=margin),
+                    face_crop(image, sighting.box, image_size, margin=margin),
                     sighting.score,
                     sighting.detected,
                     sighting.box,
@@ -385,4 +385,4 @@ def _faces(frames: Iterator[TimedFrame], image_size: int, detector: FaceDetector
 
 def _wholes(frames: Iterator[TimedFrame], image_size: int) -> Iterator[SeenFrame]:
     for frame in frames:
-        yield SeenFrame(frame.time_s, (Face(WHOLE, resized(Image.fromarray(frame.image), image_size)),))
+        yield SeenFrame(frame.time_s, (Face(WHOLE, resized(frame.picture, image_size)),))
