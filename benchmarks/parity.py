@@ -110,7 +110,7 @@ def main() -> None:
 def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Iterator[Row]:
     """Export every target in every precision into ``folder``, and measure every way of running it."""
     from dfer_deploy.checkpoints.checkpoint import load_checkpoint
-    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
     from dfer_deploy.verification.rounding import rounding_costs
 
@@ -121,7 +121,7 @@ def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Ite
         for target in TARGETS:
             for precision in get_args(Precision) if target in targets else ():
                 options = ExportOptions(target, precision=precision)
-                bundle = export_bundle(checkpoint, folder / f"{target}.{precision}", options)[0]
+                bundle = export_to_folder(checkpoint, folder / f"{target}.{precision}", options)[0]
                 yield from compare(bundle, truth, clips, costs[precision])
 
 

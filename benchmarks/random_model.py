@@ -9,7 +9,7 @@ import torch
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.specs import ClipSpec, ModelSpec, Precision, TextSpec, VisionSpec
 from dfer_deploy.train.initialisation import model_spec
@@ -40,4 +40,4 @@ def random_checkpoint(folder: Path, *, quick: bool, image_size: int | None = Non
 def exported(checkpoint: Path, *, precision: Precision = "fp32") -> Bundle:
     """Export the checkpoint as a bundle for the embedded server, beside it."""
     output = checkpoint.with_suffix(f".{precision}")
-    return export_bundle(checkpoint, output, ExportOptions("embedded", precision=precision))[0]
+    return export_to_folder(checkpoint, output, ExportOptions("embedded", precision=precision))[0]

@@ -101,7 +101,7 @@ class ExportOptions:
         )
 
 
-def export_bundle(
+def export_to_folder(
     checkpoint_path: Path, output: Path, options: ExportOptions, *, force: bool = False, add_version: bool = False
 ) -> tuple[Bundle, bool]:
     """Write a bundle atomically. A failure leaves no files.

@@ -60,8 +60,7 @@ def export_bundle(
     Raises:
         DferDeployError: the checkpoint is not usable, a check failed, or the bundle cannot be written.
     """
-    from dfer_deploy.export.pipeline import ExportOptions
-    from dfer_deploy.export.pipeline import export_bundle as export_to_folder
+    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 
     require(not (force and add_version), "--force replaces a bundle and --add-version extends it; choose one")
     options = options or ExportOptions()

@@ -33,7 +33,7 @@ from dfer_deploy.doctor.selftest import (
     run_command,
     run_process,
     run_steps,
-    write_report,
+    write_selftest_report,
 )
 from dfer_deploy.errors import DferDeployError, ExitCode
 from dfer_deploy.files import write_json
@@ -163,10 +163,10 @@ def _on_a_gpu(
     bundle = open_bundle(path)
     about = _about(gpus)
     check_report(report)
-    write_report(report, about, [], json_file)
+    write_selftest_report(report, about, [], json_file)
     with ExitStack() as stack:
         steps = gpu_steps(bundle, comparison, stack, host_code_allowed=host_code_allowed)
-        records = run_steps(steps, lambda so_far: write_report(report, about, so_far, json_file))
+        records = run_steps(steps, lambda so_far: write_selftest_report(report, about, so_far, json_file))
     failed = [record for record in records if record.state == "failed"]
     table(
         "selftest --gpu",

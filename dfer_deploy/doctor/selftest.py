@@ -221,7 +221,7 @@ def check_report(path: Path) -> None:
             raise DferDeployError(f"{path} exists and is not a report of selftest; name another file with -o")
 
 
-def write_report(
+def write_selftest_report(
     path: Path, machine: Mapping[str, Any], records: Sequence[StepRecord], json_file: Path | None = None
 ) -> None:
     """Write a report as Markdown with a JSON block at its end, without the user's home folder and passwords.

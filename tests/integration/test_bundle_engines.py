@@ -23,7 +23,7 @@ from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, Profile
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.errors import ConfigurationError, DferDeployError, EngineError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.export.standalone import build_engines_source
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.runtimes.available import tensorrt_obstacle
@@ -36,7 +36,7 @@ OPTIONS = BuildOptions()
 @pytest.fixture(scope="module")
 def exported(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tensorrt") / "bundle"
-    return export_bundle(own_checkpoint, folder, ExportOptions("tensorrt", ServingOptions(64)))[0].path
+    return export_to_folder(own_checkpoint, folder, ExportOptions("tensorrt", ServingOptions(64)))[0].path
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_blocks_that_stay_fp32_make_a_mixed_engine_and_nothing_else_does(
 ) -> None:
     serving = ServingOptions(max_batch_size=4)
     options = ExportOptions("tensorrt", serving, keep_fp32=("encoder.1", "projection"))
-    bundle, _ = export_bundle(own_checkpoint, tmp_path / "b", options)
+    bundle, _ = export_to_folder(own_checkpoint, tmp_path / "b", options)
     _, found, _ = build_bundle(tensorrt, bundle.path, OPTIONS, report=_silent)
     built = {name: (engine.precision, engine.matrix_products) for name, engine in found.engines.items()}
     # Layer 1 and the projection; of the patch embedding and layer 0 nothing. In the head only the classifier.
@@ -195,7 +195,7 @@ def test_what_cannot_be_built_is_told_before(bundle: Path, tensorrt: Any, own_ch
     (bundle / "onnx" / "dfer_image_encoder.onnx").write_bytes(b"other")
     with pytest.raises(EngineError, match="is not the graph that was exported"):
         build_bundle(trt, bundle, OPTIONS, report=_silent)
-    embedded, _ = export_bundle(own_checkpoint, tmp_path / "embedded", ExportOptions("embedded"))
+    embedded, _ = export_to_folder(own_checkpoint, tmp_path / "embedded", ExportOptions("embedded"))
     with pytest.raises(
         EngineError, match=r"has no build_engines\.json, expected a bundle that export --target tensorrt wrote"
     ):
@@ -316,7 +316,7 @@ def test_a_new_version_keeps_the_old_engine(bundle: Path, tensorrt: Any, tmp_pat
     save_checkpoint(tmp_path / "other.pt", tiny_model(seed=1), {})
     (bundle / "engines" / "gpu.timing_cache").write_bytes(b"measured")
     options = ExportOptions("tensorrt", ServingOptions(64))
-    opened, _ = export_bundle(tmp_path / "other.pt", bundle, options, add_version=True)
+    opened, _ = export_to_folder(tmp_path / "other.pt", bundle, options, add_version=True)
     (bundle / "engines" / "gpu.timing_cache").write_bytes(b"measured anew")
     encoder = opened.model_repository / "dfer_image_encoder"
     assert sorted(path.relative_to(encoder).as_posix() for path in encoder.rglob("*.plan")) == ["1/model.plan"]

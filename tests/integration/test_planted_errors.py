@@ -19,7 +19,7 @@ from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import ExitCode
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Precision
 from dfer_deploy.verification import ensembles
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(set(answers.tolist())) > 1
     save_checkpoint(folder / "a.pt", model, {})
     for precision in ("fp32", "fp16"):
-        export_bundle(folder / "a.pt", folder / precision, ExportOptions("embedded", precision=precision))
+        export_to_folder(folder / "a.pt", folder / precision, ExportOptions("embedded", precision=precision))
     for index, clip in enumerate(clips):
         write_frames(folder / f"{index}", clip)
     (folder / "list.txt").write_text("".join(f"{index} 16 {label}\n" for index, label in enumerate(answers)))

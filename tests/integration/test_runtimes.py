@@ -14,10 +14,10 @@ from dfer_deploy.errors import ExitCode
 @pytest.fixture(scope="module")
 def engineless(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """For the target tensorrt, not built."""
-    from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 
     options = ExportOptions("tensorrt", ServingOptions(max_batch_size=8))
-    return export_bundle(own_checkpoint, tmp_path_factory.mktemp("engineless") / "tiny", options)[0]
+    return export_to_folder(own_checkpoint, tmp_path_factory.mktemp("engineless") / "tiny", options)[0]
 
 
 @pytest.mark.skipif(bool(ask_cuda_driver().gpus), reason="there is a GPU")

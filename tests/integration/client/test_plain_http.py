@@ -18,7 +18,7 @@ from tiny import clips_of, varied_model
 
 from dfer_deploy import Client
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 
@@ -66,7 +66,7 @@ def varied_server(environment: TritonEnvironment, tmp_path_factory: pytest.TempP
     """A model whose probabilities depend on the frames."""
     folder = tmp_path_factory.mktemp("varied")
     save_checkpoint(folder / "varied.pt", varied_model(), {})
-    bundle, _ = export_bundle(folder / "varied.pt", folder / "bundle", ExportOptions("embedded"))
+    bundle, _ = export_to_folder(folder / "varied.pt", folder / "bundle", ExportOptions("embedded"))
     with TritonServer(environment, bundle.model_repository) as running:
         yield running
 

@@ -23,7 +23,7 @@ from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.commands.serve import serve
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.triton.container import compose_command
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.installation import TritonOnPath
@@ -223,4 +223,4 @@ def test_the_permission_reaches_the_server(bundle_for_tensorrt: Path, monkeypatc
 def bundle_for_tensorrt(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the graphs of the tiny checkpoint; its engines are not built."""
     options = ExportOptions("tensorrt", ServingOptions(max_batch_size=8))
-    return export_bundle(own_checkpoint, tmp_path_factory.mktemp("tensorrt") / "tiny", options)[0].path
+    return export_to_folder(own_checkpoint, tmp_path_factory.mktemp("tensorrt") / "tiny", options)[0].path

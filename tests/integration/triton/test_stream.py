@@ -27,7 +27,7 @@ from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import encoder_id
@@ -43,7 +43,7 @@ OUTPUTS = ("logits", "probabilities", "frame_features", "encoder_id")
 def exported(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Two instances of every model, and requests that wait long enough to be batched."""
     options = ExportOptions("embedded", ServingOptions(16, instances=2, queue_delay_us=2000))
-    return export_bundle(own_checkpoint, tmp_path_factory.mktemp("stream") / "bundle", options)[0]
+    return export_to_folder(own_checkpoint, tmp_path_factory.mktemp("stream") / "bundle", options)[0]
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +340,7 @@ def test_a_rollout_of_other_weights_behind_one_address_gives_no_mixed_answer(
 ) -> None:
     other_model = tiny_model(seed=5)
     save_checkpoint(tmp_path / "other.pt", other_model, {})
-    other, _ = export_bundle(tmp_path / "other.pt", tmp_path / "other", ExportOptions("embedded", ServingOptions(4)))
+    other, _ = export_to_folder(tmp_path / "other.pt", tmp_path / "other", ExportOptions("embedded", ServingOptions(4)))
     assert encoder_id(other.graphs_sha256[0]) != encoder_id(exported.graphs_sha256[0])
     frames = frames_of(10, 60)
     with TorchPredictor(other_model) as predictor:

@@ -12,7 +12,7 @@ from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 
@@ -31,7 +31,7 @@ def test_streams_that_answer_otherwise_than_the_graphs_are_not_timed(
     with OnnxRuntimePredictor.from_bundle(bundle) as graphs:
         assert largest_error(clients[0], graphs, frames) < 1e-4
     save_checkpoint(tmp_path / "other.pt", tiny_model(seed=5), {})
-    other = export_bundle(tmp_path / "other.pt", tmp_path / "other", ExportOptions("embedded"))[0]
+    other = export_to_folder(tmp_path / "other.pt", tmp_path / "other", ExportOptions("embedded"))[0]
     with OnnxRuntimePredictor.from_bundle(other) as graphs, pytest.raises(RuntimeError, match="the stream's logits"):
         largest_error(clients[0], graphs, frames)
 

@@ -20,7 +20,7 @@ from dfer_deploy.doctor.selftest import (
     run_process,
     run_steps,
     without_secrets,
-    write_report,
+    write_selftest_report,
 )
 from dfer_deploy.errors import DferDeployError
 
@@ -89,7 +89,7 @@ def test_the_report_has_everything_and_no_secrets(tmp_path: Path) -> None:
         StepRecord("build", "done", 1.5, result={"plan": f"{home}/b/model.plan"}, output=output),
         StepRecord("serve", "failed", 0.1, message="port | taken"),
     ]
-    write_report(tmp_path / "report.md", {"GPU": "H100"}, records, tmp_path / "report.json")
+    write_selftest_report(tmp_path / "report.md", {"GPU": "H100"}, records, tmp_path / "report.json")
     text = (tmp_path / "report.md").read_text()
     assert "| serve | failed | 0.1 | port \\| taken |" in text
     assert "````\nread ~/clips and ```code``` from https://***@example.org/x\n````" in text
@@ -105,7 +105,7 @@ def test_the_report_has_everything_and_no_secrets(tmp_path: Path) -> None:
 
 def test_only_a_report_is_replaced_by_a_report(tmp_path: Path) -> None:
     check_report(tmp_path / "new.md")
-    write_report(tmp_path / "report.md", {}, [])
+    write_selftest_report(tmp_path / "report.md", {}, [])
     check_report(tmp_path / "report.md")
     (tmp_path / "notes.md").write_text("# My notes")
     with pytest.raises(DferDeployError, match=r"notes\.md exists and is not a report"):

@@ -13,7 +13,7 @@ from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.export import pipeline
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import sha256_of_file
@@ -66,10 +66,10 @@ def test_co_coop_is_refused_and_nothing_is_written(tmp_path: Path, cli: Any) -> 
 
 def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions("embedded")
-    first, _ = export_bundle(own_checkpoint, tmp_path / "b", options)
+    first, _ = export_to_folder(own_checkpoint, tmp_path / "b", options)
     old = (first.model_repository / "dfer_temporal_head" / "1" / "model.onnx").read_bytes()
     save_checkpoint(tmp_path / "new.pt", tiny_model(seed=1), {})
-    second, written = export_bundle(tmp_path / "new.pt", tmp_path / "b", options, add_version=True)
+    second, written = export_to_folder(tmp_path / "new.pt", tmp_path / "b", options, add_version=True)
     assert written
     assert second.manifest.version == 2
     head = second.model_repository / "dfer_temporal_head"
@@ -79,15 +79,15 @@ def test_a_next_version_keeps_the_old_one(own_checkpoint: Path, tmp_path: Path) 
     path = save_reference(tmp_path / "renamed.pth", tiny_model())
     renamed = ExportOptions("embedded", class_names=("happiness", "anger", "sadness"))
     with pytest.raises(DferDeployError, match="serves the classes happiness, sadness, anger"):
-        export_bundle(path, tmp_path / "b", renamed, add_version=True)
+        export_to_folder(path, tmp_path / "b", renamed, add_version=True)
     with pytest.raises(DferDeployError, match="has the name 'dfer'"):
-        export_bundle(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded", name="x"), add_version=True)
+        export_to_folder(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded", name="x"), add_version=True)
 
 
 def test_the_versions_have_windows_that_name_their_own_encoders(own_checkpoint: Path, tmp_path: Path) -> None:
-    export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     save_checkpoint(tmp_path / "new.pt", tiny_model(seed=1), {})
-    export_bundle(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded"), add_version=True)
+    export_to_folder(tmp_path / "new.pt", tmp_path / "b", ExportOptions("embedded"), add_version=True)
     folder = tmp_path / "b" / "model_repository"
     for version in ("1", "2"):
         session = onnxruntime.InferenceSession(
@@ -107,12 +107,12 @@ def test_a_window_that_joins_wrongly_is_not_exported(
 
     monkeypatch.setattr(pipeline, "WindowGraph", Newest)
     with pytest.raises(RuntimeError, match="does not join the features"):
-        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+        export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_version_is_not_added_to_a_bundle_of_another_format(own_checkpoint: Path, tmp_path: Path, cli: Any) -> None:
-    old, _ = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    old, _ = export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     manifest = tmp_path / "b" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(old.manifest.format, "dfer-deploy-bundle/3"))
     for options in ((), ("--add-version",)):
@@ -129,16 +129,16 @@ def test_force_replaces_bundles_only(own_checkpoint: Path, tmp_path: Path) -> No
     precious.parent.mkdir()
     precious.write_text("years of work")
     with pytest.raises(DferDeployError, match="is not a bundle, so it is not replaced"):
-        export_bundle(own_checkpoint, precious.parent, ExportOptions("embedded"), force=True)
+        export_to_folder(own_checkpoint, precious.parent, ExportOptions("embedded"), force=True)
     assert precious.read_text() == "years of work"
 
 
 def test_a_damaged_bundle_is_not_up_to_date(own_checkpoint: Path, tmp_path: Path) -> None:
-    bundle, _ = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    bundle, _ = export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     bundle.temporal_head_onnx.write_bytes(b"x")
     with pytest.raises(DferDeployError, match="holds another export or a damaged one"):
-        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
-    again, written = export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"), force=True)
+        export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+    again, written = export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"), force=True)
     assert written
     check_bundle_files(again)
 
@@ -188,13 +188,13 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
     monkeypatch.setattr(pipeline, "measure_parity", fails)
     with pytest.raises(DferDeployError, match="do not answer like PyTorch"):
-        export_bundle(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
+        export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reference_file_exports_with_its_best_acc(tmp_path: Path) -> None:
     path = save_reference(tmp_path / "a.pth", tiny_model(position="front"), best_acc=50.0)
-    bundle, _ = export_bundle(
+    bundle, _ = export_to_folder(
         path, tmp_path / "b", ExportOptions("onnxruntime", precision="fp16", prompt_position="front")
     )
     assert bundle.manifest.checkpoint.best_acc == 50.0
@@ -211,7 +211,7 @@ def test_intervals_that_no_video_is_cut_into_are_refused(interval_s: float) -> N
 def test_an_interval_of_a_checkpoint_that_no_video_is_cut_into_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", tiny_model(), {FRAME_INTERVAL: 0.0})
     with pytest.raises(DferDeployError, match=r"frame interval is 0\.0 s, expected 0\.01 to 60"):
-        export_bundle(tmp_path / "a.pt", tmp_path / "b", ExportOptions("embedded"))
+        export_to_folder(tmp_path / "a.pt", tmp_path / "b", ExportOptions("embedded"))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 65, "näme"])
@@ -259,7 +259,7 @@ def test_a_replacement_that_was_killed_halfway_says_where_the_old_bundle_is(
     own_checkpoint: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "b[1]"
-    export_bundle(own_checkpoint, path, ExportOptions("embedded"))
+    export_to_folder(own_checkpoint, path, ExportOptions("embedded"))
     path.rename(tmp_path / ".b[1].xyz.old")
     with pytest.raises(DferDeployError, match=r"the old one is there: mv .*\.b\[1\]\.xyz\.old"):
         open_bundle(path)

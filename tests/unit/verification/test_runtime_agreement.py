@@ -10,7 +10,7 @@ import pytest
 from tiny import clips_of
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.export.pipeline import ExportOptions, export_bundle
+from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.verification.limits import LIMITS
@@ -74,7 +74,7 @@ class Wrong(OnnxRuntimePredictor):
 def test_wrong_frames_fail_in_fp16_though_logits_barely_depend_on_the_clip(
     bundle: Bundle, own_checkpoint: Path, tmp_path: Path
 ) -> None:
-    half, _ = export_bundle(own_checkpoint, tmp_path / "half", ExportOptions("embedded", precision="fp16"))
+    half, _ = export_to_folder(own_checkpoint, tmp_path / "half", ExportOptions("embedded", precision="fp16"))
     files = half.image_encoder_onnx, half.temporal_head_onnx
     with OnnxRuntimePredictor.from_bundle(half) as right, Wrong(*files, name="wrong") as wrong:
         for change in (lambda frames: frames[..., ::-1], lambda frames: frames[:, ::-1], lambda frames: frames // 2):
