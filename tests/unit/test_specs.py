@@ -3,7 +3,7 @@ import json
 import pytest
 from tiny import tiny_spec
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import ModelSpec, PromptSpec, TemporalSpec, contract_for
 
@@ -16,7 +16,7 @@ def test_a_spec_survives_json() -> None:
 def test_an_unknown_key_suggests_the_nearest() -> None:
     values = tiny_spec().to_dict()
     values["temporal"]["dept"] = 2
-    with pytest.raises(DferDeployError, match=r"unknown key 'dept' in temporal; did you mean 'depth'\?"):
+    with pytest.raises(SettingError, match=r"unknown key 'dept' in temporal; did you mean 'depth'\?"):
         spec_from_dict(ModelSpec, values)
 
 
@@ -41,12 +41,12 @@ def test_wrong_values_are_named(path: tuple[str, ...], value: object, message: s
     for key in path[:-1]:
         table = table[key]
     table[path[-1]] = value
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(SettingError, match=message):
         spec_from_dict(ModelSpec, values)
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(DferDeployError, match=r"class_names is missing"):
+    with pytest.raises(SettingError, match=r"class_names is missing"):
         spec_from_dict(PromptSpec, {"class_texts": ["a", "b"]})
 
 

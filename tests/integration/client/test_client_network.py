@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
-from dfer_deploy import AsyncClient, CallError, Client, DferDeployError
+from dfer_deploy import AsyncClient, CallError, Client
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client.retry_policy import RetryPolicy
+from dfer_deploy.errors import DeadlineExceededError, ServerUnavailableError
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.inference.answers import Answer
 from dfer_deploy.triton.address import parse_url
@@ -134,7 +135,7 @@ def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tu
         client.predict(clip)
         proxy.silence()
         client._requests._policy = RetryPolicy(0.3, 0)
-        with pytest.raises(DferDeployError, match="did not answer within"):
+        with pytest.raises(DeadlineExceededError):
             client.predict(clip)
         client._requests._policy = replace(policy, deadline_s=20)
         assert np.abs(logits(client.predict(clip)) - expected).max() < EXACT
@@ -143,7 +144,7 @@ def test_a_connection_that_has_gone_silent_is_left_after_one_deadline(broken: tu
         async with AsyncClient(url, retries=0) as client:
             proxy.silence()
             client._requests._policy = RetryPolicy(0.3, 0)
-            with pytest.raises(DferDeployError, match="did not answer within"):
+            with pytest.raises(DeadlineExceededError):
                 await client.predict(clip)
             client._requests._policy = replace(policy, deadline_s=20)
             return await client.predict(clip)
@@ -155,7 +156,7 @@ def test_without_retries_a_broken_network_is_an_error(broken: tuple[Proxy, str])
     proxy, url = broken
     with Client(url, retries=0) as client:
         proxy.break_for(1)
-        with pytest.raises(DferDeployError, match="went away during a request"):
+        with pytest.raises(ServerUnavailableError):
             client.predict(clips_of(1)[0])
 
 
@@ -170,7 +171,7 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
             async with AsyncClient(address, deadline_s=0.5, retries=100):
                 pass
 
-        with pytest.raises(DferDeployError, match=r"did not answer within 0\.5 s"):
+        with pytest.raises(DeadlineExceededError):
             asyncio.run(asked())
         assert late.value.code == "deadline_exceeded"
         assert time.monotonic() - start < 10

@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.container import TritonContainer
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
@@ -88,7 +88,7 @@ def test_it_serves_and_ends(environment: TritonEnvironment, bundle: Path, tmp_pa
 def test_what_docker_says_is_told(environment: TritonEnvironment, bundle: Path, tmp_path: Path) -> None:
     said = 'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]]'
     container = TritonContainer(fake_docker(tmp_path, environment, said), "image:1", has_gpu=True)
-    with pytest.raises(DferDeployError) as failed:
+    with pytest.raises(ServerError) as failed:
         TritonServer(container, bundle / "model_repository").start()
     message, _, log = str(failed.value).rpartition("; its log is ")
     assert message == f"tritonserver ended with exit code 1: {said.rstrip('.')}"

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ModelNotFoundError, RequestRefusedError, ServerError, SettingError
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import measure_load
@@ -89,7 +89,7 @@ def test_wrong_frames_are_refused_in_one_sentence(url: str, tiny_model, frames: 
 def test_features_that_are_not_finite_are_refused(url: str) -> None:
     features = np.zeros((1, 3, 8), np.float32)
     features[0, 1, 2] = np.nan
-    with TritonPredictor(url) as predictor, pytest.raises(DferDeployError, match="not finite"):
+    with TritonPredictor(url) as predictor, pytest.raises(RequestRefusedError):
         predictor.classify(features)
 
 
@@ -103,9 +103,9 @@ def test_an_error_of_the_client_has_the_status_of_one(server: TritonServer) -> N
 
 
 def test_unknown_model_and_broken_contract(url: str, tiny_model) -> None:
-    with pytest.raises(DferDeployError, match="has no model 'other'"):
+    with pytest.raises(ModelNotFoundError):
         TritonPredictor(url, "other")
-    with pytest.raises(DferDeployError, match="is not an ensemble"):
+    with pytest.raises(SettingError, match="is not an ensemble"):
         TritonPredictor(url, "dfer_image_encoder")
 
 
@@ -203,11 +203,11 @@ def test_what_requests_waited_is_that_of_the_ensembles_steps(server: TritonServe
 
 
 def test_real_perf_analyzer_reports_failures(environment: TritonEnvironment, url: str) -> None:
-    with pytest.raises(DferDeployError, match="'frames' has 17 frames a clip"):
+    with pytest.raises(ServerError):
         measure_load(environment, url, "dfer", clips(1, 17), [1], requests=5)
-    with pytest.raises(DferDeployError, match="no statistics of 'other'"):
+    with pytest.raises(ServerError):
         measure_load(environment, url, "other", clips(1, 16), [1])
-    with pytest.raises(DferDeployError, match=r"did not finish concurrency 1 within 0\.01 s"):
+    with pytest.raises(ServerError):
         measure_load(environment, url, "dfer", clips(1, 16), [1], timeout_s=0.01)
 
 

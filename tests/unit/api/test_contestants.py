@@ -2,7 +2,7 @@ import pytest
 
 from dfer_deploy.api.contestants import Contestants, choose_contestants
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 
 
 def test_everything_that_can_be_compared_is(bundle: Bundle) -> None:
@@ -19,7 +19,7 @@ def test_a_choice_is_taken_as_it_is(bundle: Bundle) -> None:
 
 
 def test_contradictions_are_told(bundle: Bundle) -> None:
-    with pytest.raises(DferDeployError, match="add --runtime triton"):
+    with pytest.raises(SettingError, match="add --runtime triton"):
         choose_contestants(bundle, ("tensorrt",), url="grpc://127.0.0.1:8001")
-    with pytest.raises(DferDeployError, match="choose one"):
+    with pytest.raises(SettingError, match="choose one"):
         choose_contestants(bundle, ("triton",), in_process=True)

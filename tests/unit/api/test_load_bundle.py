@@ -13,10 +13,11 @@ from PIL import Image
 from tiny import clips_of, write_frames
 from videos import numbered, write_timed_video
 
-from dfer_deploy import Client, ClipError, DferDeployError, SettingError, load_bundle
+from dfer_deploy import Client, load_bundle
 from dfer_deploy.api.load_bundle import LoadedBundle, LoadedStream
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client import Stream
+from dfer_deploy.errors import ClipError, SettingError
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_a_stream_takes_frames_and_images(model: LoadedBundle) -> None:
             answer = stream.push(frame)
             assert answer.frames == count
             assert of_images.push(file.getvalue()) == answer
-    with pytest.raises(DferDeployError, match="closed"):
+    with pytest.raises(SettingError, match="closed"):
         stream.push(clip[0])
 
 
@@ -87,7 +88,7 @@ def test_windows_are_an_iterator_and_a_table(model: LoadedBundle, tmp_path: Path
     ids=["size", "dtype", "empty", "a path", "damaged", "number", "no list"],
 )
 def test_what_is_not_a_clip_is_refused(model: LoadedBundle, clip: object) -> None:
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ClipError):
         model.predict(clip)  # type: ignore[call-overload]
 
 
@@ -126,5 +127,5 @@ def test_features_that_the_head_does_not_take_are_refused(model: LoadedBundle, f
 
 @pytest.mark.parametrize("interval_s", [0, -1.0, float("nan")])
 def test_an_interval_that_cannot_be_is_refused_at_once(model: LoadedBundle, interval_s: float) -> None:
-    with pytest.raises(DferDeployError):
+    with pytest.raises(SettingError):
         model.predict_video("a.mp4", interval_s=interval_s, faces="none")

@@ -9,7 +9,6 @@ import pytest
 
 from dfer_deploy import (
     BenchOptions,
-    DferDeployError,
     ExportOptions,
     SettingError,
     VerifyOptions,
@@ -70,7 +69,7 @@ def test_a_measurement_that_cannot_be_is_refused(options: dict[str, Any]) -> Non
     ],
 )
 def test_an_export_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(DferDeployError):
+    with pytest.raises(SettingError):
         ExportOptions(**options)
 
 

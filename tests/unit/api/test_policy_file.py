@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.api.policy_file import Policy, policy_from_toml
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ResultError, SettingError
 from dfer_deploy.measurement.bench_policy import BenchPolicy
 from dfer_deploy.measurement.bench_result import BenchResult, InProcess, Served, Subject
 from dfer_deploy.triton.perf_analyzer import LoadResult
@@ -67,9 +67,9 @@ def test_what_a_policy_requires_must_not_be_left_out(tmp_path: Path) -> None:
     required = policy(tmp_path, '[verify]\nrequire = ["tensorrt", "triton"]\n').verify
     required.check_compared(("onnxruntime-cuda", "tensorrt", "triton"), ())
     message = r"requires tensorrt, but only onnxruntime-cpu would be compared \(the engines are not built\); leave"
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(SettingError, match=message):
         required.check_compared(("onnxruntime-cpu",), ("the engines are not built",))
-    with pytest.raises(DferDeployError, match="expected one of onnxruntime-cpu, onnxruntime-cuda, tensorrt, triton"):
+    with pytest.raises(SettingError, match="expected one of onnxruntime-cpu, onnxruntime-cuda, tensorrt, triton"):
         policy(tmp_path, '[verify]\nrequire = ["triton grpc"]\n')
 
 
@@ -110,7 +110,7 @@ def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_pa
 def test_a_wrong_policy_is_told(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DferDeployError, match=re.escape(message)):
         policy(tmp_path, text)
-    with pytest.raises(DferDeployError, match="cannot be read"):
+    with pytest.raises(ResultError, match="cannot be read"):
         policy_from_toml(tmp_path / "none.toml")
 
 
@@ -149,19 +149,19 @@ def test_the_middle_one_of_the_rounds_at_the_policys_concurrency_counts() -> Non
 
 
 def test_a_limit_on_what_is_not_measured_is_refused() -> None:
-    with pytest.raises(DferDeployError, match="no server is measured"):
+    with pytest.raises(SettingError, match="no server is measured"):
         BenchPolicy(p99_ms=1).check_measurable(served=False, memory=True, requests=None)
-    with pytest.raises(DferDeployError, match="memory_mb"):
+    with pytest.raises(SettingError, match="memory_mb"):
         BenchPolicy(memory_mb=1).check_measurable(served=True, memory=False, requests=None)
     for policy in (BenchPolicy(throughput=1), BenchPolicy(memory_mb=1)):
-        with pytest.raises(DferDeployError):
+        with pytest.raises(SettingError):
             policy.check_measurable(served=False, memory=True, requests=None)
     BenchPolicy(size_mb=1).check_measurable(served=False, memory=False, requests=None)
     BenchPolicy(p99_ms=1, throughput=1).check_measurable(served=True, memory=False, requests=None)
 
 
 def test_a_p99_of_too_few_requests_is_refused() -> None:
-    with pytest.raises(DferDeployError, match="of 99 requests the 99th percentile is the largest latency"):
+    with pytest.raises(SettingError, match="of 99 requests the 99th percentile is the largest latency"):
         BenchPolicy(p99_ms=1).check_measurable(served=True, memory=True, requests=99)
     BenchPolicy(p99_ms=1).check_measurable(served=True, memory=True, requests=100)
     # Of many in flight more are counted.

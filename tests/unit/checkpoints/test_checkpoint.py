@@ -14,7 +14,7 @@ import torch
 from tiny import TEXTS, clips_of, reference_names, save_reference, tiny_model
 
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, load_checkpoint, save_checkpoint
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError, DferDeployError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 
 
@@ -84,7 +84,7 @@ def test_the_position_is_end_and_names_come_from_the_texts_unless_told(tmp_path:
         TEXTS,
     )
     assert load_checkpoint(path, class_names=["x", "y", "z"]).spec.prompts.class_names == ("x", "y", "z")
-    with pytest.raises(DferDeployError, match=r"2 class names given \(x, y\), .* has 3 classes"):
+    with pytest.raises(CheckpointError, match=r"2 class names given \(x, y\), .* has 3 classes"):
         load_checkpoint(path, class_names=["x", "y"])
 
 
@@ -125,7 +125,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path: Path) -> No
     (tmp_path / "bare2.pth").write_bytes(pickle.dumps(malicious, protocol=2))
     torch.save(malicious, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("zip.pth", "bare.pth", "bare2.pth", "old.pth"):
-        with pytest.raises(DferDeployError, match=r"is refused: loading it would import posix\.system"):
+        with pytest.raises(CheckpointError, match=r"is refused: loading it would import posix\.system"):
             load_checkpoint(tmp_path / name)
     assert not marker.exists()
 
@@ -154,19 +154,19 @@ def _zip_with(path: Path, **entries: bytes) -> Path:
 def test_foreign_files_get_one_sentence(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / "a.pth"
     make(path)
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path)
 
 
 def test_a_missing_file_and_every_truncation_get_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="is not a file"):
+    with pytest.raises(CheckpointError, match="is not a file"):
         load_checkpoint(tmp_path / "none.pth")
     buffer = io.BytesIO()
     torch.save({"state_dict": reference_names(tiny_model())}, buffer)
     data = buffer.getvalue()
     for size in (1, 100, len(data) // 2, len(data) - 30, len(data) - 1):
         (tmp_path / "a.pth").write_bytes(data[:size])
-        with pytest.raises(DferDeployError, match=r"truncated|damaged|not a torch checkpoint"):
+        with pytest.raises(CheckpointError, match=r"truncated|damaged|not a torch checkpoint"):
             load_checkpoint(tmp_path / "a.pth")
 
 
@@ -175,7 +175,7 @@ def test_a_flipped_bit_in_a_weight_is_seen(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DferDeployError, match=r"the checksum of .* is wrong"):
+    with pytest.raises(CheckpointError, match=r"the checksum of .* is wrong"):
         load_checkpoint(path)
 
 
@@ -184,13 +184,13 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         model.temporal_net.blocks[0].mlp_in.bias[3] = float("nan")
     save_checkpoint(tmp_path / "a.pt", model, {})
-    with pytest.raises(DferDeployError, match=r"not finite in 'temporal_net\.blocks\.0\.mlp_in\.bias'"):
+    with pytest.raises(CheckpointError, match=r"not finite in 'temporal_net\.blocks\.0\.mlp_in\.bias'"):
         load_checkpoint(tmp_path / "a.pt").build_model()
 
 
 def test_an_old_torch_file_is_not_accused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(DferDeployError, match=r"from before PyTorch 1\.6"):
+    with pytest.raises(CheckpointError, match=r"from before PyTorch 1\.6"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -213,7 +213,7 @@ def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path
     state = reference_names(tiny_model())
     state["module.image_encoder.conv1.weight"] = torch.zeros(1).expand(100_000, 3, 1000, 1000)
     torch.save({"state_dict": state}, tmp_path / "a.pth")
-    with pytest.raises(DferDeployError, match=r"'module.image_encoder.conv1.weight' .*expected stored"):
+    with pytest.raises(CheckpointError, match=r"'module.image_encoder.conv1.weight' .*expected stored"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -222,7 +222,7 @@ def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
     state = reference_names(tiny_model())
     state["module.image_encoder.proj"] = state["module.image_encoder.proj"].to_sparse()
     torch.save({"state_dict": state}, tmp_path / "a.pth")
-    with pytest.raises(DferDeployError, match=r"refused|expected stored"):
+    with pytest.raises(CheckpointError, match=r"refused|expected stored"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -271,7 +271,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str, message: str) -> N
     state = reference_names(tiny_model())
     del state[f"module.{name}"]
     torch.save({"state_dict": state}, tmp_path / "a.pth")
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "a.pth").build_model()
 
 
@@ -280,14 +280,14 @@ def test_prompts_that_are_no_rows_of_the_embedding_are_refused(tmp_path: Path) -
     state["module.prompt_learner.token_suffix"] = state["module.prompt_learner.token_suffix"] + 1
     torch.save({"state_dict": state}, tmp_path / "a.pth")
     with pytest.raises(
-        DferDeployError, match="a token in the prompt of class 0 that is not a row of its token embedding"
+        CheckpointError, match="a token in the prompt of class 0 that is not a row of its token embedding"
     ):
         load_checkpoint(tmp_path / "a.pth")
 
 
 def test_our_own_file_refuses_another_position(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", tiny_model(), {})
-    with pytest.raises(DferDeployError, match="says itself that its contexts stand at the 'end'"):
+    with pytest.raises(CheckpointError, match="says itself that its contexts stand at the 'end'"):
         load_checkpoint(tmp_path / "a.pt", prompt_position="front")
 
 

@@ -14,7 +14,7 @@ from tiny import tiny_spec
 
 from dfer_deploy.checkpoints import weight_file
 from dfer_deploy.checkpoints.weight_file import clip_from_file, openai_digests
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.model.clip import build_clip
 
@@ -71,7 +71,7 @@ def test_openai_s_archive_is_opened_only_by_its_published_digest(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.jit, "load", opened)
-        with pytest.raises(DferDeployError, match="is a TorchScript archive, which is a program"):
+        with pytest.raises(CheckpointError, match="is a TorchScript archive, which is a program"):
             clip_from_file(SPEC, path)
     monkeypatch.setattr(weight_file, "openai_digests", lambda: {sha256_of_file(path)})
     found = clip_from_file(SPEC, path).state_dict()
@@ -107,14 +107,14 @@ def test_other_files_are_named(
     if isinstance(content, dict) and "weight" not in content:
         content = trained.state_dict() | content
     torch.save(content, "a.pt")
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         clip_from_file(SPEC, Path("a.pt"))
     assert not Path("was-here").exists()
 
 
 def test_a_missing_and_a_broken_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="which is not a file"):
+    with pytest.raises(CheckpointError, match="which is not a file"):
         clip_from_file(SPEC, tmp_path / "none.pt")
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(DferDeployError, match="is not a safetensors file or is damaged"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file or is damaged"):
         clip_from_file(SPEC, tmp_path / "a.safetensors")

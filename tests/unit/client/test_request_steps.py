@@ -14,7 +14,7 @@ from dfer_deploy.client.request_steps import ModelRequests
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy
 from dfer_deploy.client.served_model import served_model
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import CallError, DferDeployError, ModelNotFoundError, ServerUnavailableError
+from dfer_deploy.errors import CallError, ClipError, DferDeployError, ModelNotFoundError, ServerUnavailableError
 from dfer_deploy.specs import MAX_IMAGE_BYTES
 from dfer_deploy.triton.address import parse_url
 
@@ -148,7 +148,7 @@ def test_encoded_images_are_padded_and_read_from_files(tmp_path: Path) -> None:
 )
 def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
     script = Script()
-    with pytest.raises(DferDeployError) as refused:
+    with pytest.raises(ClipError) as refused:
         script(connected(script).answer(given))
     assert said in str(refused.value)
     assert script.infers == []
@@ -156,7 +156,7 @@ def test_what_is_no_clip_is_not_sent(given: Any, said: str) -> None:
 
 def test_a_list_is_no_array() -> None:
     script = Script()
-    with pytest.raises(DferDeployError, match="frames is a list, expected a NumPy array"):
+    with pytest.raises(ClipError, match="frames is a list, expected a NumPy array"):
         script(connected(script).predict([1]))  # type: ignore[arg-type]
 
 

@@ -12,11 +12,11 @@ from dfer_deploy.client.retry_policy import FIRST_BACKOFF_S, MAX_BACKOFF_S, Retr
 from dfer_deploy.errors import (
     CallError,
     DeadlineExceededError,
-    DferDeployError,
     ModelNotFoundError,
     QueueFullError,
     RequestRefusedError,
     ServerUnavailableError,
+    SettingError,
 )
 
 
@@ -90,5 +90,5 @@ def test_attempts_and_backoffs_share_one_deadline() -> None:
     ("deadline_s", "retries"), [(0, 1), (float("nan"), 1), (1e9, 1), (None, 1), ("a", 1), (1, -1), (1, 1.5)]
 )
 def test_numbers_out_of_range(deadline_s: Any, retries: Any) -> None:
-    with pytest.raises(DferDeployError, match="expected"):
+    with pytest.raises(SettingError, match="expected"):
         RetryPolicy(deadline_s, retries)

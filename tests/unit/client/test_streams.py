@@ -13,11 +13,12 @@ from dfer_deploy.client.retry_policy import RetryPolicy
 from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.errors import (
     CallError,
+    ClipError,
     DeadlineExceededError,
-    DferDeployError,
     IncompatibleServerError,
     QueueFullError,
     ServerUnavailableError,
+    SettingError,
 )
 from dfer_deploy.inference.answers import StreamAnswer
 
@@ -177,7 +178,7 @@ def test_two_pushes_at_the_same_time_are_refused() -> None:
     pushed(script, stream, range(1))
     first = stream.push(frame(1))
     next(first)
-    with pytest.raises(DferDeployError, match="one frame after the other"):
+    with pytest.raises(ClipError, match="one frame after the other"):
         script(stream.push(frame(2)))
     first.close()
     assert script(stream.push(frame(1))).frames == 2
@@ -190,7 +191,7 @@ def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
     asked = len(script.calls)
     for _ in range(2):
         stream.close()
-    with pytest.raises(DferDeployError, match="the stream is closed"):
+    with pytest.raises(SettingError, match="the stream is closed"):
         script(stream.push(frame(2)))
     assert len(script.calls) == asked
 
@@ -206,7 +207,7 @@ def test_a_closed_stream_takes_no_frame_and_asks_nobody() -> None:
 def test_what_is_no_frame_is_refused_and_not_sent(given: Any) -> None:
     script = Script()
     stream = StreamRequests(connected(script))
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ClipError):
         script(stream.push(given))
     assert script.infers == []
     check(script(stream.push(frame(0))), 0)
@@ -251,7 +252,9 @@ def test_a_server_answer_of_another_shape_is_refused(output: int, change: Any) -
             return arrays
 
     script = Wrong()
-    with pytest.raises(DferDeployError, match=("logits", "probabilities", "frame_features", "encoder_id")[output]):
+    with pytest.raises(
+        IncompatibleServerError, match=("logits", "probabilities", "frame_features", "encoder_id")[output]
+    ):
         script(StreamRequests(connected(script)).push(frame(0)))
 
 

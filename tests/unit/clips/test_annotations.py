@@ -7,7 +7,7 @@ from tiny import clips_of, write_frames
 
 from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 
 def _list(folder: Path, text: str) -> Path:
@@ -53,15 +53,15 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_lists_are_one_sentence(tmp_path: Path, text: str, root: str | None, message: str) -> None:
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(ClipError, match=message):
         read_annotations(_list(tmp_path, text), 3, root and root.format(tmp=tmp_path))
 
 
 def test_a_missing_or_binary_list_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="cannot be read"):
+    with pytest.raises(ClipError, match="cannot be read"):
         read_annotations(tmp_path / "none.txt", 3)
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DferDeployError, match="is not a text file"):
+    with pytest.raises(ClipError, match="is not a text file"):
         read_annotations(tmp_path / "b.txt", 3)
 
 
@@ -84,7 +84,7 @@ def test_unreadable_clips_are_listed_and_the_rest_is_served_in_order(tmp_path: P
     clips = LabelledClips.from_list(_list(tmp_path, "a 16 0\nb 16 1\nc 16 2\nd 16 0\n"), 3, 32)
     assert [annotation.name for annotation, _ in clips] == ["a", "d"]
     assert set(clips.unreadable) == {"b", "c"}
-    with pytest.raises(DferDeployError, match=r"2 of 4 clips could not be read, at most 5% is accepted; the first: "):
+    with pytest.raises(ClipError, match=r"2 of 4 clips could not be read, at most 5% is accepted; the first: "):
         clips.require_readable()
     clips.annotations *= 10
     clips.require_readable()

@@ -12,7 +12,7 @@ from tiny import clips_of, write_frames
 
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips, SpooledClips
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_first_pass_that_was_left_begins_again(annotations: list[Annotation]) 
 def test_a_full_disk_is_a_sentence(annotations: list[Annotation]) -> None:
     with Path("/dev/full").open("r+b", buffering=0) as full:
         spool: IO[bytes] = full  # type: ignore[assignment]
-        with pytest.raises(DferDeployError, match=r"find no room in .* name a larger folder"):
+        with pytest.raises(ClipError, match=r"find no room in .* name a larger folder"):
             list(SpooledClips(annotations, 32, spool=_NoSeek(spool)))
 
 

@@ -21,7 +21,7 @@ from dfer_deploy.clips.faces import (
     overlaps,
 )
 from dfer_deploy.clips.reading import image_from_file
-from dfer_deploy.errors import DferDeployError, MissingExtraError
+from dfer_deploy.errors import ClipError, MissingExtraError
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_boxes_of_any_size_give_a_crop(box: Box) -> None:
 
 @pytest.mark.parametrize("edges", [(0, 0, 0, 5), (0, 5, 5, 4), (0, 0, math.inf, 5), (math.nan, 0, 5, 5)])
 def test_what_is_no_rectangle_is_refused(edges: tuple[float, float, float, float]) -> None:
-    with pytest.raises(DferDeployError, match="not a rectangle"):
+    with pytest.raises(ClipError, match="not a rectangle"):
         Box(*edges)
 
 
@@ -109,7 +109,7 @@ def test_maps_of_nothing_and_of_everything_are_bounded() -> None:
 
 
 def test_an_unknown_detector_is_refused() -> None:
-    with pytest.raises(DferDeployError, match="'mtcnn' is no face detector, expected one of centerface"):
+    with pytest.raises(ClipError, match="'mtcnn' is no face detector, expected one of centerface"):
         open_detector("mtcnn")
 
 

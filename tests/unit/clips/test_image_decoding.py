@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, upright_rgb
 from dfer_deploy.clips.reading import image_from_file
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 READABLE = readable_images()
 REFUSED = refused_images()
@@ -78,5 +78,5 @@ def test_a_file_is_refused_as_the_server_does(tmp_path: Path, name: str) -> None
     if "9000" in name:  # a client may read larger ones: they are its own
         return
     (tmp_path / "image").write_bytes(image)
-    with pytest.raises(DferDeployError, match=r"image (has|is|cannot)"):
+    with pytest.raises(ClipError, match=r"image (has|is|cannot)"):
         image_from_file(tmp_path / "image")

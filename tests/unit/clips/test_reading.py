@@ -14,7 +14,7 @@ from tiny import clips_of, write_frames
 from dfer_deploy.clips import reading
 from dfer_deploy.clips.reading import clip_from_path, clip_from_video, decoded_frames, frame_paths, natural_key, resized
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 
 def write_video(path: Path, clip: np.ndarray, codec: str = "ffv1", **options: str) -> Path:
@@ -93,14 +93,14 @@ def test_a_truncated_video_is_refused_rather_than_answered(tmp_path: Path, name:
     assert clip_from_video(video, 32).shape == (16, 32, 32, 3)
     data = video.read_bytes()
     video.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(DferDeployError, match=r"is truncated: it ends after \d\.\d s of the 2\.4 s"):
+    with pytest.raises(ClipError, match=r"is truncated: it ends after \d\.\d s of the 2\.4 s"):
         clip_from_video(video, 32)
 
 
 def test_a_playlist_cannot_open_other_files(tmp_path: Path) -> None:
     write_video(tmp_path / "secret.mkv", clips_of(1)[0])
     (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile secret.mkv\n")
-    with pytest.raises(DferDeployError, match="cannot be read as a video"):
+    with pytest.raises(ClipError, match="cannot be read as a video"):
         clip_from_path(tmp_path / "clip.mp4", 32)
 
 
@@ -113,16 +113,16 @@ def test_names_with_colons_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_other_image_formats_are_not_opened_whatever_their_name(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "1.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(DferDeployError, match=r"1\.png cannot be read as an image"):
+    with pytest.raises(ClipError, match=r"1\.png cannot be read as an image"):
         clip_from_path(tmp_path / "f", 32)
 
 
 def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="cannot be read"):
+    with pytest.raises(ClipError, match="cannot be read"):
         clip_from_path(tmp_path / ("x" * 300), 32)
-    with pytest.raises(DferDeployError, match="looks like an address; download it first"):
+    with pytest.raises(ClipError, match="looks like an address; download it first"):
         clip_from_path(Path("https://host/a.mp4"), 32)
-    with pytest.raises(DferDeployError, match="/dev/null is neither a file nor a folder"):
+    with pytest.raises(ClipError, match="/dev/null is neither a file nor a folder"):
         clip_from_path(Path("/dev/null"), 32)
 
 
@@ -141,7 +141,7 @@ def test_paths_that_the_system_refuses_are_one_sentence(tmp_path: Path) -> None:
 )
 def test_what_is_no_video_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(ClipError, match=message):
         clip_from_path(tmp_path / name, 32)
 
 
@@ -153,33 +153,33 @@ def test_audio_alone_is_one_sentence(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(DferDeployError, match="has no video stream"):
+    with pytest.raises(ClipError, match="has no video stream"):
         clip_from_path(path, 32)
 
 
 def test_folders_without_usable_frames_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DferDeployError, match="has no images"):
+    with pytest.raises(ClipError, match="has no images"):
         clip_from_path(tmp_path / "empty", 32)
     write_frames(tmp_path / "bad", clips_of(1, frames=3)[0])
     (tmp_path / "bad" / "00002.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(DferDeployError, match=r"00002\.png cannot be read as an image"):
+    with pytest.raises(ClipError, match=r"00002\.png cannot be read as an image"):
         clip_from_path(tmp_path / "bad", 32)
-    with pytest.raises(DferDeployError, match="does not exist"):
+    with pytest.raises(ClipError, match="does not exist"):
         clip_from_path(tmp_path / "none", 32)
 
 
 def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "f" / "1.png")
-    with pytest.raises(DferDeployError, match="has more than 8 bits a channel"):
+    with pytest.raises(ClipError, match="has more than 8 bits a channel"):
         clip_from_path(tmp_path / "f", 32)
 
 
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     Image.new("1", (20_000, 20_000)).save(tmp_path / "f" / "1.png")
-    with pytest.raises(DferDeployError, match="far too many pixels"):
+    with pytest.raises(ClipError, match="far too many pixels"):
         clip_from_path(tmp_path / "f", 32)
 
 
@@ -245,7 +245,7 @@ def test_pixels_become_square(pixel: Fraction, width: int, tmp_path: Path) -> No
 def test_stretched_pixels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = write_video(tmp_path / "a.mp4", clips_of(1, size=64)[0], "mpeg4")
     monkeypatch.setattr(av.video.stream.VideoStream, "sample_aspect_ratio", Fraction(100_000))
-    with pytest.raises(DferDeployError, match="6400000 × 64 pixels, expected at most"):
+    with pytest.raises(ClipError, match="6400000 × 64 pixels, expected at most"):
         list(decoded_frames(video))
 
 
@@ -264,7 +264,7 @@ def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
         container.mux(sound.encode(None))
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
-    with pytest.raises(DferDeployError, match="has no video stream"):
+    with pytest.raises(ClipError, match="has no video stream"):
         clip_from_path(path, 32)
 
 
@@ -276,5 +276,5 @@ def test_a_stream_that_grows_too_large_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "grows.ts").write_bytes(small + large)
     assert len(list(decoded_frames(tmp_path / "grows.ts"))) > 16
     monkeypatch.setattr(reading, "MAX_PIXELS", 64 * 64)
-    with pytest.raises(DferDeployError, match="has 96 × 96 pixels, expected at most 4096"):
+    with pytest.raises(ClipError, match="has 96 × 96 pixels, expected at most 4096"):
         list(decoded_frames(tmp_path / "grows.ts"))

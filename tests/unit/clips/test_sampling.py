@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.clips.sampling import sample_indices, training_indices
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,5 @@ def test_training_frames_lie_in_their_parts(n_frames: int) -> None:
 
 
 def test_nothing_cannot_be_sampled() -> None:
-    with pytest.raises(DferDeployError, match="of a clip of 0"):
+    with pytest.raises(ClipError, match="of a clip of 0"):
         sample_indices(0, 16)

@@ -8,7 +8,7 @@ from videos import numbered, turn, write_timed_video
 
 from dfer_deploy.clips.reading import clip_from_video
 from dfer_deploy.clips.timed import duration_s, shown_frames, timed_frames
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError, SettingError
 
 
 def indices_at(video: Path, frames: np.ndarray, interval_s: float) -> list[tuple[float, int]]:
@@ -74,7 +74,7 @@ def test_a_truncated_video_is_refused_before_its_first_frame(tmp_path: Path) -> 
     video = write_timed_video(tmp_path / "a.mp4", numbered(60, 64), range(0, 2400, 40), "mpeg4", movflags="faststart")
     data = video.read_bytes()
     video.write_bytes(data[: len(data) // 2])
-    with pytest.raises(DferDeployError, match="is truncated"):
+    with pytest.raises(ClipError, match="is truncated"):
         next(timed_frames(video, 0.1))
 
 
@@ -103,13 +103,13 @@ def test_times_that_begin_anew_go_on(tmp_path: Path) -> None:
 
 def test_damaged_times_do_not_hold_a_frame_for_ever(tmp_path: Path) -> None:
     video = write_timed_video(tmp_path / "a.mkv", numbered(3), [0, 40, 400_000_000])
-    with pytest.raises(DferDeployError, match="no frame between"):
+    with pytest.raises(ClipError, match="no frame between"):
         list(timed_frames(video, 0.5))
 
 
 def test_an_interval_out_of_range_is_refused(tmp_path: Path) -> None:
     for interval_s in (0.0, -1.0, 100.0, float("nan")):
-        with pytest.raises(DferDeployError, match="frame interval"):
+        with pytest.raises(SettingError, match="frame interval"):
             next(timed_frames(tmp_path / "a.mkv", interval_s))
 
 

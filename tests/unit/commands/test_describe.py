@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train.descriptors import QUESTION, read_descriptors
 from dfer_deploy.train.language_model import LanguageModel
 
@@ -160,23 +160,23 @@ def test_errors_are_one_sentence_without_the_key(
 
 def test_an_endpoint_that_is_slow_or_absent_is_named(endpoint: Endpoint) -> None:
     endpoint.delay_s = 0.5
-    with pytest.raises(DferDeployError, match="did not answer in time"):
+    with pytest.raises(TrainingError, match="did not answer in time"):
         LanguageModel("m", endpoint.url, timeout_s=0.1, retries=0).ask("?")
-    with pytest.raises(DferDeployError, match="cannot be reached"):
+    with pytest.raises(TrainingError, match="cannot be reached"):
         LanguageModel("m", "http://127.0.0.1:1/v1", retries=0).ask("?")
 
 
 def test_the_key_comes_from_the_environment_and_is_not_sent_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for url in ("http://example.org/v1", "http://127.0.0.1.example.org/v1"):
-        with pytest.raises(DferDeployError, match="not encrypted") as caught:
+        with pytest.raises(TrainingError, match="not encrypted") as caught:
             LanguageModel("m", url)
         assert KEY not in str(caught.value)
     for url in ("ftp://example.org", "example.org", "http://"):
-        with pytest.raises(DferDeployError, match="expected an address"):
+        with pytest.raises(TrainingError, match="expected an address"):
             LanguageModel("m", url)
     LanguageModel("m", "https://example.org/v1")
     monkeypatch.delenv("OPENAI_API_KEY")
     LanguageModel("m", "http://example.org/v1")
-    with pytest.raises(DferDeployError, match="OPENAI_API_KEY is not set"):
+    with pytest.raises(TrainingError, match="OPENAI_API_KEY is not set"):
         LanguageModel("m")

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME, read_engine_builds
 from dfer_deploy.bundles.integrity import check_file, open_bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError, ConfigurationError, DferDeployError, WriteError
 from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
 from dfer_deploy.files import write_json
@@ -99,7 +99,7 @@ def test_a_full_disk_changes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch
         return write(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "write_text", fill)
-    with pytest.raises(DferDeployError, match="free some space"):
+    with pytest.raises(WriteError, match="free some space"):
         configure_bundle(copy, ServingOptions(8))
     assert contents(copy) == before
 
@@ -127,7 +127,7 @@ def test_whoever_is_killed_between_two_renames_is_told_what_to_type(
         patch.setattr(os, "replace", killed_later)
         configure_bundle(copy, wanted)
     if renames:
-        with pytest.raises(DferDeployError, match=f"write it again with: dfer-deploy configure {copy}"):
+        with pytest.raises(ConfigurationError, match=f"write it again with: dfer-deploy configure {copy}"):
             open_bundle(copy)
     else:
         assert open_bundle(copy).manifest.serving == old
@@ -189,7 +189,7 @@ def test_a_damaged_configuration_is_mended_and_other_damage_is_not_hidden(cli: A
     graph = copy / "model_repository" / "dfer_image_encoder" / "1" / "model.onnx"
     graph.write_bytes(b"x")
     assert cli("configure", copy, "--instances", 2).exit_code == 0
-    with pytest.raises(DferDeployError, match=r"model\.onnx is damaged"):
+    with pytest.raises(BundleError, match=r"model\.onnx is damaged"):
         open_bundle(copy)
     graph.write_bytes(before[graph.relative_to(copy).as_posix()])
     open_bundle(copy)

@@ -11,7 +11,7 @@ from tiny import save_reference, tiny_model
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError, DferDeployError, SettingError
 from dfer_deploy.export import pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.export.repository import check_model_repository
@@ -149,14 +149,14 @@ def test_what_a_server_would_execute_must_be_what_export_writes(bundle: Bundle, 
     intruder = copy.model_repository / "other" / "1" / "model.py"
     intruder.parent.mkdir(parents=True)
     intruder.write_text("import os")
-    with pytest.raises(DferDeployError, match=r"other/1/model\.py is not part of the exported bundle"):
+    with pytest.raises(BundleError, match=r"other/1/model\.py is not part of the exported bundle"):
         open_bundle(copy.path)
     intruder.unlink()
-    with pytest.raises(DferDeployError, match=r"other/1 is not part of the exported bundle"):
+    with pytest.raises(BundleError, match=r"other/1 is not part of the exported bundle"):
         open_bundle(copy.path)
     shutil.rmtree(copy.model_repository / "other")
     (copy.model_repository / "link").symlink_to(tmp_path)
-    with pytest.raises(DferDeployError, match=r"model_repository/link is not part of the exported bundle"):
+    with pytest.raises(BundleError, match=r"model_repository/link is not part of the exported bundle"):
         open_bundle(copy.path)
     (copy.model_repository / "link").unlink()
     for name in (
@@ -204,19 +204,19 @@ def test_a_reference_file_exports_with_its_best_acc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("interval_s", [0.0, -1.0, 61.0, float("nan")])
 def test_intervals_that_no_video_is_cut_into_are_refused(interval_s: float) -> None:
-    with pytest.raises(DferDeployError, match=r"frame interval is .* expected 0\.01 to 60"):
+    with pytest.raises(SettingError, match=r"frame interval is .* expected 0\.01 to 60"):
         ExportOptions("embedded", frame_interval_s=interval_s)
 
 
 def test_an_interval_of_a_checkpoint_that_no_video_is_cut_into_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", tiny_model(), {FRAME_INTERVAL: 0.0})
-    with pytest.raises(DferDeployError, match=r"frame interval is 0\.0 s, expected 0\.01 to 60"):
+    with pytest.raises(SettingError, match=r"frame interval is 0\.0 s, expected 0\.01 to 60"):
         export_to_folder(tmp_path / "a.pt", tmp_path / "b", ExportOptions("embedded"))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 65, "näme"])
 def test_names_that_are_no_folder_names_are_refused(name: str) -> None:
-    with pytest.raises(DferDeployError, match="is not usable"):
+    with pytest.raises(BundleError, match="is not usable"):
         ExportOptions("embedded", name=name)
 
 
@@ -238,7 +238,7 @@ def test_manifests_are_not_trusted(bundle: Bundle, tmp_path: Path, change: Any, 
     (tmp_path / "onnx").symlink_to(bundle.path / "onnx")
     (tmp_path / "model_repository").symlink_to(bundle.path / "model_repository")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(BundleError, match=message):
         open_bundle(tmp_path)
 
 
@@ -246,12 +246,12 @@ def test_a_changed_graph_and_what_is_no_bundle_are_refused(bundle: Bundle, tmp_p
     copy = shutil.copytree(bundle.path, tmp_path / "copy")
     graph = copy / "onnx" / "dfer_temporal_head.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
-    with pytest.raises(DferDeployError, match="is damaged or was changed after the export"):
+    with pytest.raises(BundleError, match="is damaged or was changed after the export"):
         open_bundle(copy)
-    with pytest.raises(DferDeployError, match="is not a bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         open_bundle(tmp_path)
     (copy / "manifest.json").write_text("{")
-    with pytest.raises(DferDeployError, match="is not valid JSON"):
+    with pytest.raises(BundleError, match="is not valid JSON"):
         open_bundle(copy)
 
 
@@ -261,5 +261,5 @@ def test_a_replacement_that_was_killed_halfway_says_where_the_old_bundle_is(
     path = tmp_path / "b[1]"
     export_to_folder(own_checkpoint, path, ExportOptions("embedded"))
     path.rename(tmp_path / ".b[1].xyz.old")
-    with pytest.raises(DferDeployError, match=r"the old one is there: mv .*\.b\[1\]\.xyz\.old"):
+    with pytest.raises(BundleError, match=r"the old one is there: mv .*\.b\[1\]\.xyz\.old"):
         open_bundle(path)

@@ -5,7 +5,7 @@ import pytest
 from tiny import clips_of
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.inference.answers import Answer
 from dfer_deploy.inference.in_process_stream import FrameStream, InProcessStream
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
@@ -31,7 +31,7 @@ def test_every_answer_is_the_offline_one_for_the_last_16_frames(bundle: Bundle) 
             assert answer.expression == labels[int(expected.logits[0].argmax())]
             assert answer.frames == len(window)
         stream.close()
-        with pytest.raises(DferDeployError, match="the stream is closed"):
+        with pytest.raises(SettingError, match="the stream is closed"):
             stream.push(frames[0])
 
 

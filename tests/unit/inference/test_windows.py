@@ -14,7 +14,7 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection, face_crop, open_detector
 from dfer_deploy.clips.reading import clip_from_video, resized
 from dfer_deploy.clips.timed import duration_s, timed_frames
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.inference.windows import (
     ConfirmedFaces,
     Face,
@@ -273,11 +273,11 @@ def test_an_interruption_leaves_no_thread(tmp_path: Path, predictor: Counting, w
 
 def test_wrong_numbers_are_one_sentence(tmp_path: Path, predictor: Counting) -> None:
     video = write_timed_video(tmp_path / "a.mkv", numbered(4), range(0, 400, 100))
-    with pytest.raises(DferDeployError, match="the stride is 0"):
+    with pytest.raises(SettingError, match="the stride is 0"):
         windows(video, predictor, stride=0)
-    with pytest.raises(DferDeployError, match=r"the margin around a face is 2\.1, expected 0 to 2"):
+    with pytest.raises(SettingError, match=r"the margin around a face is 2\.1, expected 0 to 2"):
         windows(video, predictor, margin=2.1)
-    with pytest.raises(DferDeployError, match=r"the frame interval is 2 s, but faces are followed in steps of at most"):
+    with pytest.raises(SettingError, match=r"the frame interval is 2 s, but faces are followed in steps of at most"):
         windows(video, predictor, detector=SquareDetector(), interval_s=2.0)
 
 

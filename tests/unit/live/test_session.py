@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.clips.faces import Box, Detection, face_crop
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import LiveFrame
@@ -129,7 +129,7 @@ def test_a_face_that_is_gone_after_slow_answers_is_another_one() -> None:
 
 @pytest.mark.parametrize("margin", [-0.6, 2.1, float("nan")])
 def test_margins_out_of_range(margin: float) -> None:
-    with pytest.raises(DferDeployError, match="expected 0 to 2"):
+    with pytest.raises(SettingError, match="expected 0 to 2"):
         LiveSession(Recorder, 8, None, margin=margin, interval_s=0.2)
 
 
@@ -140,5 +140,5 @@ def test_without_a_detector_the_whole_picture_is_the_face() -> None:
 
 
 def test_faces_cannot_be_followed_in_large_steps() -> None:
-    with pytest.raises(DferDeployError, match="faces are followed in steps of at most"):
+    with pytest.raises(SettingError, match="faces are followed in steps of at most"):
         LiveSession(Recorder, 8, Scripted(), margin=0.1, interval_s=3)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, SettingError
 from dfer_deploy.live import sources
 from dfer_deploy.live.sources import camera_frames, camera_of, live_frames
 
@@ -100,5 +100,5 @@ def test_a_file_is_played_at_its_own_speed(video: Path) -> None:
 
 
 def test_intervals_out_of_range(video: Path) -> None:
-    with pytest.raises(DferDeployError, match=r"expected 0\.01 to 60"), live_frames(str(video), 0.001):
+    with pytest.raises(SettingError, match=r"expected 0\.01 to 60"), live_frames(str(video), 0.001):
         pass

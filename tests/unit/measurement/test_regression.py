@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.measurement.bench_result import BenchResult, InProcess, Served, Subject
 from dfer_deploy.measurement.regression import check_comparable, compare, read_bench
 from dfer_deploy.triton.perf_analyzer import LoadResult
@@ -77,7 +77,7 @@ def test_what_was_not_measured_again_is_undecided_and_what_is_new_is_named() -> 
     found = compare(result(served=None), result())
     assert (found.missing, found.added, found.undecided) == ((), ("dfer served, 1 in flight",), ())
     other = dataclasses.replace(result(), in_process=(InProcess("PyTorch fp32 cpu", (1.0, 1.0, 1.0), (1.0,)),))
-    with pytest.raises(DferDeployError, match="did not measure 'onnxruntime fp32'"):
+    with pytest.raises(ResultError, match="did not measure 'onnxruntime fp32'"):
         compare(other, result())
 
 
@@ -127,11 +127,11 @@ def test_another_bundle_checkpoint_or_precision_is_told() -> None:
 
 
 def test_other_machines_and_few_rounds_are_refused() -> None:
-    with pytest.raises(DferDeployError, match="measured on 'a machine', this machine is 'another'"):
+    with pytest.raises(ResultError, match="measured on 'a machine', this machine is 'another'"):
         check_comparable(result(), machine="another", rounds=3)
-    with pytest.raises(DferDeployError, match="this run has 2 round"):
+    with pytest.raises(ResultError, match="this run has 2 round"):
         check_comparable(result(), machine="a machine", rounds=2)
-    with pytest.raises(DferDeployError, match="the older run has 2 round"):
+    with pytest.raises(ResultError, match="the older run has 2 round"):
         check_comparable(result((1.0, 1.0), (1.0, 1.0)), machine="a machine", rounds=3)
 
 
@@ -150,9 +150,7 @@ def test_a_written_result_is_read_again(tmp_path: Path) -> None:
     older = result().to_dict()
     del older["subject"]
     path.write_text(json.dumps(older))
-    with pytest.raises(
-        DferDeployError, match=r"not a result of this version's bench \(subject is missing .*measure it"
-    ):
+    with pytest.raises(ResultError, match=r"not a result of this version's bench \(subject is missing .*measure it"):
         read_bench(path)
 
 
@@ -182,7 +180,7 @@ def test_a_result_of_the_release_before_is_read() -> None:
 def test_other_files_are_refused_in_a_sentence(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "old.json"
     path.write_text(text)
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(ResultError, match=message):
         read_bench(path)
 
 
@@ -190,7 +188,7 @@ def test_a_missing_or_huge_file_is_a_sentence(tmp_path: Path) -> None:
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate((256 << 20) + 1)
-    with pytest.raises(DferDeployError, match="over 268435456 bytes"):
+    with pytest.raises(ResultError, match="over 268435456 bytes"):
         read_bench(huge)
-    with pytest.raises(DferDeployError, match="cannot be read"):
+    with pytest.raises(ResultError, match="cannot be read"):
         read_bench(tmp_path / "old.json")

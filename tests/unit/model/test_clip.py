@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.model.clip import build_clip, clip_spec_from_open_clip, pretrained_clip
 from dfer_deploy.specs import ClipSpec
 
@@ -24,12 +24,12 @@ def test_specs_build_what_open_clip_builds(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32"])
 def test_other_architectures_are_refused(name: str) -> None:
-    with pytest.raises(DferDeployError, match="is not a plain CLIP vision transformer"):
+    with pytest.raises(CheckpointError, match="is not a plain CLIP vision transformer"):
         clip_spec_from_open_clip(name)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(DferDeployError, match="knows no model 'ViT-Z'"):
+    with pytest.raises(CheckpointError, match="knows no model 'ViT-Z'"):
         clip_spec_from_open_clip("ViT-Z")
 
 
@@ -41,14 +41,14 @@ def test_weights_that_cannot_be_had_are_one_sentence(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(open_clip, "create_model", no_network)
     with pytest.raises(
-        DferDeployError, match=r"could not be loaded \(Name or service not known\); they need an internet"
+        CheckpointError, match=r"could not be loaded \(Name or service not known\); they need an internet"
     ):
         pretrained_clip("ViT-B-32-quickgelu", "openai")
 
 
 def test_weights_that_are_unknown_or_of_the_other_activation_are_named() -> None:
-    with pytest.raises(DferDeployError, match=r"no weights 'opnai' of 'ViT-B-32-quickgelu' \(did you mean 'openai'\)"):
+    with pytest.raises(CheckpointError, match=r"no weights 'opnai' of 'ViT-B-32-quickgelu' \(did you mean 'openai'\)"):
         pretrained_clip("ViT-B-32-quickgelu", "opnai")
     # They would be computed with the wrong activation, silently.
-    with pytest.raises(DferDeployError, match=r"'openai' were trained with QuickGELU, .* = 'ViT-B-32-quickgelu'"):
+    with pytest.raises(CheckpointError, match=r"'openai' were trained with QuickGELU, .* = 'ViT-B-32-quickgelu'"):
         pretrained_clip("ViT-B-32", "openai")

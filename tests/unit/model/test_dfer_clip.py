@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny import tiny_model
 from torch import Tensor
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.model.prompts import TextEncoder
 
@@ -93,7 +93,7 @@ def test_a_linear_head_is_w_v_plus_b_on_the_video_feature_as_it_is(encodings: li
         expected = features.mean(dim=1) @ model.head.weight.T + model.head.bias
         torch.testing.assert_close(model(images()), expected)
     assert not encodings
-    with pytest.raises(DferDeployError, match="'linear', which has no text features"):
+    with pytest.raises(CheckpointError, match="'linear', which has no text features"):
         model.encode_text()
 
 

@@ -3,7 +3,7 @@ import torch
 from tiny import TEXTS, tiny_model, tiny_spec
 
 from dfer_deploy.checkpoints.class_names import names_for_texts
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.model.prompts import END_OF_TEXT, START_OF_TEXT, class_tokens, text_from_tokens
 from dfer_deploy.specs import ModelSpec, PromptSpec
@@ -69,7 +69,7 @@ def test_without_contexts_the_text_features_are_clips_own() -> None:
 
 def test_a_prompt_that_is_too_long_is_named() -> None:
     prompts = PromptSpec(("a", "b"), ("short", "word " * 70), contexts=8)
-    with pytest.raises(DferDeployError, match=r"8 contexts has 80 tokens, CLIP reads at most 77"):
+    with pytest.raises(CheckpointError, match=r"8 contexts has 80 tokens, CLIP reads at most 77"):
         DferClip(ModelSpec(prompts=prompts, clip=tiny_spec().clip))
 
 

@@ -8,7 +8,7 @@ from dfer_deploy.api.contestants import choose_contestants
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.cuda_driver import CudaDriver, Gpu, ask_cuda_driver
-from dfer_deploy.errors import DferDeployError, MissingExtraError
+from dfer_deploy.errors import DferDeployError, MissingExtraError, RuntimeUnavailableError
 from dfer_deploy.runtimes.available import (
     RUNTIMES,
     open_predictor,
@@ -67,7 +67,7 @@ def test_engines_that_carry_code_need_the_permission_only(engineless: Bundle, mo
 
 def test_tensorrt_needs_no_onnxruntime_beside_it(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(DferDeployError, match=r"needs the package 'onnxruntime'.*\[runtime\]"):
+    with pytest.raises(MissingExtraError, match=r"needs the package 'onnxruntime'.*\[runtime\]"):
         usual_runtime(engineless)
     monkeypatch.setattr("dfer_deploy.runtimes.available.tensorrt_obstacle", lambda bundle, **allowed: "")
     assert usual_runtime(engineless) == "tensorrt"
@@ -84,11 +84,11 @@ def test_tensorrt_without_pytorch_asks_for_the_gpu_packages(
 
 @no_gpu
 def test_an_impossible_choice_is_an_error_that_says_why(bundle: Bundle, engineless: Bundle) -> None:
-    with pytest.raises(DferDeployError, match="target 'embedded' and has no TensorRT engines"):
+    with pytest.raises(RuntimeUnavailableError, match="target 'embedded' and has no TensorRT engines"):
         open_predictor("tensorrt", bundle)
-    with pytest.raises(DferDeployError, match="are not built; build them with: dfer-deploy build"):
+    with pytest.raises(RuntimeUnavailableError, match="are not built; build them with: dfer-deploy build"):
         open_predictor("tensorrt", engineless)
-    with pytest.raises(DferDeployError, match="onnxruntime"):
+    with pytest.raises(RuntimeUnavailableError, match="onnxruntime"):
         open_predictor("onnxruntime-cuda", bundle)
 
 

@@ -2,13 +2,13 @@ import onnxruntime
 import pytest
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import RuntimeUnavailableError
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, has_cuda_provider, open_session
 
 
 @pytest.mark.skipif(has_cuda_provider(), reason="onnxruntime-gpu is installed")
 def test_cuda_without_the_gpu_package_is_an_error(bundle: Bundle) -> None:
-    with pytest.raises(DferDeployError, match="pip install onnxruntime-gpu"):
+    with pytest.raises(RuntimeUnavailableError, match="pip install onnxruntime-gpu"):
         OnnxRuntimePredictor.from_bundle(bundle, "cuda")
 
 
@@ -18,7 +18,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_noticed(bundle: Bundle, monkeypa
     """Asked for a provider that it lacks, onnxruntime itself warns once and answers from the CPU."""
     claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: claimed)
-    with pytest.raises(DferDeployError, match="fell back to the CPU"):
+    with pytest.raises(RuntimeUnavailableError, match="fell back to the CPU"):
         OnnxRuntimePredictor.from_bundle(bundle, "cuda")
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_spec
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError, MissingExtraError
+from dfer_deploy.errors import DferDeployError, MissingExtraError, RuntimeUnavailableError, SettingError
 from dfer_deploy.runtimes.engine_tensors import EngineTensor, ShapeRange, check_tensors, pieces
 from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, LoadedEngine, import_tensorrt
 from dfer_deploy.specs import contract_for
@@ -38,7 +38,7 @@ def test_shapes_within_the_profile_are_accepted(shape: tuple[int, ...]) -> None:
     "shape", [(65, 16, 32, 32, 3), (1, 17, 32, 32, 3), (0, 16, 32, 32, 3), (1, 16, 64, 32, 3), (16, 32, 32, 3), ()]
 )
 def test_shapes_outside_the_profile_are_told_with_its_limits(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DferDeployError) as caught:
+    with pytest.raises(SettingError) as caught:
         RANGE.check("frames", shape)
     assert f"frames has the shape {list(shape)}" in str(caught.value)
     assert "[1, 1, 32, 32, 3] to [64, 16, 32, 32, 3]" in str(caught.value)
@@ -78,7 +78,7 @@ def test_what_nvidias_parser_makes_of_the_graphs_is_what_an_engine_must_be(bundl
             found[1:],
             [*found, EngineTensor("more", "OUTPUT", "FLOAT", (1,))],
         ):
-            with pytest.raises(DferDeployError, match="engine of another model"):
+            with pytest.raises(RuntimeUnavailableError, match="engine of another model"):
                 check_tensors(wrong, spec, onnx)
 
 
@@ -91,13 +91,13 @@ def test_a_plan_that_is_refused_comes_with_the_reasons(tmp_path: Path) -> None:
     assert f"model.plan cannot be loaded by TensorRT {trt.__version__}" in str(caught.value)
     assert "bufferSize >= minBufferSize" in str(caught.value)
     assert "dfer-deploy build" in str(caught.value)
-    with pytest.raises(DferDeployError, match=r"none\.plan cannot be read"):
+    with pytest.raises(RuntimeUnavailableError, match=r"none\.plan cannot be read"):
         LoadedEngine(trt, tmp_path / "none.plan")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="needs an NVIDIA GPU"):
+    with pytest.raises(SettingError, match="needs an NVIDIA GPU"):
         EngineRunner(None, tmp_path / "model.plan", CONTRACT.image_encoder)
 
 
@@ -115,5 +115,5 @@ def test_tensorrt_that_is_missing_old_or_only_its_types_is_told(monkeypatch: pyt
         if accepted:
             assert import_tensorrt() is module
         else:
-            with pytest.raises(DferDeployError, match=f"TensorRT {version} is too old"):
+            with pytest.raises(RuntimeUnavailableError, match=f"TensorRT {version} is too old"):
                 import_tensorrt()

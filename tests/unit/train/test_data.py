@@ -13,7 +13,7 @@ from tiny import clips_of, write_frames
 
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip, Sampler
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train import data
 from dfer_deploy.train.data import TrainingClips, frame_interval_s
 from dfer_deploy.train.recipe import AugmentRecipe
@@ -186,14 +186,14 @@ def test_an_example_that_cannot_be_decoded_is_replaced_by_the_next(
     assert np.array_equal(clips.example_frames(4), clips.unchanged(1, 4))
     assert list(clips.unreadable) == ["empty"]
     few = TrainingClips(listed[:10], 16, AugmentRecipe(), 0)
-    with pytest.raises(DferDeployError, match="1 of 10 training clips cannot be read"):
+    with pytest.raises(TrainingError, match="1 of 10 training clips cannot be read"):
         few.example_frames(4)
 
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_too_many_unreadable_clips_end_the_training(annotations: list[Annotation], tmp_path: Path, cache: bool) -> None:
     absent = [Annotation(name, tmp_path / name, 16, 0) for name in ("a", "b")]
-    with pytest.raises(DferDeployError, match=r"2 of 24 training clips cannot be read, at most 5% .*a does not exist"):
+    with pytest.raises(TrainingError, match=r"2 of 24 training clips cannot be read, at most 5% .*a does not exist"):
         TrainingClips([*absent, *annotations], 16, AugmentRecipe(), 0, cache=cache)
 
 
@@ -217,5 +217,5 @@ def test_the_frame_interval_is_that_of_the_frames_which_the_model_sees(tmp_path:
     assert frame_interval_s(annotations[:1], 25) == 1 / 25
     assert frame_interval_s([Annotation("a.mp4", tmp_path / "a.mp4", 32, 0)], 25) == 2 / 25
     for frames_per_s in (1e4, 0.01):
-        with pytest.raises(DferDeployError, match=rf"expected 0.01 to 60; correct .*, which is {frames_per_s:g}"):
+        with pytest.raises(TrainingError, match=rf"expected 0.01 to 60; correct .*, which is {frames_per_s:g}"):
             frame_interval_s(annotations, frames_per_s)

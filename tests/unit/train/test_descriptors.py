@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.model.prompts import class_tokens
 from dfer_deploy.train.descriptors import (
     MAX_TOKENS,
@@ -86,7 +86,7 @@ def test_the_file_keeps_every_letter(tmp_path: Path) -> None:
 )
 def test_other_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.toml").write_text(text)
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(TrainingError, match=message):
         read_descriptors(tmp_path / "a.toml")
-    with pytest.raises(DferDeployError, match="cannot be read"):
+    with pytest.raises(TrainingError, match="cannot be read"):
         read_descriptors(tmp_path / "none.toml")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from training_runs import train_as_rank, weights_of
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train.distributed import training_processes
 from dfer_deploy.train.loop import train
 from dfer_deploy.train.recipe import Recipe
@@ -146,7 +146,7 @@ def test_an_environment_that_is_not_torchrun_s_is_named(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(DferDeployError, match=message), training_processes("cpu"):
+    with pytest.raises(TrainingError, match=message), training_processes("cpu"):
         pass
 
 
@@ -160,5 +160,5 @@ def test_alone_nothing_is_joined() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_an_absent_device_is_named() -> None:
-    with pytest.raises(DferDeployError, match="no CUDA device"), training_processes("cuda"):
+    with pytest.raises(TrainingError, match="no CUDA device"), training_processes("cuda"):
         pass

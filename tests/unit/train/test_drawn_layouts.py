@@ -11,7 +11,7 @@ import pytest
 
 from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train import layouts
 from dfer_deploy.train.drawn_layouts import LAYOUTS
 from dfer_deploy.train.expressions import CLASS_NAMES
@@ -106,9 +106,9 @@ def test_the_contact_sheet_shows_every_class(drawn: dict[str, Path], layout: str
 
 
 def test_too_few_persons_for_five_folds_are_named() -> None:
-    with pytest.raises(DferDeployError, match="3 persons cannot be in 5 folds, as dfew has"):
+    with pytest.raises(TrainingError, match="3 persons cannot be in 5 folds, as dfew has"):
         SyntheticSpec(2, 1, 9, 9, layout="dfew")
-    with pytest.raises(DferDeployError, match="layout is 'DFEW', expected one of lists, dfew"):
+    with pytest.raises(TrainingError, match="layout is 'DFEW', expected one of lists, dfew"):
         SyntheticSpec(layout="DFEW")  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ import torch
 from tiny import save_reference, tiny_model, tiny_spec
 
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError, TrainingError
 from dfer_deploy.model.clip import build_clip
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.plain_data import spec_from_dict
@@ -96,7 +96,7 @@ def test_class_texts_come_from_a_template_or_a_file(tmp_path: Path) -> None:
     from_file = replace(RECIPE, prompts_file=str(path))
     assert model_spec(from_file).prompts.class_texts == ("a smile", "tears", 'a "red" face')
     write_descriptors(path, {"angr": "a red face", "sadness": "tears", "happiness": "a smile"}, "a model")
-    with pytest.raises(DferDeployError, match=r"no descriptor for the class 'anger'; did you mean 'angr'\?"):
+    with pytest.raises(TrainingError, match=r"no descriptor for the class 'anger'; did you mean 'angr'\?"):
         model_spec(from_file)
 
 
@@ -113,7 +113,7 @@ def test_class_texts_come_from_a_template_or_a_file(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
     values = {"prompts": {"class_names": ["a", "b"]}, "clip": {}} | changes
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(SettingError, match=message):
         spec_from_dict(ModelRecipe, values)
 
 
@@ -186,12 +186,12 @@ def test_a_linear_head_is_taken_for_the_same_classes_only(tmp_path: Path) -> Non
 
 def test_another_backbone_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", tiny_model(quick_gelu=False), {})
-    with pytest.raises(DferDeployError, match=r"the image encoder of .* has the sizes .*quick_gelu=False"):
+    with pytest.raises(TrainingError, match=r"the image encoder of .* has the sizes .*quick_gelu=False"):
         started(replace(RECIPE, pretrained=str(tmp_path / "a.pt")))
     vision = replace(SPEC.clip.vision, layers=3)
     wide = replace(RECIPE, clip=replace(SPEC.clip, vision=vision))
     save_checkpoint(tmp_path / "a.pt", tiny_model(), {})
-    with pytest.raises(DferDeployError, match="expected the same, change the recipe's backbone"):
+    with pytest.raises(TrainingError, match="expected the same, change the recipe's backbone"):
         started(replace(wide, pretrained=str(tmp_path / "a.pt")))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train import layouts
 from dfer_deploy.train.recipe import Recipe, recipe_from_toml
 
@@ -116,7 +116,7 @@ def test_documented_variants_of_a_list_are_found(dfew: Path, folder: str, old: s
 
 
 def test_a_list_of_one_s_own_has_no_variants(dfew: Path) -> None:
-    with pytest.raises(DferDeployError, match=r"mine_2.csv cannot be read .*is --data the folder of the data set"):
+    with pytest.raises(TrainingError, match=r"mine_2.csv cannot be read .*is --data the folder of the data set"):
         layouts.training_annotations(recipe_of("dfew", dfew, "data.fold=2", "data.train_list=mine_{fold}.csv"))
 
 
@@ -187,19 +187,19 @@ def test_classes_without_a_clip_are_warned_about(dfew: Path, capsys: pytest.Capt
 )
 def test_broken_lists_are_named(ferv39k: Path, text: str, message: str) -> None:
     write(ferv39k, "4_setups/All_scenes/train_All.csv", text)
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(TrainingError, match=message):
         layouts.training_annotations(recipe_of("ferv39k", ferv39k))
 
 
 def test_a_list_that_is_no_text_is_named(ferv39k: Path) -> None:
     (ferv39k / "4_setups/All_scenes/train_All.csv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DferDeployError, match="is not a text file"):
+    with pytest.raises(TrainingError, match="is not a text file"):
         layouts.training_annotations(recipe_of("ferv39k", ferv39k))
 
 
 @pytest.mark.parametrize("name", ["dfew", "ferv39k", "mafw"])
 def test_an_empty_folder_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DferDeployError, match=r"cannot be read .No such file.*is --data the folder of the data set"):
+    with pytest.raises(TrainingError, match=r"cannot be read .No such file.*is --data the folder of the data set"):
         layouts.training_annotations(recipe_of(name, tmp_path))
 
 
@@ -209,7 +209,7 @@ def test_an_empty_folder_is_named(tmp_path: Path, name: str) -> None:
 )
 def test_a_clip_is_listed_once(dfew: Path, lines: str, names: str) -> None:
     write(dfew, "EmoLabel_DataSplit/train(single-labeled)/set_2.csv", lines)
-    with pytest.raises(DferDeployError, match=rf"set_2.csv lists the clip {names} twice; remove one"):
+    with pytest.raises(TrainingError, match=rf"set_2.csv lists the clip {names} twice; remove one"):
         layouts.training_annotations(recipe_of("dfew", dfew, "data.fold=2"))
 
 
@@ -230,7 +230,7 @@ def test_clips_that_are_trained_on_and_tested_with_are_told(dfew: Path, monkeypa
 
 
 def test_label_names_must_be_classes_of_the_model(dfew: Path) -> None:
-    with pytest.raises(DferDeployError, match=r"label_names.1 is 'hapiness', which is none.*did you mean 'happiness'"):
+    with pytest.raises(TrainingError, match=r"label_names.1 is 'hapiness', which is none.*did you mean 'happiness'"):
         layouts.training_annotations(recipe_of("dfew", dfew, "data.label_names.1=hapiness"))
 
 
@@ -261,7 +261,7 @@ def test_the_authors_lists_count_the_model_s_classes_or_are_translated(
 ) -> None:
     assert lists({}) == [("03747", 3), ("00001", 10)]
     assert lists({"3": "fear", "10": "happiness"}) == [("03747", 6), ("00001", 0)]
-    with pytest.raises(DferDeployError, match=r"has the label '3', which data.label_names does not know"):
+    with pytest.raises(TrainingError, match=r"has the label '3', which data.label_names does not know"):
         lists({"2": "fear", "10": "happiness"})
-    with pytest.raises(DferDeployError, match="has the label 'anger', but annotation lists have class indices"):
+    with pytest.raises(TrainingError, match="has the label 'anger', but annotation lists have class indices"):
         lists({"anger": "anger"})

@@ -19,7 +19,7 @@ from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.clips.annotations import Annotation, read_annotations
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError, TrainingError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.train.data import TrainingClips
 from dfer_deploy.train.evaluation import Evaluation, evaluate
@@ -249,7 +249,7 @@ def test_what_people_look_at_is_there(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_diverged_loss_is_an_error_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> None:
     wild = replace(recipe.optim, name="sgd", lr_image_encoder=1e30, lr_temporal=1e30, clip_norm=None)
-    with pytest.raises(DferDeployError, match="lower the learning rates"):
+    with pytest.raises(TrainingError, match="lower the learning rates"):
         train(replace(recipe, optim=wild), tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -266,7 +266,7 @@ def test_too_many_unreadable_test_clips_end_the_run_before_anything_is_chosen(
         file.write(f"{tmp_path / 'absent'} 16 0\n")
     recipe = replace(recipe, data=replace(recipe.data, root=str(tmp_path)), run=replace(recipe.run, select=select))
     recipe = replace(recipe, optim=replace(recipe.optim, epochs=1))
-    with pytest.raises(DferDeployError, match=f"1 of {len(tests) + 1} clips could not be read, at most 5%"):
+    with pytest.raises(ClipError, match=f"1 of {len(tests) + 1} clips could not be read, at most 5%"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "best.pt").exists()
     assert not (tmp_path / "run" / "result.json").exists()
@@ -291,13 +291,11 @@ def test_a_device_without_enough_memory_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has")
 
     monkeypatch.setattr("dfer_deploy.train.trainer.Trainer._step", full)
-    with pytest.raises(
-        DferDeployError, match=r"CUDA out of memory\).*optim.accumulate, which is 1, or set optim.checkp"
-    ):
+    with pytest.raises(TrainingError, match=r"CUDA out of memory\).*optim.accumulate, which is 1, or set optim.checkp"):
         train(recipe, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_an_absent_device_is_named(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="no CUDA device"):
+    with pytest.raises(TrainingError, match="no CUDA device"):
         train(replace(recipe, run=replace(recipe.run, device="cuda")), tmp_path)

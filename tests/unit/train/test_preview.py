@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import WriteError
 from dfer_deploy.train.preview import write_preview
 from dfer_deploy.train.recipe import AugmentRecipe, Recipe
 
@@ -68,5 +68,5 @@ def test_a_clip_that_cannot_be_decoded_gives_way_to_the_next(recipe: Recipe, roo
 
 
 def test_a_place_that_cannot_be_written_is_named(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="cannot write"):
+    with pytest.raises(WriteError, match="cannot write"):
         write_preview(recipe, tmp_path / "absent" / "sheet.png")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, TrainingError
 from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import PromptSpec
 from dfer_deploy.train.model_recipe import ModelRecipe
@@ -229,9 +229,9 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="no recipe 'sinthetic'; did you mean 'synthetic'"):
+    with pytest.raises(TrainingError, match="no recipe 'sinthetic'; did you mean 'synthetic'"):
         recipe_from_toml("sinthetic")
-    with pytest.raises(DferDeployError, match=r"absent.toml cannot be read"):
+    with pytest.raises(TrainingError, match=r"absent.toml cannot be read"):
         recipe_from_toml(str(tmp_path / "absent.toml"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.metrics import score, score_from_confusion
 from dfer_deploy.train import runs
 from dfer_deploy.train.recipe import Recipe
@@ -60,7 +60,7 @@ def test_folds(text: str, folds: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "6", "1,x", "", "1-3"])
 def test_folds_that_are_not_there(text: str) -> None:
-    with pytest.raises(DferDeployError, match="the recipe has 1 to 5, give all or such as 1,3"):
+    with pytest.raises(TrainingError, match="the recipe has 1 to 5, give all or such as 1,3"):
         folds_from_text(text, 5)
 
 

@@ -16,7 +16,7 @@ from training_runs import tiny_recipe, train_until_killed, train_with_full_disk,
 
 from dfer_deploy.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import CheckpointError, TrainingError
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.train.evaluation import evaluate
 from dfer_deploy.train.initialisation import model_spec
@@ -121,11 +121,11 @@ def test_another_data_set_or_weight_file_of_the_same_name_is_refused(short: Reci
     assert train(recipe, tmp_path / "run").to_dict() == first.to_dict()
     described = (tmp_path / "dataset.json").read_text()
     (tmp_path / "dataset.json").write_text(described.replace("{", "{ ", 1))
-    with pytest.raises(DferDeployError, match=r"dataset\.json has another content now"):
+    with pytest.raises(TrainingError, match=r"dataset\.json has another content now"):
         train(recipe, tmp_path / "run")
     (tmp_path / "dataset.json").write_text(described)
     save_checkpoint(weights, DferClip(model_spec(short.model)), {"epoch": 2})
-    with pytest.raises(DferDeployError, match=r"the file model\.pretrained has another content now"):
+    with pytest.raises(TrainingError, match=r"the file model\.pretrained has another content now"):
         train(recipe, tmp_path / "run")
 
 
@@ -165,10 +165,10 @@ def test_the_state_holds_no_code(short: Recipe, processes: ForkServerContext, tm
 def test_another_run_s_state_is_refused(short: Recipe, processes: ForkServerContext, tmp_path: Path) -> None:
     killed(processes, short, tmp_path, "step", 3)
     other = replace(short, optim=replace(short.optim, lr_temporal=0.5))
-    with pytest.raises(DferDeployError, match=r"optim.lr_temporal: 0.001 there, 0.5 here.*--fresh"):
+    with pytest.raises(TrainingError, match=r"optim.lr_temporal: 0.001 there, 0.5 here.*--fresh"):
         train(other, tmp_path)
     assert train(other, tmp_path, fresh=True).epoch >= 1
-    with pytest.raises(DferDeployError, match=r"result.json is of another run .*--fresh"):
+    with pytest.raises(TrainingError, match=r"result.json is of another run .*--fresh"):
         train(short, tmp_path)
 
 
@@ -182,17 +182,17 @@ def test_a_list_that_has_changed_is_refused(
     short = replace(short, data=data)
     killed(processes, short, tmp_path / "run", "step", 3)
     (tmp_path / "train.txt").write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(DferDeployError, match="the lists name other clips, frame counts or labels now"):
+    with pytest.raises(TrainingError, match="the lists name other clips, frame counts or labels now"):
         train(short, tmp_path / "run")
 
 
 def test_a_damaged_state_is_named(short: Recipe, tmp_path: Path) -> None:
     for content, message in ((b"not a state", "not a torch checkpoint"), (b"PK\3\4", "truncated")):
         (tmp_path / "state.pt").write_bytes(content)
-        with pytest.raises(DferDeployError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             train(short, tmp_path)
     torch.save({"format": "something else"}, tmp_path / "state.pt")
-    with pytest.raises(DferDeployError, match="not a training state of this version; begin anew with --fresh"):
+    with pytest.raises(TrainingError, match="not a training state of this version; begin anew with --fresh"):
         train(short, tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_state_is_named(short: Recipe, tmp_path: Path) -> None:
 def test_a_crafted_state_is_one_sentence(short: Recipe, cut: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     content = torch.load(cut, weights_only=True)
     torch.save(content | changes, tmp_path / "state.pt")
-    with pytest.raises(DferDeployError, match=r"state.pt is damaged \(\w+\); begin anew with --fresh"):
+    with pytest.raises(TrainingError, match=r"state.pt is damaged \(\w+\); begin anew with --fresh"):
         train(short, tmp_path)
 
 
@@ -241,7 +241,7 @@ def test_a_damaged_result_is_one_sentence(short: Recipe, tmp_path: Path) -> None
         {"checkpoint": 3},
     ):
         (tmp_path / "result.json").write_text(json.dumps(written | changes))
-        with pytest.raises(DferDeployError, match=r"result.json is damaged \(\w+\); begin anew with --fresh"):
+        with pytest.raises(TrainingError, match=r"result.json is damaged \(\w+\); begin anew with --fresh"):
             train(recipe, tmp_path)
     (tmp_path / "result.json").write_text(json.dumps(written | {"confusion": [[10**15] * 7] * 7}))
     assert train(recipe, tmp_path).test_clips == 49 * 10**15, "no memory for each of them"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfer_deploy.clips.annotations import read_annotations
 from dfer_deploy.clips.reading import clip_from_path, frame_paths
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train import expressions
 from dfer_deploy.train.drawn_faces import SUPERSAMPLING, draw_face, random_identity
 from dfer_deploy.train.expressions import CLASS_NAMES, ActionUnits, movement
@@ -77,13 +77,13 @@ def test_same_request_is_skipped_and_another_is_refused(
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
     write_synthetic_dataset(dataset, SMALL)
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
-    with pytest.raises(DferDeployError, match="choose another folder"):
+    with pytest.raises(TrainingError, match="choose another folder"):
         write_synthetic_dataset(dataset, SyntheticSpec(seed=4))
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DferDeployError, match="choose another folder"):
+    with pytest.raises(TrainingError, match="choose another folder"):
         write_synthetic_dataset(tmp_path, SMALL)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
@@ -102,7 +102,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     ("field", "value"), [("clips_per_class_train", 0), ("image_size", 8), ("max_frames", 9), ("seed", -1)]
 )
 def test_impossible_requests_are_named(field: str, value: int) -> None:
-    with pytest.raises(DferDeployError, match=f"{field} is {value}"):
+    with pytest.raises(TrainingError, match=f"{field} is {value}"):
         SyntheticSpec(**{field: value})
 
 

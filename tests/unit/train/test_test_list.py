@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dfer_deploy.clips.annotations import Annotation, read_annotations
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.train.layouts import test_annotations as clips_of_the_test
 from dfer_deploy.train.recipe import Recipe
 from dfer_deploy.train.test_list import require_another_list, write_reference_list, write_test_list
@@ -30,7 +30,7 @@ def test_it_is_read_as_what_was_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["two\nlines", "\u2028", os.fsdecode(b"\xff")])
 def test_a_path_that_is_no_line_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DferDeployError, match="cannot name the clip"):
+    with pytest.raises(TrainingError, match="cannot name the clip"):
         write_reference_list(tmp_path / "out.txt", [Annotation("a", tmp_path / name / "a", 1, 0)])
     assert not list(tmp_path.iterdir())
 
@@ -49,11 +49,11 @@ def test_labels_are_those_of_the_model(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_the_data_set_s_own_list_is_never_replaced(recipe: Recipe, root: Path, tmp_path: Path) -> None:
     before = (root / "test.txt").read_text()
-    with pytest.raises(DferDeployError, match=r"is a list of the data set.*choose another -o"):
+    with pytest.raises(TrainingError, match=r"is a list of the data set.*choose another -o"):
         write_test_list(recipe, root)
     assert (root / "test.txt").read_text() == before
     folds = replace(recipe.data, folds=2, fold=2, train_list="{fold}.txt", test_list="fold_{fold}/test.txt")
-    with pytest.raises(DferDeployError, match="choose another -o"):
+    with pytest.raises(TrainingError, match="choose another -o"):
         require_another_list(replace(recipe, data=folds), root / "fold_2")
     require_another_list(replace(recipe, data=folds), root / "fold_1")
     require_another_list(recipe, tmp_path)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from training_runs import weights_of
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 from dfer_deploy.train.data import TrainingClips
 from dfer_deploy.train.distributed import Processes
@@ -122,7 +122,7 @@ def test_bf16_is_close_and_keeps_fp32_weights(recipe: Recipe) -> None:
 
 
 def test_fp16_is_refused_on_a_cpu(recipe: Recipe) -> None:
-    with pytest.raises(DferDeployError, match='"fp16" and the device a CPU, expected "fp32" or "bf16"'):
+    with pytest.raises(SettingError, match='"fp16" and the device a CPU, expected "fp32" or "bf16"'):
         trainer_of(recipe, precision="fp16")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.train.validation import split_validation
 
 SIZES = {0: 40, 1: 25, 2: 3, 3: 2, 4: 1}
@@ -44,8 +44,8 @@ def test_the_seed_and_not_the_order_of_the_list_decides() -> None:
 
 
 def test_impossible_requests_are_named() -> None:
-    with pytest.raises(DferDeployError, match=r"share is 1.0, expected a share between 0 and 1"):
+    with pytest.raises(SettingError, match=r"share is 1.0, expected a share between 0 and 1"):
         split_validation(listed(), 1.0, seed=0)
     lonely = [clip for clip in listed() if clip.label == 4]
-    with pytest.raises(DferDeployError, match="none of the 1 classes has two training clips"):
+    with pytest.raises(SettingError, match="none of the 1 classes has two training clips"):
         split_validation(lonely, 0.2, seed=0)

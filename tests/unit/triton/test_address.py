@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerUnavailableError, SettingError
 from dfer_deploy.triton.address import channel_options, parse_url
 
 
@@ -42,13 +42,13 @@ def test_addresses(url: str, scheme: str, netloc: str) -> None:
 )
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(
-        DferDeployError, match="is not understood; expected grpc://HOST:PORT or http://HOST:PORT with the port"
+        SettingError, match="is not understood; expected grpc://HOST:PORT or http://HOST:PORT with the port"
     ):
         parse_url(url)
 
 
 def test_what_is_no_text() -> None:
-    with pytest.raises(DferDeployError, match="the address is a NoneType, expected a text such as grpc://"):
+    with pytest.raises(SettingError, match="the address is a NoneType, expected a text such as grpc://"):
         parse_url(None)  # type: ignore[arg-type]
 
 
@@ -61,5 +61,5 @@ def test_only_the_loopback_avoids_the_proxy() -> None:
 def test_nobody_listens(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(DferDeployError, match=f"no Triton server answers at {scheme}://127.0.0.1:{port} "):
+    with pytest.raises(ServerUnavailableError, match=f"no Triton server answers at {scheme}://127.0.0.1:{port} "):
         TritonPredictor(f"{scheme}://127.0.0.1:{port}")

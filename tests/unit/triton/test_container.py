@@ -12,7 +12,7 @@ import pytest
 
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for, is_outdated
 from dfer_deploy.triton.ports import Endpoints
 
@@ -92,7 +92,7 @@ def test_the_image_has_the_engines_tensorrt() -> None:
         if container.tag >= SECURITY_FLOOR:
             assert image_for(engines(f"{container.tensorrt}.0.106"), folder) == container.image
     with pytest.raises(
-        DferDeployError, match=r"no container since 26\.07 is known to have TensorRT 10\.16\.1\.11"
+        ServerError, match=r"no container since 26\.07 is known to have TensorRT 10\.16\.1\.11"
     ) as unknown:
         image_for(engines("10.16.1.11"), folder)
     assert f"({compose_command(folder, 'run', '--rm', 'build')})" in str(unknown.value)
@@ -128,7 +128,7 @@ def test_an_image_is_pulled_once(tmp_path: Path) -> None:
     docker.chmod(0o755)
     ensure_image(docker, "good:1")
     ensure_image(docker, "fetched:1")
-    with pytest.raises(DferDeployError, match=r"docker could not pull missing:1 \(exit code 1"):
+    with pytest.raises(ServerError, match=r"docker could not pull missing:1 \(exit code 1"):
         ensure_image(docker, "missing:1")
     calls = (tmp_path / "calls").read_text().splitlines()
     inspected = [f"image inspect {name}:1" for name in ("good", "fetched", "missing")]

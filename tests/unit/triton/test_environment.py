@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, ServerError
 from dfer_deploy.triton import environment, interpreter
 from dfer_deploy.triton.environment import TritonEnvironment, check_platform, environment_key, pip_failure, requirements
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
@@ -48,7 +48,7 @@ def test_the_cache_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path
     ],
 )
 def test_other_platforms_are_refused(machine: tuple[str, str, tuple[str, str]], said: str) -> None:
-    with pytest.raises(DferDeployError, match=said):
+    with pytest.raises(ServerError, match=said):
         check_platform(*machine)
 
 
@@ -129,12 +129,12 @@ def test_an_unsupported_running_python_and_broken_ones_are_passed_over(path_fold
 
 def test_a_missing_shared_library_names_its_package(path_folder: Path) -> None:
     fake_python(path_folder, "python3.11", facts("3, 11, 2", "[]", "false"))
-    with pytest.raises(DferDeployError, match=r"needs libpython3\.11\.so\.1\.0, .*apt install libpython3\.11"):
+    with pytest.raises(ServerError, match=r"needs libpython3\.11\.so\.1\.0, .*apt install libpython3\.11"):
         choose_interpreter()
 
 
 def test_no_usable_python(path_folder: Path) -> None:
-    with pytest.raises(DferDeployError, match=r"needs Python 3\.10, 3\.11 or 3\.12"):
+    with pytest.raises(ServerError, match=r"needs Python 3\.10, 3\.11 or 3\.12"):
         choose_interpreter()
 
 
@@ -179,5 +179,5 @@ def test_an_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (tmp_path / "file").touch()
     monkeypatch.setattr(environment, "choose_interpreter", lambda: PYTHON)
     monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "file"))
-    with pytest.raises(DferDeployError, match="choose another place with DFER_DEPLOY_CACHE"):
+    with pytest.raises(ServerError, match="choose another place with DFER_DEPLOY_CACHE"):
         environment.triton_environment()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.perf_analyzer import parse_report
 
 # Printed by perf_analyzer 2.50 for an ensemble over gRPC.
@@ -58,5 +58,5 @@ def test_no_report_has_no_rows() -> None:
     ],
 )
 def test_damaged_reports(text: str, said: str) -> None:
-    with pytest.raises(DferDeployError, match=said):
+    with pytest.raises(ServerError, match=said):
         parse_report(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.ports import Holder, port_holder, reserve_ports
 
 
@@ -26,7 +26,7 @@ def test_zero_chooses_different_free_ports() -> None:
 def test_a_taken_port_names_the_process(address: str) -> None:
     with socket.create_server((address, 0)) as holder:
         port = holder.getsockname()[1]
-        with pytest.raises(DferDeployError, match=f"the HTTP port {port} is taken by process {os.getpid()} ") as taken:
+        with pytest.raises(ServerError, match=f"the HTTP port {port} is taken by process {os.getpid()} ") as taken:
             reserve_ports("127.0.0.1", {"HTTP": port, "gRPC": 0})
         assert re.search(r"\(.*python.*\)", str(taken.value))
 
@@ -72,10 +72,10 @@ def test_the_holder_is_read_from_the_kernels_tables(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_ports(ports: dict[str, int], said: str) -> None:
-    with pytest.raises(DferDeployError, match=said):
+    with pytest.raises(ServerError, match=said):
         reserve_ports("127.0.0.1", ports)
 
 
 def test_a_host_of_another_machine() -> None:
-    with pytest.raises(DferDeployError, match=r"cannot listen on 192\.0\.2\.1:0 for HTTP"):
+    with pytest.raises(ServerError, match=r"cannot listen on 192\.0\.2\.1:0 for HTTP"):
         reserve_ports("192.0.2.1", {"HTTP": 0})

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import TARGETS, ServingOptions, Target
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, SettingError
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.specs import (
     MAX_IMAGE_BYTES,
@@ -288,7 +288,7 @@ def test_the_tensorrt_provider_of_onnxruntime_has_one_profile_and_keeps_the_type
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, target: Target, changes: dict[str, object], message: str) -> None:
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(SettingError, match=message):
         write(tmp_path / "repository", target, serving=ServingOptions(**{"max_batch_size": 16} | changes))
 
 

@@ -14,7 +14,7 @@ import pytest
 from tiny import clips_of, tiny_spec
 
 from dfer_deploy.clips.annotations import Annotation
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.verification.baseline import Baseline, clip_hash, load_baseline, save_baseline
 from dfer_deploy.verification.limits import LIMITS, Rounding
 
@@ -60,12 +60,12 @@ def test_a_clip_is_known_by_its_pixels_and_not_by_how_they_lie_in_memory() -> No
 
 
 def test_another_clip_or_one_other_pixel_is_refused(baseline: Baseline) -> None:
-    with pytest.raises(DferDeployError, match="'d'"):
+    with pytest.raises(ResultError, match="'d'"):
         baseline.answer([annotation("b"), annotation("d")], CLIPS[1:])
     changed = CLIPS.copy()
     changed[2, 15, 31, 31, 2] ^= 1
     baseline.answer([annotation("b")], changed[1:2])
-    with pytest.raises(DferDeployError, match="'c'"):
+    with pytest.raises(ResultError, match="'c'"):
         baseline.answer([annotation("b"), annotation("c")], changed[1:])
 
 
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused(
     np.savez_compressed(path, **arrays(path))
     load_baseline(path, SPEC)
     np.savez_compressed(path, **change(arrays(path)))
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ResultError):
         load_baseline(path, SPEC)
 
 
@@ -118,7 +118,7 @@ def test_nothing_in_a_file_is_executed_and_nothing_large_is_unpacked(baseline: B
     path, traces = tmp_path / "b.npz", tmp_path / "traces"
     save_baseline(path, baseline)
     np.savez_compressed(path, **arrays(path) | {"clip_names": np.array([Bomb(traces)] * 3, dtype=object)})
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ResultError):
         load_baseline(path, SPEC)
     assert not traces.exists()
     # Eight megabytes of zeros in a file of a few kilobytes; answers do not shrink like that.
@@ -133,7 +133,7 @@ def test_nothing_in_a_file_is_executed_and_nothing_large_is_unpacked(baseline: B
             rounding={precision: Rounding(0.0, 0.0) for precision in LIMITS},
         ),
     )
-    with pytest.raises(DferDeployError, match="it claims 8"):
+    with pytest.raises(ResultError, match="it claims 8"):
         load_baseline(path, SPEC)
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_or_missing_file_is_refused(baseline: Baseline, tmp_path: Path
     path = tmp_path / "b.npz"
     save_baseline(path, baseline)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ResultError):
         load_baseline(path, SPEC)
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ResultError):
         load_baseline(tmp_path / "none.npz", SPEC)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.specs import Precision
 from dfer_deploy.verification.baseline import FORMAT, Baseline, load_baseline, save_baseline
 from dfer_deploy.verification.limits import LIMITS, Rounding
@@ -91,7 +91,7 @@ def test_damage_is_told(tmp_path: Path, damage: dict[str, Any]) -> None:
     np.savez_compressed(tmp_path / "b.npz", **whole)  # type: ignore[arg-type]
     assert load_baseline(tmp_path / "b.npz", SPEC).clip_names == ["a", "b"]
     np.savez_compressed(tmp_path / "b.npz", **(whole | damage))  # type: ignore[arg-type]
-    with pytest.raises(DferDeployError, match=r"b\.npz (is not a baseline|holds)"):
+    with pytest.raises(ResultError, match=r"b\.npz (is not a baseline|holds)"):
         load_baseline(tmp_path / "b.npz", SPEC)
 
 
@@ -117,5 +117,5 @@ def test_a_cost_of_rounding_that_would_let_every_error_pass_is_refused(
         arrays = dict(content)
     costs = ROUNDING_JSON | {precision: ROUNDING_JSON[precision] | cost}
     np.savez_compressed(tmp_path / "b.npz", **arrays | {"header": header(rounding=costs)})  # type: ignore[arg-type]
-    with pytest.raises(DferDeployError, match=f"b.npz is not a baseline .*{re.escape(message)}"):
+    with pytest.raises(ResultError, match=f"b.npz is not a baseline .*{re.escape(message)}"):
         load_baseline(tmp_path / "b.npz", SPEC)

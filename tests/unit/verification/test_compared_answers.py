@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.verification.compared_answers import ComparedAnswers, pooled
 
 
@@ -43,7 +43,7 @@ def test_folds_are_joined_in_their_order() -> None:
     ],
 )
 def test_what_does_not_belong_together_is_not_pooled(other: ComparedAnswers, message: str) -> None:
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(SettingError, match=message):
         pooled([fold(0), other], "onnxruntime fp32")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from report_pages import planted_result
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError, SettingError
 from dfer_deploy.files import write_json
 from dfer_deploy.verification.folds import EarlierVerification, earlier_from_json
 from dfer_deploy.verification.limits import LIMITS
@@ -31,7 +31,7 @@ def test_only_folds_that_were_held_alike_are_pooled() -> None:
         (LIMITS["fp16"], "embedded", "is of the precision fp32, this one of fp16"),
         (limits, "tensorrt", "is of the target embedded, this one of tensorrt"),
     ):
-        with pytest.raises(DferDeployError, match=message):
+        with pytest.raises(SettingError, match=message):
             earlier.check_alike(other, target)
     EarlierVerification(Path("v.json"), replace(earlier.result, limits=stricter)).check_alike(limits, "embedded")
 
@@ -46,9 +46,9 @@ def test_a_file_that_failed_is_named_with_its_first_failure(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"format": "dfer-deploy-verify/9"}'])
 def test_what_is_not_a_result_of_verify_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "v.json").write_text(text)
-    with pytest.raises(DferDeployError, match=r"v\.json"):
+    with pytest.raises(ResultError, match=r"v\.json"):
         earlier_from_json(tmp_path / "v.json")
-    with pytest.raises(DferDeployError, match=r"none\.json"):
+    with pytest.raises(ResultError, match=r"none\.json"):
         earlier_from_json(tmp_path / "none.json")
 
 
@@ -56,5 +56,5 @@ def test_a_file_that_does_not_have_the_hashes_of_its_clips_is_refused(tmp_path: 
     content = planted_result(12).to_dict()
     del content["answers"]["clip_hashes"]
     (tmp_path / "v.json").write_text(json.dumps(content))
-    with pytest.raises(DferDeployError, match=r"answers\.clip_hashes is missing.*verify that fold again"):
+    with pytest.raises(ResultError, match=r"answers\.clip_hashes is missing.*verify that fold again"):
         earlier_from_json(tmp_path / "v.json")

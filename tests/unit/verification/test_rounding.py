@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import clips_of, tiny_model
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.verification.limits import LIMITS, ROUNDINGS, Rounding
 from dfer_deploy.verification.rounding import rounded, rounded_copy, rounding_costs
@@ -87,5 +87,5 @@ def test_errors_are_held_against_multiples_of_rounding() -> None:
     unbounded = Rounding.of(nothing, nothing)
     for error in (Rounding(0, 0), unbounded):
         assert len(LIMITS["fp16"].rounding_failures(error, unbounded)) == 2
-    with pytest.raises(DferDeployError, match="the error features is -1"):
+    with pytest.raises(SettingError, match="the error features is -1"):
         Rounding(-1, 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.verification import statistics as paired
 from dfer_deploy.verification.statistics import Equivalence, Rate, equivalence, rate
 
@@ -285,7 +285,7 @@ def test_an_interval_that_touches_the_margin_decides_nothing(low: float, high: f
 
 
 def test_a_margin_of_nothing_is_refused() -> None:
-    with pytest.raises(DferDeployError, match="margin is 0 points, expected more than 0"):
+    with pytest.raises(SettingError, match="margin is 0 points, expected more than 0"):
         equivalence(*answers([5], [0], [0]), margin=0)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from report_pages import planted, planted_result, result_of
 
-from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.errors import ExitCode, ResultError
 from dfer_deploy.files import json_text
 from dfer_deploy.measurement.bench_result import BenchResult
 from dfer_deploy.verification.blocks import Bisection, BlockComparison, BlockError, Trial
@@ -89,7 +89,7 @@ def test_what_failed_counts_before_what_is_open(failures: Any, undecided: Any, c
 
 @pytest.mark.parametrize("what", ["clips", "passed", "exit_code"])
 def test_a_file_that_contradicts_itself_is_refused(what: str) -> None:
-    with pytest.raises(DferDeployError, match=f"^{what} is .*, which contradicts the rest"):
+    with pytest.raises(ResultError, match=f"^{what} is .*, which contradicts the rest"):
         VerificationResult.from_dict(planted(30, failures=["a logit differs"]) | {what: 7})
 
 
@@ -115,13 +115,13 @@ def test_a_file_that_contradicts_itself_is_refused(what: str) -> None:
 def test_a_number_that_cannot_be_is_refused(place: tuple[Any, ...], value: Any) -> None:
     if place[-1] in ("max_logit_difference", "0.5", "logits") and value == 1e308:
         value = 1e40
-    with pytest.raises(DferDeployError):
+    with pytest.raises(ResultError):
         result_of(altered(place, value))
 
 
 @pytest.mark.parametrize("value", [1e308, 101, -101])
 def test_a_difference_of_more_than_100_points_is_refused(value: float) -> None:
-    with pytest.raises(DferDeployError, match="which cannot be"):
+    with pytest.raises(ResultError, match="which cannot be"):
         result_of(altered((*FIRST, "equivalence", "delta_uar"), value))
 
 
@@ -170,7 +170,7 @@ def test_a_difference_of_more_than_100_points_is_refused(value: float) -> None:
     ],
 )
 def test_what_verify_did_not_write_is_refused(place: tuple[Any, ...], value: Any, message: str) -> None:
-    with pytest.raises(DferDeployError) as refused:
+    with pytest.raises(ResultError) as refused:
         result_of(altered(place, value))
     assert message in str(refused.value)
 
@@ -186,7 +186,7 @@ def test_what_verify_did_not_write_is_refused(place: tuple[Any, ...], value: Any
 def test_a_block_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     content = whole().to_dict()
     content["localisation"]["layers"][0] |= change
-    with pytest.raises(DferDeployError) as refused:
+    with pytest.raises(ResultError) as refused:
         VerificationResult.from_dict(content)
     assert message in str(refused.value)
 
@@ -194,12 +194,12 @@ def test_a_block_that_cannot_be_is_refused(change: dict[str, Any], message: str)
 @pytest.mark.parametrize("values", [None, [], 3, "x", True])
 def test_what_is_not_a_table_is_refused(values: Any) -> None:
     for result in (VerificationResult, BenchResult):
-        with pytest.raises(DferDeployError, match="expected a table"):
+        with pytest.raises(ResultError, match="expected a table"):
             result.from_dict(values)
 
 
 def test_a_message_does_not_repeat_megabytes() -> None:
-    with pytest.raises(DferDeployError) as refused:
+    with pytest.raises(ResultError) as refused:
         result_of(altered(("class_names",), "x" * 10**6))
     assert len(str(refused.value)) < 1000
 

@@ -17,7 +17,7 @@ from tiny import clips_of, tiny_model, tiny_spec, write_frames
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import clip_from_path
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, SettingError
 from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.verification.baseline import PredictorTruth, clip_hash, load_baseline, save_baseline
@@ -212,5 +212,5 @@ def test_a_clip_of_a_pooled_verification_does_not_count_again(folder: Path, trut
     first = show(truth, [named("same")], listed(folder, "012"))
     assert first.answers.clip_hashes == tuple(clip_hash(clip_from_path(folder / name, 32)) for name in "012")
     pool = [earlier(3, clip_hashes=first.answers.clip_hashes)]
-    with pytest.raises(DferDeployError, match=r"^the clip 'film/2' has the frames of '2' in another pooled"):
+    with pytest.raises(SettingError, match=r"^the clip 'film/2' has the frames of '2' in another pooled"):
         show(truth, [named("same")], listed(folder, "342"), pool=pool)

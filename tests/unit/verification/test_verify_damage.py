@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_model
 
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.verification.baseline import Baseline, clip_hash
 from dfer_deploy.verification.limits import LIMITS, Rounding
 from dfer_deploy.verification.verify import show_clips
@@ -34,6 +34,6 @@ def test_a_truth_that_is_not_finite_is_refused_with_its_clip(clip_list: Path, wh
         {precision: Rounding(1.0, 1.0) for precision in LIMITS},
     )
     with pytest.raises(
-        DferDeployError, match="saved PyTorch fp32 answers the clip '005' with numbers that are not finite"
+        SettingError, match="saved PyTorch fp32 answers the clip '005' with numbers that are not finite"
     ):
         show_clips(spec.prompts.class_names, truth, [], clips)
