@@ -16,7 +16,7 @@ from dfer_deploy.console import progress_bar, stderr, warn
 from dfer_deploy.drawing.annotated_video import write_annotated
 from dfer_deploy.drawing.contact_sheet import write_contact_sheet
 from dfer_deploy.drawing.crop_sample import CropSample
-from dfer_deploy.errors import ClipError, DferDeployError
+from dfer_deploy.errors import ClipError, DferDeployError, MissingExtraError
 from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.window_files import shown, write_csv, write_results
 from dfer_deploy.inference.windows import (
@@ -179,8 +179,8 @@ def open_face_detector(name: str) -> FaceDetector:
     """
     try:
         return open_detector(name)
-    except DferDeployError as error:
-        raise ClipError(f"{error}, or add --faces none if the picture is one cropped face") from error
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{error}, or add --faces none if the picture is one cropped face") from error
 
 
 @dataclass

