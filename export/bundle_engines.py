@@ -31,9 +31,9 @@ from dfer_deploy.bundles.engine_records import (
     EngineRecord,
     EngineSet,
 )
-from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import DferDeployError, EngineError
 from dfer_deploy.export.engine import Engine, Report, engine_from_onnx
+from dfer_deploy.hardware import ask_cuda_driver
 from dfer_deploy.plain_data import plain, spec_from_dict
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dfer_deploy.bundles.engine_records import BuildOptions, Profile
-from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import EngineError
+from dfer_deploy.hardware import ask_cuda_driver
 
 if TYPE_CHECKING:
     import tensorrt

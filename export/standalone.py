@@ -9,7 +9,7 @@ from importlib import resources
 BUILD_ENGINES = (
     "errors.py",
     "plain_data.py",
-    "cuda_driver.py",
+    "hardware.py",
     "bundles/engine_records.py",
     "bundles/engine_builds.py",
     "export/engine.py",

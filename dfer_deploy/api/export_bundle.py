@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
 from dfer_deploy.bundles.integrity import is_bundle, open_bundle
-from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.hardware import ask_cuda_driver
 from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import require
 

@@ -12,10 +12,10 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
-from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.doctor.servers import probe_docker
 from dfer_deploy.errors import ServerError
 from dfer_deploy.export.repository import check_model_repository
+from dfer_deploy.hardware import ask_cuda_driver
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
 from dfer_deploy.triton.environment import triton_environment
 from dfer_deploy.triton.installation import Installation, TritonOnPath

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dfer_deploy.bundles.engine_records import Builder, Device
-from dfer_deploy.cuda_driver import Gpu
+from dfer_deploy.hardware import Gpu
 
 SECURITY_FLOOR = "26.07"
 """The first release of Triton's container that fixes two critical vulnerabilities."""

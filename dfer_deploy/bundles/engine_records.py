@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.errors import EngineError
+from dfer_deploy.hardware import Gpu
 
 OLDEST_TENSORRT = (10, 12)
 """The oldest supported version, the first whose strongly typed networks support the graphs."""

@@ -8,10 +8,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy import cuda_driver
-from dfer_deploy.cuda_driver import Gpu
+from dfer_deploy import hardware
 from dfer_deploy.doctor.child import PROGRAM_TIMEOUT_S, ProbeError, answer_of_python, output_of, shortened
 from dfer_deploy.doctor.finding import Finding
+from dfer_deploy.hardware import Gpu
 from dfer_deploy.plain_data import spec_from_dict
 
 OLDEST_CAPABILITY = (7, 5)
@@ -65,10 +65,10 @@ def probe_gpus(proc: Path = Path("/proc"), timeout_s: float = PROGRAM_TIMEOUT_S)
     driver, listed, smi_problem = _nvidia_smi(timeout_s)
     driver = driver or _loaded_driver(proc)
     try:
-        answer = answer_of_python(_ASK_DRIVER, cuda_driver.__file__, timeout_s=3 * timeout_s)
+        answer = answer_of_python(_ASK_DRIVER, hardware.__file__, timeout_s=3 * timeout_s)
     except ProbeError as error:
         return Gpus(driver=driver, listed=listed, smi_problem=smi_problem, problem=f"libcuda.so.1 {error}")
-    found = spec_from_dict(cuda_driver.CudaDriver, answer)
+    found = spec_from_dict(hardware.CudaDriver, answer)
     code = found.error_code
     problem = f"CUDA does not start: {found.error} ({code})" if code else ""
     return Gpus(found.gpus, found.cuda, driver, found.absent, code, listed, smi_problem, problem)

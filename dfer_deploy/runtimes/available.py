@@ -9,8 +9,8 @@ from typing import Literal
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.console import warn
-from dfer_deploy.cuda_driver import Gpu, ask_cuda_driver
 from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.hardware import Gpu, ask_cuda_driver
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, has_cuda_provider, open_session
 from dfer_deploy.runtimes.predictor import Predictor
 

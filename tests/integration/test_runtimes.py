@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.cuda_driver import ask_cuda_driver
 from dfer_deploy.errors import ExitCode
+from dfer_deploy.hardware import ask_cuda_driver
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.doctor.gpu import Gpus, gpu_findings, probe_gpus
+from dfer_deploy.hardware import Gpu
 
 COMPILER = shutil.which("cc")
 PATH = os.environ["PATH"]  # the compiler finds its assembler there; the tests empty it

@@ -20,7 +20,6 @@ from dfer_deploy.bundles.compatibility import (
     tensorrt_mismatch,
 )
 from dfer_deploy.bundles.engine_records import Builder, Device
-from dfer_deploy.cuda_driver import Gpu
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.doctor.gpu import Gpus
 from dfer_deploy.doctor.machine import Machine
@@ -29,6 +28,7 @@ from dfer_deploy.doctor.packages import PACKAGES, Package
 from dfer_deploy.doctor.resources import MachineResources
 from dfer_deploy.doctor.servers import Docker, EmbeddedServer, LocalTriton
 from dfer_deploy.files import sha256_of_file
+from dfer_deploy.hardware import Gpu
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000)
 A10 = Gpu("NVIDIA A10", "8.6", 24_000_000_000)

@@ -7,8 +7,8 @@ import torch
 from dfer_deploy.api.contestants import choose_contestants
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
-from dfer_deploy.cuda_driver import CudaDriver, Gpu, ask_cuda_driver
 from dfer_deploy.errors import DferDeployError, MissingExtraError, RuntimeUnavailableError
+from dfer_deploy.hardware import CudaDriver, Gpu, ask_cuda_driver
 from dfer_deploy.runtimes.available import (
     RUNTIMES,
     open_predictor,

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from dfer_deploy.cores import usable_cores
+from dfer_deploy.hardware import usable_cores
 
 
 def test_a_process_that_is_bound_to_cores_uses_those() -> None:
