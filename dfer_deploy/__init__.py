@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dfer_deploy.api.export_bundle import ExportResult, export_bundle
     from dfer_deploy.api.inspect_checkpoint import CheckpointSummary, inspect_checkpoint
     from dfer_deploy.api.load_bundle import LoadedBundle, load_bundle
+    from dfer_deploy.api.migrate_bundle import MigrationResult, migrate_bundle
     from dfer_deploy.api.verify_bundle import verify_bundle
     from dfer_deploy.api.verify_options import VerifyOptions
     from dfer_deploy.bundles.bundle import ServingOptions
@@ -61,6 +62,7 @@ _PLACES = {
     "ExportOptions": "export.pipeline",
     "ExportResult": "api.export_bundle",
     "LoadedBundle": "api.load_bundle",
+    "MigrationResult": "api.migrate_bundle",
     "ScoredAnswers": "verification.verification_result",
     "ServingOptions": "bundles.bundle",
     "StreamAnswer": "client",
@@ -74,6 +76,7 @@ _PLACES = {
     "export_bundle": "api.export_bundle",
     "inspect_checkpoint": "api.inspect_checkpoint",
     "load_bundle": "api.load_bundle",
+    "migrate_bundle": "api.migrate_bundle",
     "verify_bundle": "api.verify_bundle",
 }
 
@@ -100,6 +103,7 @@ __all__ = [
     "ExportResult",
     "IncompatibleServerError",
     "LoadedBundle",
+    "MigrationResult",
     "MissingExtraError",
     "MixedServersError",
     "ModelNotFoundError",
@@ -127,6 +131,7 @@ __all__ = [
     "export_bundle",
     "inspect_checkpoint",
     "load_bundle",
+    "migrate_bundle",
     "verify_bundle",
 ]
 

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("dfer_deploy.commands.export:export", "Turn a checkpoint into a bundle: ONNX graphs and a repository."),
     "build": ("dfer_deploy.commands.build:build", "Build a bundle's TensorRT engines on the serving machine."),
     "configure": ("dfer_deploy.commands.configure:configure", "Change how a bundle is served."),
+    "migrate": ("dfer_deploy.commands.migrate:migrate", "Write a bundle of an older version in today's format."),
     "serve": ("dfer_deploy.commands.serve:serve", "Serve a bundle with Triton on this machine."),
     "predict": ("dfer_deploy.commands.predict:predict", "Ask a bundle or a server about videos."),
     "stream": ("dfer_deploy.commands.stream:stream", "Watch a camera or a video live."),

@@ -16,6 +16,7 @@ from dfer_deploy.api.evaluate_checkpoint import EvaluationResult
 from dfer_deploy.api.export_bundle import ExportResult
 from dfer_deploy.api.inspect_checkpoint import CheckpointSummary
 from dfer_deploy.api.load_bundle import LoadedBundle, LoadedStream
+from dfer_deploy.api.migrate_bundle import MigrationResult
 from dfer_deploy.client import Answer, AsyncStream, Stream, StreamAnswer, Window
 from dfer_deploy.inference.video_windows import VideoWindows
 from dfer_deploy.measurement.bench_result import BenchResult, Regression
@@ -55,6 +56,8 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
         dfer_deploy.build_engines,
         dfer_deploy.BuildOptions,
         BuildResult,
+        dfer_deploy.migrate_bundle,
+        MigrationResult,
     ),
     "Answers": (
         dfer_deploy.load_bundle,

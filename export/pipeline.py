@@ -17,7 +17,6 @@ from dfer_deploy import __version__
 from dfer_deploy.bundles.blocks import checked_blocks
 from dfer_deploy.bundles.bundle import (
     MANIFEST_FORMAT,
-    MANIFEST_NAME,
     TARGETS,
     Bundle,
     CheckpointRecord,
@@ -26,20 +25,17 @@ from dfer_deploy.bundles.bundle import (
     Target,
     check_model_name,
 )
-from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_intact, open_bundle
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.export.build_description import engine_builds_text
+from dfer_deploy.export.bundle_folder import complete_bundle, keep_timing_caches
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
-from dfer_deploy.export.parity import check_window, measure_parity
-from dfer_deploy.export.repository import check_model_repository, write_model_repository
-from dfer_deploy.export.standalone import build_engines_source
-from dfer_deploy.export.window_graph import WindowGraph
-from dfer_deploy.files import atomic_folder, link_or_copy, sha256_of_file, write_json
+from dfer_deploy.export.parity import measure_parity
+from dfer_deploy.export.repository import check_model_repository
+from dfer_deploy.files import atomic_folder, sha256_of_file
 from dfer_deploy.specs import (
     MAX_FRAMES,
     GraphSpec,
@@ -47,10 +43,8 @@ from dfer_deploy.specs import (
     Precision,
     PromptPosition,
     contract_for,
-    encoder_id,
     require,
 )
-from dfer_deploy.triton_models import container_files
 
 _TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 """Packages whose versions the manifest records."""
@@ -181,52 +175,15 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
                 module = graph(model, plan.precision, plan.keep_fp32)
             onnx_from_graph(module, spec, path)
             notes.append(f"{path.stat().st_size / 1e6:.1f} MB")
-    with step(f"export {contract.window.name}.onnx"):
-        of_encoder = encoder_id(sha256_of_file(bundle.image_encoder_onnx))
-        onnx_from_graph(WindowGraph(plan.spec.temporal.max_frames, of_encoder), contract.window, bundle.window_onnx)
     with step("compare onnxruntime with PyTorch") as notes:
         parity = measure_parity(
             model, bundle.image_encoder_onnx, bundle.temporal_head_onnx, plan.precision, plan.keep_fp32
         )
-        check_window(bundle.window_onnx, contract.window, of_encoder)
         notes.append(f"logits within {parity['logit_error']:g}")
-    with step(f"write the Triton model repository for the target {plan.target}"):
-        write_model_repository(
-            bundle.model_repository,
-            contract=contract,
-            spec=plan.spec,
-            target=plan.target,
-            serving=plan.serving,
-            frame_interval_s=plan.frame_interval_s,
-            version=plan.version,
-            image_encoder_onnx=bundle.image_encoder_onnx,
-            temporal_head_onnx=bundle.temporal_head_onnx,
-            window_onnx=bundle.window_onnx,
-        )
-        for name, text in _deployment_files(plan.target).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        if previous is not None:
-            _keep_versions(previous.model_repository, bundle.model_repository)
-        written = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in written}
-        manifest = dataclasses.replace(plan, parity=parity, files=files)
-        if plan.target == "tensorrt":
-            (folder / BUILDS_NAME).write_text(engine_builds_text(Bundle(folder, manifest)), encoding="utf-8")
-            files[BUILDS_NAME] = sha256_of_file(folder / BUILDS_NAME)
-        write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
-        if previous is not None:
-            # Not listed in the manifest, because the next build changes them.
-            for cache in previous.path.glob("engines/*.timing_cache"):
-                (folder / "engines").mkdir(exist_ok=True)
-                link_or_copy(cache, folder / "engines" / cache.name)
-
-
-def _deployment_files(target: Target) -> dict[str, str]:
-    """Return the files with which another machine needs no dfer-deploy: for the container, and the engines' builder."""
-    files = container_files(target)
-    if target == "tensorrt":
-        files["build_engines.py"] = build_engines_source()
-    return files
+    older_versions = previous.model_repository if previous else None
+    complete_bundle(folder, dataclasses.replace(plan, parity=parity), older_versions)
+    if previous is not None:
+        keep_timing_caches(previous.path, folder)
 
 
 def _manifest(checkpoint: Checkpoint, options: ExportOptions) -> Manifest:
@@ -308,12 +265,3 @@ def _check_compatible(previous: Bundle, plan: Manifest) -> None:
 
 def _same_content(old: Manifest, plan: Manifest) -> bool:
     return dataclasses.replace(plan, version=old.version, parity=old.parity, files=old.files) == old
-
-
-def _keep_versions(old_repository: Path, repository: Path) -> None:
-    """Link the version folders of an older repository into a new one."""
-    for old_version in old_repository.glob("*/[0-9]*"):
-        folder = repository / old_version.relative_to(old_repository)
-        folder.mkdir()
-        for path in old_version.iterdir():
-            link_or_copy(path, folder / path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def check_model_repository(bundle: Bundle) -> None:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise DferDeployError(
                 f"{path} is not what this version of dfer-deploy writes, and a server would execute it; "
-                "export the checkpoint again"
+                f"write the bundle anew with: dfer-deploy migrate {shlex.quote(str(bundle.path))} -o NEW"
             )
     _check_nothing_else(bundle, expected.keys(), {config.name for config in configs})
 
@@ -141,7 +142,7 @@ def _check_nothing_else(bundle: Bundle, expected: Collection[Path], models: Coll
         if not known:
             raise DferDeployError(
                 f"{path} is nothing that this version of dfer-deploy writes, and a server might execute it; "
-                "export the checkpoint again"
+                f"write the bundle anew with: dfer-deploy migrate {shlex.quote(str(bundle.path))} -o NEW"
             )
 
 

@@ -28,10 +28,10 @@ class WindowGraph(nn.Module):
         """Make the windows of B streams.
 
         Args:
+            frame_features: features of the newest frame, fp32 [B, 1, L].
             recent_features: features of the frames before it, oldest first, fp32 [B, N − 1, L]. Rows from the count on
                 may hold anything, even NaN.
-                recent_count: how many of the rows count, int32 [B, 1]. It is clamped to 0 … N − 1.
-            recent_count: how many of the rows count, int32 [B, 1]; below 0 is 0, above N − 1 is N − 1.
+            recent_count: how many of the rows count, int32 [B, 1]. It is clamped to 0 … N − 1.
 
         Returns:
             The window's features, fp32 [B, N, L], and the encoder's id, int32 [B, 1].

@@ -43,7 +43,7 @@ def equal_graphs_are_exported_once(tmp_path_factory: pytest.TempPathFactory) -> 
     what is kept here. A file is found by everything that its module holds; a module that cannot be pickled is exported
     anew. Tests of the exporter itself call it directly.
     """
-    from dfer_deploy.export import bisection, pipeline
+    from dfer_deploy.export import bisection, bundle_folder, pipeline
     from dfer_deploy.export.onnx_file import onnx_from_graph
 
     base = tmp_path_factory.getbasetemp()
@@ -66,7 +66,7 @@ def equal_graphs_are_exported_once(tmp_path_factory: pytest.TempPathFactory) -> 
         shutil.copyfile(kept, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (bisection, pipeline):
+        for module in (bisection, bundle_folder, pipeline):
             patch.setattr(module, "onnx_from_graph", exported_once)
         yield
 

@@ -17,6 +17,9 @@ from dfer_deploy.plain_data import spec_from_dict
 
 MAX_MANIFEST_BYTES = 16 << 20
 
+OLDEST_MIGRATED = 3
+"""Number of the oldest format that ``migrate`` reads: that of 0.1.0."""
+
 
 def is_bundle(path: Path) -> bool:
     """Check whether a folder has a bundle's manifest, of any version. The bundle may be damaged."""
@@ -41,6 +44,18 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         DferDeployError: the folder is not a bundle, its manifest is damaged or of another version, or a file was
             changed.
     """
+    bundle = bundle_from_values(path, manifest_values(path), expected=MANIFEST_FORMAT)
+    if check_files:
+        check_bundle_files(bundle)
+    return bundle
+
+
+def manifest_values(path: Path) -> dict[str, Any]:
+    """Read the manifest of a bundle's folder as plain values, whatever its format.
+
+    Raises:
+        BundleError: the folder does not exist or is not a bundle, or its manifest is not a JSON object.
+    """
     manifest_path = path / MANIFEST_NAME
     if not path.exists():
         # A process that replaces a bundle may have been killed between its two renames.
@@ -62,22 +77,46 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         values = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{manifest_path} is not valid JSON ({error}); export the bundle again") from error
-    if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
-        found = values.get("format") if isinstance(values, dict) else values
-        raise BundleError(
-            f"{manifest_path} has the format {found!r}, expected {MANIFEST_FORMAT!r} (streams without state on the "
-            "server); export the checkpoint again with this version of dfer-deploy"
-        )
+    if not isinstance(values, dict):
+        raise BundleError(f"{manifest_path} is not a JSON object; export the bundle again")
+    return values
+
+
+def bundle_from_values(path: Path, values: Mapping[str, Any], *, expected: str) -> Bundle:
+    """Make a bundle from the values of its manifest. They are not trusted.
+
+    Args:
+        path: the bundle's folder.
+        values: the manifest's values, with the fields of today.
+        expected: the format that the values must have.
+
+    Raises:
+        BundleError: the format is another, or a value is not valid.
+    """
+    manifest_path = path / MANIFEST_NAME
+    found = values.get("format")
+    if found != expected:
+        raise BundleError(f"{manifest_path} has the format {found!r}, expected {expected!r}; {_remedy(found, path)}")
     try:
         manifest = spec_from_dict(Manifest, values)
         check_model_name(manifest.name)
     except DferDeployError as error:
         raise BundleError(f"{manifest_path}: {error}") from error
     _check_paths(manifest.files, manifest_path)
-    bundle = Bundle(path, manifest)
-    if check_files:
-        check_bundle_files(bundle)
-    return bundle
+    return Bundle(path, manifest)
+
+
+def _remedy(found: Any, path: Path) -> str:
+    """Return the step that leads from a format to today's."""
+    family, _, today = MANIFEST_FORMAT.rpartition("/")
+    number = str(found).removeprefix(f"{family}/")
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        return "export the bundle again"
+    if int(number) > int(today):
+        return "a newer version of dfer-deploy wrote it, which also reads it"
+    if int(number) < OLDEST_MIGRATED:
+        return "no released version wrote it; export the bundle again"
+    return f"an older version wrote it; migrate it with: dfer-deploy migrate {_typed(path)} -o NEW"
 
 
 def _typed(path: Path) -> str:

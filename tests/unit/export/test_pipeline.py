@@ -12,7 +12,7 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.errors import BundleError, DferDeployError, SettingError
-from dfer_deploy.export import pipeline
+from dfer_deploy.export import bundle_folder, pipeline
 from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.export.window_graph import WindowGraph
@@ -105,7 +105,7 @@ def test_a_window_that_joins_wrongly_is_not_exported(
         def forward(self, frame_features, recent_features, recent_count):  # type: ignore[no-untyped-def]
             return super().forward(frame_features, recent_features, recent_count * 0)
 
-    monkeypatch.setattr(pipeline, "WindowGraph", Newest)
+    monkeypatch.setattr(bundle_folder, "WindowGraph", Newest)
     with pytest.raises(RuntimeError, match="does not join the features"):
         export_to_folder(own_checkpoint, tmp_path / "b", ExportOptions("embedded"))
     assert list(tmp_path.iterdir()) == []
