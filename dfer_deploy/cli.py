@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
             _discard_stdout()
             raise InputError(str(error)) from error
         except DferDeployError as error:
-            raise InputError(str(error)) from error
+            raise InputError(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
             raise InputError(str(missing_package(error, "this command"))) from error
         except KeyboardInterrupt:
@@ -113,7 +113,9 @@ def _discard_stdout() -> None:
 class InputError(click.ClickException):
     """A user's mistake: one sentence, no traceback."""
 
-    exit_code = int(ExitCode.WRONG_INPUT)
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.WRONG_INPUT) -> None:
+        super().__init__(message)
+        self.exit_code = int(exit_code)  # type: ignore[misc]
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,11 +10,13 @@ DferDeployError                 error
 │   └── EngineError             engine           a TensorRT engine cannot be built, read or run
 ├── RuntimeUnavailableError     runtime          what should run the graphs does not run here
 ├── ServerError                 server           a server cannot be installed, started or measured
+│   └── ServerDiedError         server_died      a server that had been started ended by itself
 ├── CallError                   call             a request got no answer
 │   ├── ServerUnavailableError  unavailable      no connection, or it broke before the answer
 │   ├── QueueFullError          queue_full       the server's queue is full
 │   ├── DeadlineExceededError   deadline_exceeded
 │   ├── ModelNotFoundError      model_not_found  the server has no such model
+│   ├── MixedAnswerError        mixed_answer     the server mixed the request with another one
 │   ├── MixedServersError       mixed_servers    servers of different weights answer a stream in turn
 │   └── RequestRefusedError     refused          the same request would be refused again
 │       └── IncompatibleServerError  incompatible_server
@@ -39,18 +41,22 @@ class ExitCode(IntEnum):
     WRONG_INPUT = 2
     UNDECIDED = 3
     """Too few clips to tell; nothing failed."""
+    SERVER_DIED = 4
+    """A server that had been started ended by itself."""
 
 
 class DferDeployError(Exception):
     """A mistake in usage or input, in one sentence: the value, what was expected, what to do.
 
-    The command line prints the message without a traceback and exits with 2.
+    The command line prints the message without a traceback and exits with ``exit_code``.
 
     Attributes:
         code: what kind of mistake it is, for programs; messages may change from version to version, codes may not.
+        exit_code: exit code of a command that it ends.
     """
 
     code = "error"
+    exit_code = ExitCode.WRONG_INPUT
 
 
 class SettingError(DferDeployError):
@@ -107,6 +113,13 @@ class ServerError(DferDeployError):
     code = "server"
 
 
+class ServerDiedError(ServerError):
+    """A server that had been started ended by itself."""
+
+    code = "server_died"
+    exit_code = ExitCode.SERVER_DIED
+
+
 class CallError(DferDeployError):
     """A request got no answer.
 
@@ -152,6 +165,13 @@ class MixedServersError(CallError):
     """Servers of different weights answer in turn, so a stream cannot go on."""
 
     code = "mixed_servers"
+    retryable = True
+
+
+class MixedAnswerError(CallError):
+    """The server mixed the request with another one. The answer is discarded; the same request may be sent again."""
+
+    code = "mixed_answer"
     retryable = True
 
 

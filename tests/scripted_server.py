@@ -30,6 +30,12 @@ STREAM_CONFIG = {
         {"name": "recent_features", "dims": ["15", "2"]},
         {"name": "recent_count", "dims": ["1"]},
     ],
+    "output": [
+        {"name": "probabilities", "dims": ["2"]},
+        {"name": "logits", "dims": ["2"]},
+        {"name": "frame_features", "dims": ["1", "2"]},
+        {"name": "encoder_id", "dims": ["1"]},
+    ],
 }
 
 

@@ -20,7 +20,7 @@ def config_template(*path: str) -> str:
 
 def onnx_model_sources() -> dict[str, str]:
     """Read the files, by name, of the Python-backend model that runs ``model.onnx`` with onnxruntime."""
-    return {"model.py": _text("onnx_model", "model.py"), "model_requests.py": _text("model_requests.py")}
+    return {"model.py": _text("onnx_model", "model.py"), **_beside_model()}
 
 
 def preprocess_sources() -> dict[str, str]:
@@ -28,9 +28,13 @@ def preprocess_sources() -> dict[str, str]:
     decoding = resources.files("dfer_deploy.clips").joinpath("image_decoding.py")
     return {
         "model.py": _text("preprocess", "model.py"),
-        "model_requests.py": _text("model_requests.py"),
+        **_beside_model(),
         "image_decoding.py": decoding.read_text(encoding="utf-8"),
     }
+
+
+def _beside_model() -> dict[str, str]:
+    return {name: _text(name) for name in ("model_requests.py", "receipts.py")}
 
 
 def container_files(target: str) -> dict[str, str]:

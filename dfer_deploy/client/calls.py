@@ -8,12 +8,13 @@ design for authentication: ``sync_auth_flow`` and ``async_auth_flow``.)
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.client.receipts import Receipts, check_receipts
 from dfer_deploy.triton.address import Scheme
 
 T = TypeVar("T")
@@ -72,12 +73,14 @@ class Infer:
         inputs: arrays [B, …] by input name: uint8, int32, float32, or object (bytes).
         outputs: names of the requested outputs.
         class_count: number of classes that the classification extension ranks; 0 requests plain numbers.
+        receipts: receipts to request beside the outputs and to check; see ``receipts.py``.
     """
 
     model: str
     inputs: Mapping[str, npt.NDArray[Any]]
     outputs: tuple[str, ...]
     class_count: int = 0
+    receipts: Receipts = field(default_factory=dict)
 
     def request(self, library: Any, scheme: Scheme, timeout_s: float) -> tuple[str, dict[str, Any]]:
         tensors = []
@@ -88,13 +91,25 @@ class Infer:
         arguments = {
             "model_name": self.model,
             "inputs": tensors,
-            "outputs": [library.InferRequestedOutput(name, class_count=self.class_count) for name in self.outputs],
+            "outputs": [
+                *(library.InferRequestedOutput(name, class_count=self.class_count) for name in self.outputs),
+                *(library.InferRequestedOutput(name) for name in self.receipts),
+            ],
         }
         return "infer", arguments | _limit(scheme, timeout_s)
 
     def response(self, raw: Any) -> list[Any]:
-        """Extract one array for each output, or None for an output that the server did not send."""
-        return [raw.as_numpy(output) for output in self.outputs]
+        """Extract one array for each output, or None for an output that the server did not send.
+
+        Raises:
+            MixedAnswerError: the receipts show that the answer was made from another request.
+        """
+        answers = [raw.as_numpy(output) for output in self.outputs]
+        if self.receipts:
+            complete = {name: answer for name, answer in zip(self.outputs, answers, strict=True) if answer is not None}
+            received = {name: raw.as_numpy(name) for name in self.receipts}
+            check_receipts(self.model, self.receipts, {**self.inputs, **complete}, received)
+        return answers
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,13 @@ from dfer_deploy.errors import (
 from dfer_deploy.triton.address import Address
 
 _OTHER_STREAM = (
-    r"expected \d+ inputs but got \d+ inputs|unexpected inference (in|out)put '(recent_|encoder_id)|"
+    r"expected \d+ inputs but got \d+ inputs|unexpected inference (in|out)put '(recent_|encoder_id|\w*receipt')|"
     r"unexpected shape for input 'recent_features'"
 )
 """Matches Triton's messages about inputs or outputs that differ from the configuration that the client has read."""
+
+_LOST = r"Stub process .* is not healthy|Failed to copy the output tensor|Failed to (obtain|acquire) the health mutex"
+"""Matches what Triton's Python backend says of requests whose model stood still."""
 
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection (aiohttp) or a response that is not Triton's (rapidjson)."""
@@ -69,7 +72,8 @@ class Failures:
             text = f"HTTP status {status}, not in Triton's words; is there something in between?"
         if "DEADLINE_EXCEEDED" in status or "Deadline Exceeded" in message or "timed out" in message:
             return self._too_slow(deadline_s)
-        if "has no available versions" in text:  # a server that is stopping has unloaded its models
+        # A server that is stopping has unloaded its models. In one whose process stood still, the request was lost.
+        if "has no available versions" in text or re.search(_LOST, text):
             return self._unreachable(text)
         if "unknown model" in text or "NOT_FOUND" in status or status == "404":
             return ModelNotFoundError(f"the server at {self._address} has no model {model!r}")

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dfer_deploy.client.calls import Infer, ListModels, ReadConfig, Steps, bytes_array
+from dfer_deploy.client.receipts import Receipts
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy, RetryState
-from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_stream
+from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_receipts, served_stream
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import CallError, ClipError, DferDeployError, IncompatibleServerError, ModelNotFoundError
 from dfer_deploy.inference.answers import Answer, answer_from
@@ -41,6 +42,8 @@ class ModelRequests:
         self._labels_of = 0
         """The id of the encoder whose class names are known, as a stream's answers report it; 0 before the first."""
         self._stream: ServedStream | None = None
+        self._receipts: dict[str, Receipts] = {}
+        """The receipts that each model returns, by its name."""
 
     @property
     def address(self) -> Address:
@@ -77,6 +80,7 @@ class ModelRequests:
         except CallError as error:
             raise (yield from self._with_known_models(state, error)) from error
         self._model = served_model(self._name, self._address, config)
+        self._receipts = {self._name: served_receipts(self._name, self._address, config)}
 
     def labels_of(self, encoder_id: int) -> Steps[tuple[str, ...]]:
         """Read the class names for answers of the encoder ``encoder_id``; another encoder's names are read again.
@@ -124,6 +128,7 @@ class ModelRequests:
             except CallError as error:
                 raise (yield from self._with_known_models(state, error)) from error
             self._stream = served_stream(name, self._address, config)
+            self._receipts[name] = served_receipts(name, self._address, config)
         return self._stream
 
     def encode(self, frames: Frames) -> Steps[Float32]:
@@ -201,9 +206,18 @@ class ModelRequests:
             DferDeployError: the request fails, or an output is missing.
         """
         try:
+            if not call.class_count:
+                call = replace(call, receipts=(yield from self._receipts_of(state, call.model)))
             return self._complete(call, (yield from state.response_to(call)))
         except CallError as error:
             raise (yield from self._with_known_models(state, error)) from error
+
+    def _receipts_of(self, state: RetryState, model: str) -> Steps[Receipts]:
+        """The receipts that a model returns, which its configuration lists. It is read once."""
+        if model not in self._receipts:
+            config = yield from state.response_to(ReadConfig(model))
+            self._receipts[model] = served_receipts(model, self._address, config)
+        return self._receipts[model]
 
     def _complete(self, call: Infer, responses: list[Any]) -> list[Any]:
         for output, answer in zip(call.outputs, responses, strict=True):

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dfer_deploy.client.receipts import Receipts
 from dfer_deploy.errors import IncompatibleServerError, SettingError
 from dfer_deploy.triton.address import Address
+from dfer_deploy.triton_models.receipts import RECEIPT
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,7 @@ def served_model(name: str, address: Address, config: Any) -> ServedModel:
     try:
         return _read(name, address, config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise IncompatibleServerError(
-            f"the configuration of the model {name!r} at {address} cannot be read ({type(error).__name__}: {error}); "
-            "serve a bundle of this version of dfer-deploy"
-        ) from error
+        raise _unreadable(name, address, error) from error
 
 
 def served_stream(name: str, address: Address, config: Any) -> ServedStream:
@@ -83,13 +82,37 @@ def served_stream(name: str, address: Address, config: Any) -> ServedStream:
     return ServedStream(name, recent_frames, features)
 
 
+def served_receipts(name: str, address: Address, config: Any) -> Receipts:
+    """Read which outputs of the model ``name`` are receipts. Only the target ``embedded`` has any.
+
+    Raises:
+        IncompatibleServerError: the configuration cannot be read.
+    """
+    try:
+        parameters = config.get("parameters", {})
+        return {
+            output["name"]: tuple(parameters[output["name"]]["string_value"].split(","))
+            for output in config["output"]
+            if output["name"].endswith(RECEIPT)
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(name, address, error) from error
+
+
+def _unreadable(name: str, address: Address, error: Exception) -> IncompatibleServerError:
+    return IncompatibleServerError(
+        f"the configuration of the model {name!r} at {address} cannot be read ({type(error).__name__}: {error}); "
+        "serve a bundle of this version of dfer-deploy"
+    )
+
+
 def _read(name: str, address: Address, config: Mapping[str, Any]) -> ServedModel:
     steps = config.get("ensemble_scheduling", {}).get("step", [])
     if not steps:
         raise SettingError(f"the model {name!r} at {address} is not an ensemble; give the ensemble's name")
     frames = config["input"][0]
     time, *shape = (int(size) for size in frames["dims"])
-    classes = {int(output["dims"][-1]) for output in config["output"]}
+    classes = {int(output["dims"][-1]) for output in config["output"] if not output["name"].endswith(RECEIPT)}
     if len(steps) != 2 or time != -1 or len(shape) != 3 or len(classes) != 1:
         whole = name.removesuffix("_stream").removesuffix("_encoded")
         advice = f"give {whole!r}, which takes images and streams too" if whole != name else "give the name of one"

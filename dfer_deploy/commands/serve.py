@@ -20,6 +20,7 @@ from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.triton.container import is_outdated
 from dfer_deploy.triton.ports import Endpoints, reserve_ports
+from dfer_deploy.triton.restarts import RestartPolicy, keep_serving
 from dfer_deploy.triton.server import TritonServer
 
 
@@ -52,7 +53,8 @@ def serve(
     """Serve BUNDLE with Triton on this machine.
 
     The server of the target embedded is installed on first use (about 480 MB). The targets tensorrt and onnxruntime are
-    served by the tritonserver on PATH, else by NVIDIA's container with Docker. Ctrl-C or SIGTERM ends the server.
+    served by the tritonserver on PATH, else by NVIDIA's container with Docker. Ctrl-C or SIGTERM ends the server. One
+    that ends by itself is started again, up to five times in two minutes.
     """
     opened = open_bundle(bundle)
     target = opened.manifest.target
@@ -83,7 +85,7 @@ def serve(
             with step(f"Triton ({installation.description}) loads {bundle}"):
                 server.start()
             _print_endpoints(server.endpoints, opened.manifest.name)
-            server.wait()
+            keep_serving(server, RestartPolicy())
         except _StopSignal:
             with step("stopping the server"):
                 server.stop()
@@ -94,8 +96,8 @@ def serve(
 def check_host(host: str, insecure: bool, *, server: str) -> None:
     """Refuse an address that others can reach if the server is unsafe, unless the user insists.
 
-    host: IPv4 address to listen on.
-        host: the address to listen on.
+    Args:
+        host: IPv4 address to listen on.
         insecure: listen there nevertheless.
         server: ``the embedded server``, an image, ``tritonserver:`` and its release, or empty for a current Triton.
 

@@ -5,6 +5,12 @@ and watches three things: its standard input, which closes when the parent proce
 stub processes in which the models run, because a model stays "ready" after its stub has died. When one of them ends, it
 ends the others, and removes the shared memory and the folder that the Python backend makes.
 
+A stub that stands still ends the server too, before Triton gives it up. After a second without a sign of life, Triton
+2.51 gives the stub's shared memory to other requests. When the stub goes on, it writes there, and clients get the
+answers of others. The sign of life is the thread that each stub wakes every 300 ms for Triton's own check
+(python_backend, ``pb_stub.cc``): the kernel counts how often it has run. A machine that was paused as a whole paused
+this process too. Triton may have given up its stubs then, so the server is ended as well.
+
     guard.py MARK EXIT_TIMEOUT_S LOG (keep|drop) END COMMAND…
 
 - MARK occurs in the command line of every process to be ended and in the names of the shared memory.
@@ -16,7 +22,8 @@ ends the others, and removes the shared memory and the folder that the Python ba
 
 Standard input takes the lines ``watch`` (the models are loaded, and a stub that ends is a failure from now on) and
 ``stop``. The last line on standard output is the reason of the end: ``stopped``, ``orphaned``, ``server STATUS``
-(negative: a signal) or ``stub PATH`` with the path of the model whose process died.
+(negative: a signal), ``stub PATH`` with the path of the model whose process died, ``still PATH`` for one whose process
+stood still, or ``paused SECONDS``.
 """
 
 from __future__ import annotations
@@ -35,7 +42,13 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-POLL_S = 0.2
+POLL_S = 0.1
+STILL_S = 0.6
+"""Longest time without a sign of life of a stub, in seconds: twice its interval, and well below Triton's second."""
+
+PAUSED_S = 1.0
+"""Longest time between two looks of this process, in seconds. Triton's limit for the stubs is as long."""
+
 _KILL_TIMEOUT_S = 10.0
 _END_COMMAND_TIMEOUT_S = 30.0
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- not a place that we choose: POSIX shared memory on Linux
@@ -62,6 +75,8 @@ def main(arguments: list[str]) -> int:
     with Path(log).open("ab") as output:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=in_child)
     reason, folders = _supervise(server, parent, folders_before)
+    if reason.startswith(("still", "paused")):
+        server.kill()  # at once and before the stubs, so that it cannot answer any more
     if reason in ("stopped", "orphaned") and float(exit_timeout_s) > 0:
         server.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -83,15 +98,19 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
     lifeline = sys.stdin.fileno()
     stubs: dict[int, str] = {}
     folders: set[Path] = set()
+    pulses: dict[int, Pulse] = {}
     watching = False
     while True:
+        before = time.monotonic()
         readable, _, _ = select.select([lifeline], [], [], POLL_S)
+        late = time.monotonic() - before
         words = os.read(lifeline, 4096) if readable else None
         if not watching:
             # Stubs are recorded before the models are loaded, because a dead process has no command line.
             stubs |= _stubs(server.pid)
             folders = _backend_folders() - folders_before
             watching = b"watch" in (words or b"")
+            pulses = {pid: Pulse(pid) for pid in stubs}
         if server.poll() is not None:
             return f"server {server.returncode}", folders
         if words is not None and (words == b"" or b"stop" in words):
@@ -99,9 +118,49 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
         if os.getppid() != parent:
             # Standard input may still be open in another process that the parent has forked.
             return "orphaned", folders
+        if not watching:
+            continue
+        if late > PAUSED_S:
+            return f"paused {late:.1f}", folders
         for pid, model in stubs.items():
-            if watching and not _is_alive(pid):
+            if not _is_alive(pid):
                 return f"stub {model}", folders
+            if pulses[pid].still_s(late) > STILL_S:
+                return f"still {model}", folders
+
+
+class Pulse:
+    """Measures how long no thread of a process has run."""
+
+    def __init__(self, pid: int) -> None:
+        self._threads = Path(f"/proc/{pid}/task")
+        self._runs: dict[str, str] = {}
+        self._last = time.monotonic()
+        self._is_counted = False
+
+    def still_s(self, late: float) -> float:
+        """Return for how many seconds no thread has run; 0 if the kernel does not count the runs.
+
+        Args:
+            late: seconds since the previous call. After a long time, this process itself was not run, so the other one
+                cannot be blamed, and its time starts anew.
+        """
+        now = time.monotonic()
+        runs = self._read_runs()
+        has_run = any(runs[thread] != self._runs[thread] for thread in runs.keys() & self._runs.keys())
+        self._runs = runs
+        self._is_counted = self._is_counted or has_run
+        if has_run or late > STILL_S / 2:
+            self._last = now
+        return now - self._last if self._is_counted else 0.0
+
+    def _read_runs(self) -> dict[str, str]:
+        """How often each thread has been run, by its number (the third field of ``schedstat``)."""
+        runs = {}
+        with contextlib.suppress(OSError):
+            for thread in self._threads.iterdir():
+                runs[thread.name] = (thread / "schedstat").read_text().rpartition(" ")[2]
+        return runs
 
 
 def end_processes(mark: str) -> None:

@@ -6,11 +6,9 @@ import contextlib
 import io
 import json
 import os
-import re
 import secrets
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +20,12 @@ from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from dfer_deploy.console import warn
-from dfer_deploy.errors import ServerError
+from dfer_deploy.errors import ServerDiedError, ServerError
 from dfer_deploy.triton import guard
 from dfer_deploy.triton.address import channel_options
-from dfer_deploy.triton.environment import cache_folder
 from dfer_deploy.triton.installation import Installation
 from dfer_deploy.triton.ports import Endpoints, reserve_ports
+from dfer_deploy.triton.server_log import meaning_of_log, opened_log, reason_in_words
 
 PROBE_TIMEOUT_S = 10.0
 """Limits one inference of the readiness check, in seconds. One frame through ViT-B/32 takes 0.1 s on two cores."""
@@ -39,9 +37,6 @@ _DATATYPES = {
     model_config_pb2.TYPE_STRING: "BYTES",
 }
 """The datatypes of the ensembles' inputs: Triton's names in requests by those in configurations."""
-
-_NO_GPU = re.compile(r"cuda|nvml|dcgm", re.IGNORECASE)
-"""Matches errors that a server logs on every machine without a GPU."""
 
 
 class TritonServer:
@@ -111,10 +106,12 @@ class TritonServer:
         """
         probes = _probes(self._repository)
         ports = reserve_ports(self._host, self._ports)
+        # A restart keeps the ports, because clients know them.
+        self._ports, self._failed = ports, False
         self._endpoints = Endpoints(self._host, ports["HTTP"], ports["gRPC"], ports["metrics"])
         # The names of the backend's shared memory begin with the mark too.
         self._mark = f"dfer_deploy_{os.getpid()}_{secrets.token_hex(6)}_"
-        self.log_file = _opened_log(self._given_log)
+        self.log_file = opened_log(self._given_log)
         script = [str(self._installation.python), "-I", guard.__file__]
         keep = "keep" if self._given_log else "drop"
         end = self._installation.end_command(self._mark)
@@ -137,15 +134,16 @@ class TritonServer:
             self.stop()
             raise
 
-    def wait(self) -> None:
+    def wait(self) -> ServerDiedError:
         """Wait until the server, or the process of one of its models, ends by itself.
 
-        Raises:
-            DferDeployError: always; states which process ended, and why.
+        Returns:
+            An error that states which process ended, and why.
         """
-        if self._guard is not None:
-            self._guard.wait()
-        self._check_alive()
+        if self._guard is None:
+            raise RuntimeError("the server has not been started")
+        self._guard.wait()
+        return self._death()
 
     def stop(self) -> None:
         """Stop the server. After ``exit_timeout_s``, all its processes are killed. May be called more than once.
@@ -228,38 +226,22 @@ class TritonServer:
                 time.sleep(0.05)
 
     def _check_alive(self) -> None:
-        if self._guard is None:
-            raise RuntimeError("the server has not been started")
-        if self._guard.poll() is None:
-            return
+        if self._guard is not None and self._guard.poll() is not None:
+            raise self._death()
+
+    def _death(self) -> ServerDiedError:
         self._failed = True
-        output = self._guard.stdout.read() if self._guard.stdout is not None else ""
+        output = self._guard.stdout.read() if self._guard is not None and self._guard.stdout is not None else ""
         reason = (output.strip().splitlines() or ["guard"])[-1]
-        meaning = _meaning_of_log(self.log_file, has_gpu=self._installation.has_gpu)
-        raise ServerError(f"{_in_words(reason)}{f': {meaning}' if meaning else ''}; its log is {self.log_file}")
+        meaning = meaning_of_log(self.log_file, has_gpu=self._installation.has_gpu)
+        because = f": {meaning}" if meaning else ""
+        return ServerDiedError(f"{reason_in_words(reason)}{because}; its log is {self.log_file}")
 
     def _tell(self, word: str) -> None:
         if self._guard is not None and self._guard.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._guard.stdin.write(f"{word}\n")
                 self._guard.stdin.flush()
-
-
-def _opened_log(given: Path | None) -> Path:
-    """The path of the log, which is created to check that it can be written."""
-    folder = cache_folder() / "logs" if given is None else given.absolute().parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if given is not None:
-            given.open("ab").close()
-            return given.absolute()
-        handle, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log", dir=folder)
-    except OSError as error:
-        raise ServerError(
-            f"cannot write the server's log {given or folder}: {error.strerror or error}; choose another place"
-        ) from error
-    os.close(handle)
-    return Path(name)
 
 
 def _probes(repository: Path) -> dict[str, list[InferInput]]:
@@ -291,28 +273,3 @@ def _tiny_image() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "PNG")
     return file.getvalue()
-
-
-def _in_words(reason: str) -> str:
-    kind, _, detail = reason.partition(" ")
-    if kind == "server":
-        status = int(detail)
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
-        return f"tritonserver {how}"
-    if kind == "stub":
-        return f"the process of the model {Path(detail).parent.parent.name} died, so that its server was ended"
-    return "the process that guards tritonserver was killed"
-
-
-def _meaning_of_log(log: Path | None, *, has_gpu: bool) -> str:
-    """The reason of a server's end, from its log: a model that failed to load, else the last error, else nothing."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log is not None and log.exists() else []
-    failed = [found for line in lines if (found := re.search(r'"failed to load (\'.+?\' version \d+): (.+)', line))]
-    if failed:
-        # A model's exception includes its traceback after "\n\nAt:", with escaped line breaks.
-        message = failed[0][2].split(r"\n")[0].strip('" ')
-        return f"failed to load {failed[0][1]} ({message.removeprefix('Internal: ')})"
-    errors = [line for line in lines if re.match(r"E\d{4} |error:|docker: ", line)]
-    errors = [line for line in errors if has_gpu or not _NO_GPU.search(line)]
-    last = errors[-1] if errors else ""
-    return re.sub(r"^[A-Z]\d{4} \S+ \d+ \S+\] ", "", last).removeprefix("error:").strip().strip('"')

@@ -2,10 +2,10 @@
 
 It serves the graphs of the target ``embedded``: the image encoder, the temporal head and the window of a stream. It
 runs in a process of the private environment (NumPy 1.26, without dfer_deploy). It therefore imports only NumPy,
-onnxruntime, Triton's own module and ``model_requests.py``, which is beside this file.
+onnxruntime, Triton's own module, and ``model_requests.py`` and ``receipts.py``, which are beside this file.
 
 The properties of the tensors come from Triton's model configuration: the inputs' names, dtypes and dims (without the
-batch; −1 is T, the number of frames), the outputs' names, and these parameters:
+batch; −1 is T, the number of frames), the outputs' names, and these parameters. The last output is the receipt.
 
     max_frames         largest T for which the model has temporal positions
     intra_op_threads   number of threads of one execution; 0 is one for every core
@@ -40,6 +40,7 @@ import numpy.typing as npt
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 from model_requests import RequestError, check_clips, input_array, refusal
+from receipts import RECEIPT, receipt
 
 Array = npt.NDArray[Any]
 
@@ -76,7 +77,7 @@ class TritonPythonModel:
             Input(entry["name"], np.dtype(_NUMPY_DTYPES[entry["data_type"]]), tuple(map(int, entry["dims"])))
             for entry in config["input"]
         ]
-        self._output_names: list[str] = [output["name"] for output in config["output"]]
+        self._output_names: list[str] = [output["name"] for output in config["output"] if output["name"] != RECEIPT]
         self._max_frames = int(config["parameters"]["max_frames"]["string_value"])
         self._max_batch_size = int(config["max_batch_size"])
         threads = int(config["parameters"]["intra_op_threads"]["string_value"])
@@ -128,6 +129,8 @@ class TritonPythonModel:
         ):
             raise RequestError(f"{name!r} has the shape {list(array.shape)}, expected {expected}")
         check_clips(name, array, "frames", self._max_frames)
+        # Triton may give this memory to another request meanwhile. The receipt and the graph must see the same bytes.
+        array = array.copy()
         if self._must_be_finite and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise RequestError(f"{name!r} holds values that are not finite; send finite numbers")
         return array
@@ -140,7 +143,7 @@ class TritonPythonModel:
             outputs = self._run(joined)
             ends = np.cumsum([len(arrays[0]) for arrays in requests])[:-1]
             parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
-            return [(index, self._response(part)) for (index, _), part in zip(group, parts, strict=True)]
+            return [(index, self._response(*both)) for (index, _), *both in zip(group, requests, parts, strict=True)]
         except Exception as error:
             if len(group) == 1:
                 return [(group[0][0], refusal(error))]
@@ -164,9 +167,10 @@ class TritonPythonModel:
             runs.append(self._session.run(self._output_names, dict(zip(names, part, strict=True))))
         return runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
 
-    def _response(self, outputs: tuple[Array, ...]) -> Any:
+    def _response(self, inputs: list[Array], outputs: tuple[Array, ...]) -> Any:
         # Slices of a batch are contiguous; Triton copies the bytes into shared memory.
         tensors = [pb_utils.Tensor(name, output) for name, output in zip(self._output_names, outputs, strict=True)]
+        tensors.append(pb_utils.Tensor(RECEIPT, receipt([*inputs, *outputs])))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 

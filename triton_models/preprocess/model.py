@@ -1,8 +1,9 @@
 """A Triton Python-backend model that decodes and resizes images, so that a client does not need a library for that.
 
 Inputs are the bytes of JPEG, PNG and WebP files, and outputs are the image encoder's frames. The frames are equal to
-the bit to those that a client makes of the same files with dfer_deploy, because both run ``image_decoding.py``. This
-file and ``model_requests.py`` are beside this one. Only NumPy, Pillow and Triton's own module are available.
+the bit to those that a client makes of the same files with dfer_deploy, because both run ``image_decoding.py``. That
+file, ``model_requests.py`` and ``receipts.py`` are beside this one. Only NumPy, Pillow and Triton's own module are
+available.
 
 The names and the image size come from Triton's model configuration, the limits from these parameters:
 
@@ -33,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from model_requests import RequestError, check_clips, error_response, input_array, refusal
+from receipts import RECEIPT, receipt
 
 try:
     import PIL.Image
@@ -114,16 +116,15 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the limits. After an exception, the model is not loaded, and Triton logs the message."""
         config = json.loads(args["model_config"])
-        (model_input,), (model_output,) = config["input"], config["output"]
+        (model_input,), (model_output, *receipts) = config["input"], config["output"]
+        self._has_receipt = bool(receipts)
         self._input_name: str = model_input["name"]
         self._output_name: str = model_output["name"]
         self._image_size = int(model_output["dims"][1])
-        limits = {name: int(parameter["string_value"]) for name, parameter in config["parameters"].items()}
-        self._max_frames = limits["max_frames"]
-        self._max_image_bytes = limits["max_image_bytes"]
-        self._max_pixels = limits["max_pixels"]
-        self._max_request_pixels = limits["max_request_pixels"]
-        threads = limits["decode_threads"] or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        names = ("max_frames", "max_image_bytes", "max_pixels", "max_request_pixels", "decode_threads")
+        limits = [int(config["parameters"][name]["string_value"]) for name in names]
+        self._max_frames, self._max_image_bytes, self._max_pixels, self._max_request_pixels, threads = limits
+        threads = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._one_large_image = threading.RLock()
         if _HAS_PILLOW:
@@ -149,11 +150,11 @@ class TritonPythonModel:
         self._threads.shutdown(cancel_futures=True)
 
     def _begun(self, request: Any) -> Any:
-        """The shape [b, T] and an iterator over the decoded frames in order, or the response for an error."""
+        """The images [b, T] and an iterator over the decoded frames in order, or the response for an error."""
         try:
             images = self._checked_input(request)
             frame = functools.partial(self._frame, Work(self._max_request_pixels))
-            return images.shape, self._threads.map(frame, np.ndindex(images.shape), images.reshape(-1).tolist())
+            return images, self._threads.map(frame, np.ndindex(images.shape), images.reshape(-1).tolist())
         except Exception as error:
             return refusal(error)
 
@@ -167,14 +168,17 @@ class TritonPythonModel:
         check_clips(self._input_name, images, "images", self._max_frames)
         return images
 
-    def _answer(self, shape: tuple[int, int], frames: Iterator[Frame]) -> Any:
+    def _answer(self, images: npt.NDArray[np.object_], frames: Iterator[Frame]) -> Any:
         """Collect a request's frames. The first refused image cancels those that have not begun."""
         try:
-            stacked = np.empty((shape[0] * shape[1], self._image_size, self._image_size, 3), np.uint8)
+            stacked = np.empty((images.size, self._image_size, self._image_size, 3), np.uint8)
             for index, frame in enumerate(frames):
                 stacked[index] = frame
-            output = stacked.reshape(*shape, *stacked.shape[1:])
-            return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(self._output_name, output)])
+            output = stacked.reshape(*images.shape, *stacked.shape[1:])
+            tensors = [pb_utils.Tensor(self._output_name, output)]
+            if self._has_receipt:
+                tensors.append(pb_utils.Tensor(RECEIPT, receipt([images, output])))
+            return pb_utils.InferenceResponse(output_tensors=tensors)
         except Exception as error:
             return refusal(error)
 

@@ -20,9 +20,10 @@ from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.commands.serve import serve
-from dfer_deploy.errors import DferDeployError, ServerError
+from dfer_deploy.errors import DferDeployError, ExitCode, ServerError
 from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
 from dfer_deploy.triton.container import compose_command
 from dfer_deploy.triton.environment import TritonEnvironment
@@ -40,10 +41,10 @@ except DferDeployError as error:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(bundle: Path, *start: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The running command, and its output up to the last line that it prints by itself."""
     ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
-    command = [sys.executable, "-c", START, str(bundle), *ports]
+    command = [sys.executable, *(start or ("-c", START)), str(bundle), *ports]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -81,18 +82,26 @@ def test_a_signal_ends_it_cleanly(environment, bundle: Path, number: signal.Sign
 
 
 @pytest.mark.slow
-def test_a_killed_server_ends_it_with_an_error(environment, bundle: Path) -> None:
-    with serving(bundle) as (process, _):
-        (tritonserver,) = [
-            child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "tritonserver"
-        ]
-        tritonserver.kill()
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 1
-        assert "tritonserver was killed by signal 9" in errors
+def test_a_killed_server_is_started_again_until_that_is_given_up(environment, bundle: Path) -> None:
+    with serving(bundle, "-m", "dfer_deploy", "serve") as (process, output):
+        url = re.search(r"dfer-deploy predict --url (grpc://\S+) VIDEO", output)
+        assert url is not None, output
+        with Client(url[1], retries=60) as client:
+            for _ in range(6):
+                client.predict(np.zeros((16, 32, 32, 3), np.uint8))
+                (tritonserver,) = [
+                    child
+                    for child in psutil.Process(process.pid).children(recursive=True)
+                    if child.name() == "tritonserver"
+                ]
+                tritonserver.kill()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == ExitCode.SERVER_DIED
+        assert errors.count("the server answers again") == 5
         assert "Traceback" not in errors
         assert left_behind(process.pid) == []
-        Path(errors.rpartition("its log is ")[2].strip()).unlink()
+        for log in set(re.findall(r"its log is (\S+\.log)", errors)):
+            Path(log).unlink()
 
 
 def test_other_machines_are_refused_without_insecure(bundle: Path) -> None:

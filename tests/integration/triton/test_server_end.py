@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from tiny import clips_of
 
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.errors import DferDeployError, ServerError
+from dfer_deploy.errors import DferDeployError, ServerDiedError, ServerError
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 
@@ -71,10 +71,10 @@ def wait_until_no_new_folders(before: set[Path], limit_s: float = 60.0) -> None:
 
 
 def wait_for_its_end(server: TritonServer, limit_s: float = 10.0) -> None:
-    """``server.wait()`` that fails instead of waiting for ever."""
+    """Raises what ``server.wait()`` returns; it fails instead of waiting for ever."""
     assert server._guard is not None
     server._guard.wait(limit_s)
-    server.wait()
+    raise server.wait()
 
 
 def children(server: TritonServer) -> tuple[psutil.Process, list[psutil.Process]]:
@@ -134,6 +134,22 @@ def test_killed_stub_ends_the_server_with_an_error(environment: TritonEnvironmen
     ):
         (stub,) = [stub for stub in children(server)[1] if "temporal_head" in " ".join(stub.cmdline())]
         stub.kill()
+        wait_for_its_end(server)
+    assert server.log_file is not None
+    server.log_file.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_process")
+def test_a_stub_that_stands_still_ends_the_server_at_once(environment: TritonEnvironment, bundle: Path) -> None:
+    """Before Triton gives the stub up, after a second, and mixes up answers."""
+    with (
+        pytest.raises(ServerDiedError, match="the model dfer_window stood still"),
+        TritonServer(environment, bundle / "model_repository") as server,
+    ):
+        time.sleep(1.0)  # so that the guard knows the stub's pulse
+        (stub,) = [stub for stub in children(server)[1] if "dfer_window" in " ".join(stub.cmdline())]
+        stub.suspend()
         wait_for_its_end(server)
     assert server.log_file is not None
     server.log_file.unlink()

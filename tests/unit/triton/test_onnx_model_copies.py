@@ -68,7 +68,12 @@ def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, A
     assert sorted(opened) == sorted(["model.onnx", *[copy.name] * 4])
     assert {answer(session) for session in sessions} == {answer(plain)}
     assert Logger.warnings == []
-    assert sorted(path.name for path in graph.parent.iterdir()) == ["model.onnx", "model.py", "model_requests.py"]
+    assert sorted(path.name for path in graph.parent.iterdir()) == [
+        "model.onnx",
+        "model.py",
+        "model_requests.py",
+        "receipts.py",
+    ]
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "complete.json"])

@@ -52,6 +52,7 @@ def config_of(folder: Path, model: str):
 
 
 def tensors(entries) -> dict[str, tuple[str, list[int]]]:
+    """Names, dtypes and dims of inputs or outputs, without receipts."""
     types = model_config_pb2
     names = {
         types.TYPE_UINT8: "uint8",
@@ -59,7 +60,12 @@ def tensors(entries) -> dict[str, tuple[str, list[int]]]:
         types.TYPE_FP32: "float32",
         types.TYPE_STRING: "bytes",
     }
-    return {entry.name: (names[entry.data_type], list(entry.dims)) for entry in entries}
+    return {e.name: (names[e.data_type], list(e.dims)) for e in entries if not e.name.endswith("receipt")}
+
+
+def outputs_of(step) -> dict[str, str]:
+    """What an ensemble's step gives to others, without its receipt."""
+    return {name: tensor for name, tensor in step.output_map.items() if name != "receipt"}
 
 
 def expected(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, list[int]]]:
@@ -106,7 +112,7 @@ def test_the_ensemble_joins_the_two_models(tmp_path: Path) -> None:
     assert (encoder.model_name, head.model_name) == ("mine_image_encoder", "mine_temporal_head")
     assert encoder.model_version == head.model_version == -1
     assert encoder.output_map["frame_features"] == head.input_map["frame_features"]
-    assert dict(head.output_map) == {"probabilities": "probabilities", "logits": "logits"}
+    assert outputs_of(head) == {"probabilities": "probabilities", "logits": "logits"}
     assert not config.instance_group
     assert not config.model_warmup
 
@@ -118,9 +124,9 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
     config = config_of(folder, "mine_encoded")
     first, *rest = config.ensemble_scheduling.step
     assert first.model_name == "mine_preprocess"
-    assert (dict(first.input_map), dict(first.output_map)) == ({"images": "images"}, {"frames": "frames"})
+    assert (dict(first.input_map), outputs_of(first)) == ({"images": "images"}, {"frames": "frames"})
     assert rest == list(config_of(folder, "mine").ensemble_scheduling.step)
-    assert config.output == config_of(folder, "mine").output
+    assert tensors(config.output) == tensors(config_of(folder, "mine").output)
     preprocess = config_of(folder, "mine_preprocess")
     assert (preprocess.backend, preprocess.platform) == ("python", "")
     assert [(group.kind, group.count) for group in preprocess.instance_group] == [
@@ -131,7 +137,7 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
     assert not preprocess.model_warmup  # Triton's warm-up has no image to send
     sources = {path.name: path.read_text(encoding="utf-8") for path in (folder / "mine_preprocess" / "1").iterdir()}
     assert sources == triton_models.preprocess_sources()
-    assert set(sources) == {"model.py", "image_decoding.py", "model_requests.py"}
+    assert set(sources) == {"model.py", "image_decoding.py", "model_requests.py", "receipts.py"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -169,11 +175,43 @@ def test_a_stream_is_encoder_window_and_head_without_state(tmp_path: Path, targe
     assert first == config_of(folder, "mine_encoded").ensemble_scheduling.step[0]
     assert rest == list(stream.ensemble_scheduling.step)
     assert tensors(encoded.input) == {"images": ("bytes", [1])} | tensors(stream.input[1:])
-    assert encoded.output == stream.output
-    assert encoded.parameters == stream.parameters == config_of(folder, "mine").parameters
-    assert set(stream.parameters) == {"image_encoder_sha256", "temporal_head_sha256", "frame_interval_s"}
+    assert tensors(encoded.output) == tensors(stream.output)
+    for config in (stream, encoded, config_of(folder, "mine")):
+        told = {name: value.string_value for name, value in config.parameters.items() if not name.endswith("receipt")}
+        assert set(told) == {"image_encoder_sha256", "temporal_head_sha256", "frame_interval_s"}
+        assert told["frame_interval_s"] == "0.2"
     for path in folder.glob("*/config.pbtxt"):
         assert not config_of(folder, path.parent.name).HasField("sequence_batching")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_only_the_embedded_server_returns_receipts(tmp_path: Path, target: Target) -> None:
+    folder = tmp_path / "repository"
+    write(folder, target, name="mine")
+    found = {}
+    for path in folder.glob("*/config.pbtxt"):
+        config = config_of(folder, path.parent.name)
+        receipts = {output.name: list(output.dims) for output in config.output if output.name.endswith("receipt")}
+        found[config.name] = {name: config.parameters[name].string_value for name in receipts}
+        assert list(receipts.values()) == [[len(tensors.split(","))] for tensors in found[config.name].values()]
+    if target != "embedded":
+        assert not any(found.values())
+        return
+    encoder, head = "frames,frame_features", "frame_features,logits,probabilities"
+    window = "frame_features,recent_features,recent_count,window_features,encoder_id"
+    clip = {"image_encoder_receipt": encoder, "temporal_head_receipt": head}
+    stream = clip | {"temporal_head_receipt": "window_features,logits,probabilities", "window_receipt": window}
+    images = {"preprocess_receipt": "images,frames"}
+    assert found == {
+        "mine": clip,
+        "mine_encoded": images | clip,
+        "mine_stream": stream,
+        "mine_encoded_stream": images | stream,
+        "mine_image_encoder": {"receipt": encoder},
+        "mine_temporal_head": {"receipt": head},
+        "mine_window": {"receipt": window},
+        "mine_preprocess": {"receipt": "images,frames"},
+    }
 
 
 def test_files_of_the_embedded_target(tmp_path: Path) -> None:
@@ -185,6 +223,8 @@ def test_files_of_the_embedded_target(tmp_path: Path) -> None:
         "dfer_image_encoder/config.pbtxt", "dfer_image_encoder/1/model.onnx", "dfer_image_encoder/1/model.py",
         "dfer_image_encoder/1/model_requests.py", "dfer_temporal_head/1/model_requests.py",
         "dfer_preprocess/1/model_requests.py", "dfer_window/1/model_requests.py",
+        "dfer_image_encoder/1/receipts.py", "dfer_temporal_head/1/receipts.py",
+        "dfer_preprocess/1/receipts.py", "dfer_window/1/receipts.py",
         "dfer_temporal_head/config.pbtxt", "dfer_temporal_head/1/model.onnx", "dfer_temporal_head/1/model.py",
         "dfer_temporal_head/labels.txt",
         "dfer_encoded/config.pbtxt", "dfer_encoded/labels.txt", "dfer_encoded/1/.keep",
@@ -198,7 +238,8 @@ def test_files_of_the_embedded_target(tmp_path: Path) -> None:
     assert graph.read_bytes() == b"head"
     assert graph.samefile(tmp_path / "graphs" / "head")
     for model in ("dfer", "dfer_temporal_head"):
-        assert {output.label_filename for output in config_of(folder, model).output} == {"labels.txt"}
+        outputs = [output for output in config_of(folder, model).output if not output.name.endswith("receipt")]
+        assert {output.label_filename for output in outputs} == {"labels.txt"}
     assert "dfer_deploy" not in (folder / "dfer_image_encoder" / "1" / "model.py").read_text().split('"""')[2]
 
 
