@@ -57,6 +57,7 @@ def inspect(
 def _rows(found: CheckpointSummary) -> list[tuple[str, str]]:
     spec, prompts = found.spec, found.spec.prompts
     vision, text, temporal = spec.clip.vision, spec.clip.text, spec.temporal
+    layers = "layer" if temporal.depth == 1 else "layers"
     rows = [
         ("format", found.format),
         ("sha256", found.sha256),
@@ -70,7 +71,7 @@ def _rows(found: CheckpointSummary) -> list[tuple[str, str]]:
         ("embedding", f"{spec.clip.embed_dim} dimensions"),
         (
             "temporal model",
-            f"{temporal.depth} layers, {temporal.heads} heads of {temporal.head_width}, MLP {temporal.mlp_width}"
+            f"{temporal.depth} {layers}, {temporal.heads} heads of {temporal.head_width}, MLP {temporal.mlp_width}"
             if temporal.depth
             else "mean over frames",
         ),
