@@ -230,8 +230,8 @@ class _Run:
             unreadable=dict(self.tests.unreadable),
         )
         title = f"UAR {score.uar:.2f} %, WAR {score.war:.2f} % on {result.test_clips} test clips"
-        chosen_by = "this very test list: optimistic" if select == "test" else select
-        title += " (not trained)" if self.trainer is None else f" (epoch {result.epoch}, chosen by {chosen_by})"
+        chosen = {"last": "the last", "test": "chosen on this test list: optimistic"}.get(select, f"chosen by {select}")
+        title += " (not trained)" if self.trainer is None else f" (epoch {result.epoch}, {chosen})"
         write_confusion_picture(self.output / CONFUSION, score.confusion, names, title)
         if progress.history:
             write_curves(self.output / CURVES, progress.history, title)
