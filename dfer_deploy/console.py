@@ -118,7 +118,8 @@ class _Lines(Progress):
     """Progress without a terminal: a line every ``LINE_EVERY_S`` seconds, with the time left."""
 
     def __init__(self, *, counts: bool) -> None:
-        super().__init__(console=stderr, disable=True)
+        # With auto_refresh, rich counts in a thread that ends at once if nothing is drawn: no line before the end.
+        super().__init__(console=stderr, disable=True, auto_refresh=False)
         self._counts, self._next_line_s = counts, time.monotonic() + LINE_EVERY_S
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:

@@ -19,5 +19,9 @@ nitpicky = False
 
 html_theme = "furo"
 html_title = f"dfer-deploy {release}"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_copy_source = False
 # Pages must look the same without a network.
 html_show_sphinx = False

@@ -26,21 +26,28 @@ PAGE = Path(__file__).parent / "python.md"
 
 HEAD = """# Python
 
-What the command line does with checkpoints, bundles and clips, Python does in one call. Training, serving, cameras and
-the report page have commands only. `dfer_deploy` offers every name of this page that a program has to name. They change
-only as the [compatibility policy](compatibility.md) says. All other names are internal.
+One Python call does what a command does with checkpoints, bundles and clips. Training, serving, cameras and the report
+page have commands only. `dfer_deploy` exports every name that has a heading here, except four classes that only calls
+create: `LoadedStream`, `Stream`, `AsyncStream` and `Regression`. These names change only as the
+[compatibility policy](compatibility.md) says; all others are internal.
 
 ```python
-from dfer_deploy import ExportOptions, VerifyOptions, export_bundle, load_bundle, verify_bundle
+from dfer_deploy import (
+    ExportOptions,
+    VerifyOptions,
+    export_bundle,
+    load_bundle,
+    verify_bundle,
+)
 
-bundle = export_bundle("checkpoint.pt", options=ExportOptions(target="embedded")).bundle
-result = verify_bundle(bundle, "test.txt", VerifyOptions(checkpoint="checkpoint.pt", in_process=True))
-with load_bundle(bundle) as model:
+exported = export_bundle("checkpoint.pt", options=ExportOptions(target="embedded"))
+options = VerifyOptions(checkpoint="checkpoint.pt", in_process=True)
+result = verify_bundle(exported.bundle, "test.txt", options)
+with load_bundle(exported.bundle) as model:
     table = model.predict_video("video.mp4").to_pandas()
 ```
 
-Complete programs are in the repository's folder `docs/examples`, and the tests run each of them. This page is made by
-`python docs/python_reference.py`.
+Complete programs are in the repository's folder `docs/examples`; the tests run each of them.
 """
 
 SECTIONS: dict[str, tuple[Any, ...]] = {
@@ -132,8 +139,9 @@ def _signature(name: str, item: Any) -> str:
         shown.insert(first, "*")
     returned = "" if isinstance(item, type) else f" -> {signature.return_annotation}"
     call = f"{name}({', '.join(shown)}){returned}"
-    if len(call) > 100:
+    if len(call) > 88:
         call = "\n    ".join([f"{name}(", *(f"{text}," for text in shown)]) + f"\n){returned}"
+    call = re.sub(r'"(Literal\[[^"]*\])"', lambda found: found[1].replace("'", '"'), call)
     call = re.sub(r"(?<==) '([^']*)'(?=[,)\n])", r' "\1"', call)
     return f"```python\n{re.sub(r'(?:[a-z_]+[.])+(?=[A-Z])', '', call).replace(chr(39), '')}\n```\n"
 

@@ -16,6 +16,7 @@ from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, load_checkpoint, 
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import Clip
+from dfer_deploy.console import progress as shown
 from dfer_deploy.console import progress_bar, stderr
 from dfer_deploy.drawing.pictures import write_confusion_picture
 from dfer_deploy.errors import TrainingError
@@ -176,6 +177,7 @@ class _Run:
         trainer, progress, epochs = self.trainer, self.progress, self.recipe.optim.epochs
         if trainer is None:
             return
+        stderr.print(f"{len(trainer.clips)} training clips, {len(self.tests)} test clips, {epochs} epochs")
         compared = self._kept_in_memory()
         with progress_bar() as bar, self._scalars() as scalars:
             task = bar.add_task("training", total=epochs * trainer.steps_per_epoch, completed=self._steps())
@@ -212,7 +214,8 @@ class _Run:
                 score, self.tests.unreadable = stored_score(best["confusion"], names), dict(best["unreadable"])
         else:
             model = checkpoint.build_model().to(self.processes.device)
-            score = evaluate(model, self.tests).score(names)
+            tests = shown(self.tests, "testing", len(self.tests))
+            score = evaluate(model, tests).score(names)
             self.tests.require_readable()
             save_checkpoint(file, model, {**checkpoint.provenance, **_measured("test", score)})
         self.tests.warn_about_unreadable()
@@ -230,8 +233,8 @@ class _Run:
             unreadable=dict(self.tests.unreadable),
         )
         title = f"UAR {score.uar:.2f} %, WAR {score.war:.2f} % on {result.test_clips} test clips"
-        chosen_by = "this very test list: optimistic" if select == "test" else select
-        title += " (not trained)" if self.trainer is None else f" (epoch {result.epoch}, chosen by {chosen_by})"
+        chosen = {"last": "the last", "test": "chosen on this test list: optimistic"}.get(select, f"chosen by {select}")
+        title += " (not trained)" if self.trainer is None else f" (epoch {result.epoch}, {chosen})"
         write_confusion_picture(self.output / CONFUSION, score.confusion, names, title)
         if progress.history:
             write_curves(self.output / CURVES, progress.history, title)

@@ -39,7 +39,7 @@ def demo(ctx: click.Context, root: Path) -> None:
     The faces are drawn, so the accuracy says nothing about real ones. Steps whose results exist are skipped.
     """
     faces, model, bundle = root / "faces", root / "model", root / "bundle"
-    checkpoint, video = model / "last.pt", root / "video.mp4"
+    checkpoint, video, page = model / "last.pt", root / "video.mp4", root / "report.html"
     seconds: dict[str, float] = {}
 
     def run(*words: object, accepted: Sequence[int] = (ExitCode.DONE,)) -> None:
@@ -72,10 +72,14 @@ def demo(ctx: click.Context, root: Path) -> None:
         # 630 clips prove half a point only if no answer changes. One changed answer leaves it undecided, which is
         # accepted.
         accepted = (ExitCode.DONE, ExitCode.UNDECIDED)
-        run("verify", bundle, *url, *data, "--json", verification, "--report", root / "report.html", accepted=accepted)
+        run("verify", bundle, *url, *data, "--json", verification, accepted=accepted)
         run("bench", bundle, *url, "--checkpoint", checkpoint, "--rounds", 3, "--json", measurement)
         run("predict", *url, "--whole", video, "--json", answer)
+    run("report", verification, "--bench", measurement, "--data", faces / "test.txt", "-o", page)
     _summary(seconds, *(json.loads(path.read_text(encoding="utf-8")) for path in (verification, measurement, answer)))
+    stdout.print("look at:")
+    for path in (page, faces / "contact_sheet.png", model / "curves.png", model / "confusion.png"):
+        stdout.print(f"  {path}", markup=False)
     stdout.print("next, with your own checkpoint and video:")
     for line in (
         "inspect model_best.pth",
@@ -116,16 +120,16 @@ def _summary(
         "synthetic": "drawn faces, 7 classes",
         "train": f"UAR {truth['uar']:.1f} %, WAR {truth['war']:.1f} % on unseen drawn identities",
         "export": "two ONNX graphs and a Triton repository",
-        "verify": f"{verification['clips']} clips served: {len(served['flips'])} flips, "
+        "verify": f"{verification['clips']} clips served: {len(served['flips'])} answers changed, "
         f"UAR {served['uar']:.1f} %, largest logit difference {served['max_logit_difference']:.1g}, "
-        f"±{served['equivalence']['margin']:g} points {served['equivalence']['verdict']}",
+        f"{served['equivalence']['verdict']} within ±{served['equivalence']['margin']:g} points",
         "bench": f"{throughput(best)} served ({best['concurrency']} in flight), "
         + ", ".join(f"{throughput(c)} {c['name']}" for c in measurement["in_process"]),
         "predict": f"{Path(result['input']).name}: {result['expression']} "
         f"({result['probabilities'][result['expression']]:.2f})",
     }
     table(
-        "the whole way",
+        "all steps",
         ("step", "result", "seconds"),
         [(name, text, f"{seconds[name]:.1f}" if name in seconds else "skipped") for name, text in outcomes.items()],
     )

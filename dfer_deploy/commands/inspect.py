@@ -63,14 +63,19 @@ def _rows(found: CheckpointSummary) -> list[tuple[str, str]]:
         ("parameters", f"{found.parameters / 1e6:.1f} million"),
         (
             "image encoder",
-            f"ViT, {vision.layers} layers, width {vision.width}, {vision.heads} heads, "
+            f"ViT, {_count(vision.layers, 'layer')}, width {vision.width}, {_count(vision.heads, 'head')}, "
             f"patch {vision.patch_size}, image {vision.image_size} × {vision.image_size}",
         ),
-        ("text encoder", f"{text.layers} layers, width {text.width}, {text.heads} heads, {text.context_length} tokens"),
+        (
+            "text encoder",
+            f"{_count(text.layers, 'layer')}, width {text.width}, {_count(text.heads, 'head')}, "
+            f"{text.context_length} tokens",
+        ),
         ("embedding", f"{spec.clip.embed_dim} dimensions"),
         (
             "temporal model",
-            f"{temporal.depth} layers, {temporal.heads} heads of {temporal.head_width}, MLP {temporal.mlp_width}"
+            f"{_count(temporal.depth, 'layer')}, {_count(temporal.heads, 'head')} of {temporal.head_width}, "
+            f"MLP {temporal.mlp_width}"
             if temporal.depth
             else "mean over frames",
         ),
@@ -90,6 +95,10 @@ def _rows(found: CheckpointSummary) -> list[tuple[str, str]]:
     if found.frame_interval_s is None:
         rows.append(("frame interval", "unknown (not in the file; export --frame-interval-s)"))
     return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _print_prompts(prompts: PromptSpec, names: str) -> None:

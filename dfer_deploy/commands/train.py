@@ -75,7 +75,7 @@ def train(
     from dfer_deploy.train.recipe import recipe_from_toml
 
     if preview is not None and (folds is not None or seeds is not None or fresh or json_file is not None):
-        raise click.UsageError("--preview only draws; leave --folds, --seeds, --fresh and --json away")
+        raise click.UsageError("--preview only draws; omit --folds, --seeds, --fresh and --json")
     settings = recipe_from_toml(recipe, overrides)
     if data is not None:
         settings = replace(settings, data=replace(settings.data, root=str(data)))

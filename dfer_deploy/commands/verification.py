@@ -74,7 +74,7 @@ def _print_decision(result: VerificationResult) -> None:
     units = "clips" if equal.groups is None else f"clips from {equal.groups} sources"
     table(
         f"against {result.truth.name}, in points, on {equal.clips} {units} (margin ±{equal.margin:g})",
-        ("", "answers changed (95 %)", "lost / gained", "McNemar p", "ΔUAR (90 %)", "ΔWAR (90 %)", ""),
+        ("", "answers changed (95 %)", "lost / gained", "McNemar p", "ΔUAR (90 %)", "ΔWAR (90 %)", "verdict"),
         [
             (
                 c.name,

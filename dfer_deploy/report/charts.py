@@ -217,7 +217,7 @@ def calibration_chart(name: str, curves: Sequence[tuple[Sequence[str], Sequence[
         axes.scatter(xs, ys, sizes, color=colour, marker=marker, alpha=0.6, linewidths=0, label=label)
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("confidence (dotted: at its word; area: clips)")
+    axes.set_xlabel("confidence (dotted: perfect calibration; area: clips)")
     axes.set_ylabel("share answered rightly")
     axes.grid()
     if len(curves) > 1:

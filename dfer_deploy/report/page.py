@@ -196,8 +196,8 @@ def _accepted(result: VerificationResult) -> list[str]:
     """Return one sentence for each limit that can be exceeded."""
     limits, name = result.limits, result.truth.name
     sentences = [
-        f"UAR and WAR differ from {name}'s by at most {limits.points:g} points, on these clips and on such clips.",
-        f"A logit differs by at most {limits.logits:g}, of the temporal head alone by {limits.head_logits:g}.",
+        f"UAR and WAR differ from {name}'s by at most {limits.points:g} points, on these clips and on similar ones.",
+        f"A logit differs by at most {limits.logits:g}, and one of the temporal head alone by {limits.head_logits:g}.",
         f"Errors of frame features and of the temporal head are at most {limits.roundings:g} times what rounding to "
         f"{result.provenance.precision} costs the same model in {name}.",
         f"An answer changes only where {name}'s two largest logits are closer than {limits.flip_margin:g}.",

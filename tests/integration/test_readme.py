@@ -23,7 +23,8 @@ SLOW = ("serve", "bench", "stream", "train", "synthetic", "evaluate", "build", "
 def commands_of(page: Path) -> list[list[str]]:
     """Return the words of every ``dfer-deploy`` command in the page's console blocks; output has no prompt."""
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ dfer-deploy ")]
+    joined = [re.sub(r"\\\n *", "", block) for block in blocks]
+    lines = [line for block in joined for line in block.splitlines() if line.startswith("$ dfer-deploy ")]
     return [shlex.split(line, comments=True)[2:] for line in lines]
 
 

@@ -64,7 +64,7 @@ def test_inspect_prints_all_of_it(cli: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0
     for text in (
         "reference",
-        "ViT, 2 layers, width 64, 1 heads, patch 16, image 32 × 32",
+        "ViT, 2 layers, width 64, 1 head, patch 16, image 32 × 32",
         "3 layers, 8 heads of 64, MLP 1024",
         "5, one set per class",
         "end (assumed, not in the file; --prompt-position)",

@@ -21,9 +21,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in console.progress(range(20), "reading", 20):
         time.sleep(0.01)
-    said = lines(capsys)
-    assert said
-    assert all(line.startswith("reading: ") and " of 20 after " in line for line in said)
+    first, *others = lines(capsys)
+    assert others
+    assert not first.startswith("reading: 20 ")  # said while the work went on, not at its end
+    assert all(line.startswith("reading: ") and " of 20 after " in line for line in [first, *others])
 
 
 def test_shares_are_percentages_and_a_total_need_not_be_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ def test_what_is_accepted_is_said_and_how_near_the_graphs_are_to_it(tmp_path: Pa
     page = page_of(tmp_path, content)
     assert "4.8" in page.words
     assert "at most 30 times what rounding to fp32 costs the same model in PyTorch fp32." in page.text
-    assert "A logit differs by at most 0.01, of the temporal head alone by 0.01." in page.text
+    assert "A logit differs by at most 0.01, and one of the temporal head alone by 0.01." in page.text
     assert "of all answers change" not in page.text, "the default limits nothing"
     content["limits"] |= {"flips": 0.01, "recall_drop": 2.0, "calibration_rise": 0.5}
     for sentence in ("At most 1 % of all answers change.", "by more than 2 points.", "rises by at most 0.5 points."):
@@ -263,7 +263,7 @@ def test_flipped_clips_have_frames_and_both_probability_vectors(tmp_path: Path) 
     for flip in flips:
         pairs = zip(flip["probabilities"], flip["answered_probabilities"], strict=True)
         assert all(f"{before:.3f} → {after:.3f}" in page.text for before, after in pairs)
-    assert "pass it on only as their licence allows" in page.text
+    assert "share it only as far as their licence allows" in page.text
 
 
 def test_candidates_with_the_same_probabilities_are_one_unless_they_answer_otherwise(tmp_path: Path) -> None:
