@@ -116,7 +116,7 @@ class LoadedBundle(AnswersVideos):
             One answer; for a batch, a list of B answers.
 
         Raises:
-            DferDeployError: the clip has another shape or dtype, or an image cannot be read.
+            ClipError: the clip has another shape or dtype, or an image cannot be read or decoded.
         """
         if isinstance(clip, np.ndarray):
             frames = clip if clip.ndim == 5 else clip[np.newaxis]
@@ -210,7 +210,8 @@ class LoadedStream:
                 previous frame. Or an encoded image of any size (JPEG, PNG or WebP), as bytes or a path.
 
         Raises:
-            DferDeployError: the frame has another shape or dtype, an image cannot be read, or the stream is closed.
+            ClipError: the frame has another shape or dtype, or an image cannot be read or decoded.
+            DferDeployError: the stream is closed.
         """
         if isinstance(frame, np.ndarray):
             self._model._check(frame[np.newaxis, np.newaxis], given=frame)

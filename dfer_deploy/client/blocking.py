@@ -112,7 +112,9 @@ class Client(ConnectedModel, AnswersVideos):
             One answer, or a list of B answers for a batch.
 
         Raises:
-            DferDeployError: the clip has another shape or dtype, an image cannot be read, or the request fails.
+            ClipError: the clip has another shape or dtype, or an image cannot be read or decoded (here or by the
+                server).
+            CallError: the request fails.
         """
         return self.run(self._requests.answer(clip))
 
@@ -176,8 +178,10 @@ class Stream:
 
         Raises:
             IncompatibleServerError: the server's bundle was exported by another version of dfer-deploy.
-            DferDeployError: the deadline or the retries are used up, the frame has another shape or dtype, or the
-                stream is closed. The stream is unchanged: push the same frame again, or the next one.
+            ClipError: the frame has another shape or dtype, or the image cannot be read or decoded, here or by the
+                server. The stream is unchanged, as after the other errors.
+            DferDeployError: the deadline or the retries are used up, or the stream is closed. Push the same frame
+                again, or the next one.
         """
         return self._client.run(self._requests.push(frame))
 
