@@ -26,7 +26,9 @@ DferDeployError                 error
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
@@ -215,6 +217,19 @@ def install_command(extra: str) -> str:
 def missing_extra(package: str, extra: str, what: str) -> MissingExtraError:
     """Return the error for something whose optional dependency is not installed."""
     return MissingExtraError(f"{what} needs the package {package!r}; install it with: {install_command(extra)}")
+
+
+@contextlib.contextmanager
+def extras_named(what: str) -> Iterator[None]:
+    """Name the extra to install if an import fails in this context, or in a function with this decorator.
+
+    Raises:
+        MissingExtraError: an optional package is not installed; ``what`` needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_package(error, what) from error
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingExtraError:

@@ -38,7 +38,6 @@ def check_runtimes(chosen: Sequence[str]) -> None:
     Raises:
         DferDeployError: one is neither of ``RUNTIMES`` nor ``triton``.
     """
-    require(not isinstance(chosen, str), f"runtimes is {chosen!r}, expected a tuple of names")
     for name in chosen:
         known = (*RUNTIMES, TRITON)
         require(name in known, f"the runtime {name!r} does not exist; expected one of {', '.join(known)}")

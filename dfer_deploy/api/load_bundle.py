@@ -18,10 +18,11 @@ from dfer_deploy.client.request_steps import EncodedImage, EncodedImages, image_
 from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, upright_rgb
 from dfer_deploy.clips.reading import MAX_PIXELS, Clip
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import ClipError
+from dfer_deploy.errors import ClipError, extras_named
 from dfer_deploy.inference.answers import answer_from
 from dfer_deploy.inference.in_process_stream import InProcessStream
 from dfer_deploy.inference.video_windows import AnswersVideos
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor
 from dfer_deploy.specs import MAX_FRAMES, require
@@ -30,6 +31,8 @@ _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 """The image formats that the server accepts too."""
 
 
+@extras_named("running a bundle in this process")
+@checked_arguments
 def load_bundle(
     bundle: Bundle | Path | str, *, runtime: Runtime | None = None, allow_host_code: bool = False
 ) -> LoadedBundle:

@@ -27,6 +27,7 @@ from dfer_deploy.inference.windows import (
     whole_window,
     windows_of_video,
 )
+from dfer_deploy.plain_data import check_fields
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import require
 
@@ -66,8 +67,7 @@ class PredictOptions:
     stride: int = DEFAULT_STRIDE
 
     def __post_init__(self) -> None:
-        known = (None, *DETECTORS, "none")
-        require(self.faces in known, f"faces is {self.faces!r}, expected 'centerface', 'none' or None")
+        check_fields(self)
         require(self.stride >= 1, f"the stride is {self.stride}, expected at least 1")
         require(0 <= self.margin <= MAX_MARGIN, f"the margin is {self.margin}, expected 0 to {MAX_MARGIN:g}")
 

@@ -20,8 +20,9 @@ from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.dataset import LabelledClips, SpooledClips, temporary_file
 from dfer_deploy.console import step, warn
-from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.errors import DferDeployError, SettingError, extras_named
 from dfer_deploy.files import check_outputs, sha256_of_file
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import PROMPT_POSITIONS
 from dfer_deploy.verification.baseline import PredictorTruth, Truth, load_baseline, save_baseline
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
 
+@extras_named("verifying a bundle")
+@checked_arguments
 def verify_bundle(
     bundle: Bundle | Path | str,
     data: LabelledClips | Path | str | Sequence[Path | str],

@@ -12,6 +12,7 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.errors import SettingError
+from dfer_deploy.plain_data import check_fields
 from dfer_deploy.specs import require
 from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 
@@ -60,10 +61,8 @@ class VerifyOptions:
     bisect: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_runtimes(self.runtimes)
-        for name in ("urls", "pool"):
-            value = getattr(self, name)
-            require(not isinstance(value, str | Path), f"{name} is {str(value)!r}, expected a tuple of such texts")
         require(self.batch_size >= 1, f"the batch size is {self.batch_size}, expected at least 1")
         require(
             self.margin is None or 0 < self.margin <= MAX_POINTS,

@@ -20,6 +20,7 @@ from dfer_deploy.clips.reading import Clip
 from dfer_deploy.inference.answers import Answer, StreamAnswer
 from dfer_deploy.inference.video_windows import Faces
 from dfer_deploy.inference.windows import DEFAULT_STRIDE, Window
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import parse_url
 
@@ -34,6 +35,7 @@ class AsyncClient(ConnectedModel):
         ...     answers = await asyncio.gather(*(client.predict(clip) for clip in clips))
     """
 
+    @checked_arguments
     def __init__(
         self,
         url: str,

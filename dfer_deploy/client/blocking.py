@@ -15,6 +15,7 @@ from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.inference.answers import Answer, StreamAnswer
 from dfer_deploy.inference.video_windows import AnswersVideos
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import Address, parse_url
 
@@ -41,6 +42,7 @@ class Client(ConnectedModel, AnswersVideos):
         'happiness'
     """
 
+    @checked_arguments
     def __init__(
         self,
         url: str,

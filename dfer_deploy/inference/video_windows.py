@@ -12,6 +12,7 @@ from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.errors import ClipError, MissingExtraError, SettingError
 from dfer_deploy.inference.tables import dataframe
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class AnswersVideos(ABC):
     def predictor(self) -> Predictor:
         """The predictor that answers batches of frames."""
 
+    @checked_arguments
     def predict_video(
         self,
         path: str | Path,

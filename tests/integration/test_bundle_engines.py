@@ -23,7 +23,8 @@ from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, Profile
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.errors import ConfigurationError, EngineError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.export.standalone import build_engines_source
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.runtimes.available import tensorrt_obstacle
