@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
+from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
@@ -191,6 +192,43 @@ class OutputError(DferDeployError):
     """What a command prints cannot be written, such as to a full disk."""
 
     code = "output"
+
+
+_IN_A_COMMAND = ContextVar("in_a_command", default=False)
+
+_FLAGS = {
+    "concurrencies": "--concurrency",
+    "output": "-o",
+    "own_test_list": "--other-list",
+    "runtimes": "--runtime",
+    "urls": "--url",
+}
+"""The options of the command line whose names are not those of Python's arguments."""
+
+
+@contextlib.contextmanager
+def command_line_spelling() -> Iterator[None]:
+    """Spell options as the command line does while this context lasts; see ``spelled``."""
+    token = _IN_A_COMMAND.set(True)
+    try:
+        yield
+    finally:
+        _IN_A_COMMAND.reset(token)
+
+
+def spelled(name: str, value: object = None) -> str:
+    """Spell an option in a message as the caller types it: ``keep_fp32=('a', 'b')``, in a command ``--keep-fp32 a,b``.
+
+    Args:
+        name: name of the argument or of the options' field in Python.
+        value: value to give; a truth value stands for a switch; None for the bare name.
+    """
+    if not _IN_A_COMMAND.get():
+        return name if value is None else f"{name}={value!r}"
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if value is None or isinstance(value, bool):
+        return flag
+    return f"{flag} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 EXTRAS = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.export.layers import localise
 from dfer_deploy.metrics import softmax
 from dfer_deploy.model.dfer_clip import DferClip
@@ -84,10 +84,10 @@ def measure_parity(
             where = localise(model, image_encoder, temporal_head, frames[:1], precision, keep_fp32)
             advice = "this is a bug in dfer-deploy, report it"
             if where.suspect.precision == "fp16":
-                kept = ",".join((*keep_fp32, where.suspect.block))
+                kept = spelled("keep_fp32", (*keep_fp32, where.suspect.block))
                 advice = (
-                    f"export with --keep-fp32 {kept} or --precision fp32, or let verify --bisect find which blocks "
-                    "must stay fp32"
+                    f"export with {kept} or {spelled('precision', 'fp32')}, or let verify find with "
+                    f"{spelled('bisect', True)} which blocks must stay fp32"
                 )
             raise DferDeployError(
                 f"the exported graphs do not answer like PyTorch: {what} is {error:.3g}, expected at most {limit:.3g}; "

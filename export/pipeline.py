@@ -27,7 +27,7 @@ from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_inta
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
@@ -79,13 +79,14 @@ def export_to_folder(
         return previous, False
     if output.exists() and previous is None and not force:
         raise DferDeployError(
-            f"{output} exists already and is damaged or of another version of dfer-deploy; choose another -o, or "
-            "replace it with --force"
+            f"{output} exists already and is damaged or of another version of dfer-deploy; choose another "
+            f"{spelled('output')}, or replace it with {spelled('force', True)}"
         )
     if output.exists() and not force and not add_version:
         raise DferDeployError(
-            f"{output} exists already and holds another export or a damaged one; choose another -o, replace it with "
-            "--force, or put this one beside it with --add-version"
+            f"{output} exists already and holds another export or a damaged one; choose another "
+            f"{spelled('output')}, replace it with {spelled('force', True)}, or put this one beside it with "
+            f"{spelled('add_version', True)}"
         )
     kept = None
     if add_version and previous is not None:
@@ -245,12 +246,14 @@ def _check_compatible(previous: Bundle, plan: Manifest) -> None:
     for what in ("name", "target", "serving"):
         old, new = getattr(previous.manifest, what), getattr(plan, what)
         if old != new:
-            raise DferDeployError(f"{previous.path} has the {what} {old!r}, --add-version needs the same, not {new!r}")
+            raise DferDeployError(
+                f"{previous.path} has the {what} {old!r}, {spelled('add_version')} needs the same, not {new!r}"
+            )
     old_classes, new_classes = (spec.prompts.class_names for spec in (previous.spec, plan.spec))
     if previous.contract != contract_for(plan.spec, plan.name) or old_classes != new_classes:
         raise DferDeployError(
             f"{previous.path} serves the classes {', '.join(old_classes)} at {previous.spec.clip.vision.image_size} "
-            f"pixels, --add-version needs the same, not {', '.join(new_classes)} at "
+            f"pixels, {spelled('add_version')} needs the same, not {', '.join(new_classes)} at "
             f"{plan.spec.clip.vision.image_size}; export to a bundle of its own"
         )
 

@@ -11,7 +11,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
 from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target, check_serving
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.files import atomic_file, link_or_copy, sha256_of_file
 from dfer_deploy.specs import (
     MAX_FRAMES,
@@ -317,7 +317,7 @@ def _write_labels(path: Path, labels: str) -> None:
     if path.exists() and (old := path.read_text(encoding="utf-8")) != labels:
         raise DferDeployError(
             f"{path} has the classes {_listing(old.splitlines())}, the new version has "
-            f"{_listing(labels.splitlines())}; export it under another --name"
+            f"{_listing(labels.splitlines())}; export it under another {spelled('name')}"
         )
     _write_text(path, labels)
 

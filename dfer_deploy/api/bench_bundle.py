@@ -17,7 +17,7 @@ from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.console import step
-from dfer_deploy.errors import extras_named
+from dfer_deploy.errors import extras_named, spelled
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.measurement.bench import MIN_REQUESTS, LoadTarget, Measurements, machine, measure
 from dfer_deploy.measurement.bench_policy import BenchPolicy
@@ -134,7 +134,7 @@ def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = Non
     )
     require(
         bool(contestants.runtimes) or options.checkpoint is not None,
-        "bench compares with what runs in this process; add --runtime onnxruntime-cpu",
+        f"bench compares with what runs in this process; add {spelled('runtimes', ('onnxruntime-cpu',))}",
     )
     with ExitStack() as stack:
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=options.allow_host_code)

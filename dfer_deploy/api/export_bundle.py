@@ -11,7 +11,7 @@ from typing import Any
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
 from dfer_deploy.bundles.integrity import is_bundle, open_bundle
-from dfer_deploy.errors import DferDeployError, extras_named
+from dfer_deploy.errors import DferDeployError, extras_named, spelled
 from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.hardware import ask_cuda_driver
 from dfer_deploy.plain_data import checked_arguments, spec_from_dict
@@ -62,7 +62,10 @@ def export_bundle(
     """
     from dfer_deploy.export.pipeline import export_to_folder
 
-    require(not (force and add_version), "--force replaces a bundle and --add-version extends it; choose one")
+    require(
+        not (force and add_version),
+        f"{spelled('force')} replaces a bundle and {spelled('add_version')} extends it; choose one",
+    )
     options = options or ExportOptions()
     source = Path(checkpoint)
     folder = Path(output) if output else Path(f"{source.stem}.bundle")

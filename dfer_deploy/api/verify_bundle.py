@@ -20,7 +20,7 @@ from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.dataset import LabelledClips, SpooledClips, temporary_file
 from dfer_deploy.console import step, warn
-from dfer_deploy.errors import DferDeployError, SettingError, extras_named
+from dfer_deploy.errors import DferDeployError, SettingError, extras_named, spelled
 from dfer_deploy.files import check_outputs, sha256_of_file
 from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Predictor
@@ -69,7 +69,7 @@ def verify_bundle(
         lists = [data] if isinstance(data, Path | str) else data
         clips = labelled_clips(opened, [Path(path) for path in lists], data_root)
     check_outputs(
-        {"--save-baseline": Path(options.save_baseline) if options.save_baseline else None},
+        {spelled("save_baseline"): Path(options.save_baseline) if options.save_baseline else None},
         [*options.files, *clips.lists, *(annotation.path for annotation in clips.annotations)],
         opened.path,
     )
@@ -107,8 +107,8 @@ class _Verification:
         """Return the precision's limits, replaced by those of the policy or the options, which must not disagree."""
         options, policy = self.options, self.policy.verify
         for option, given, written in (
-            ("--margin", options.margin, policy.margin),
-            ("--max-logit-error", options.max_logit_error, policy.max_logit_error),
+            (spelled("margin"), options.margin, policy.margin),
+            (spelled("max_logit_error"), options.max_logit_error, policy.max_logit_error),
         ):
             if given is not None and written is not None:
                 raise SettingError(f"{option} {given:g}, but {options.policy} says {written:g}; give one of them")
@@ -142,7 +142,7 @@ class _Verification:
             save_baseline(Path(options.save_baseline), shown.baseline(truth.checkpoint_sha256, self.bundle.spec))
         blocks = None if predictor is None else self._blocks(predictor, shown, comparisons)
         reading, not_checked = self._reading(predictor, shown)
-        omitted_by = "--in-process" if options.in_process else "--runtime"
+        omitted_by = spelled("in_process") if options.in_process else spelled("runtimes")
         left_out = {} if self.served else {"Triton": f"{omitted_by} omits it"}
         failures = [
             *([] if blocks is None or not blocks.failing else [str(blocks)]),
@@ -236,7 +236,7 @@ class _Verification:
             client = stack.enter_context(TritonPredictor(url, bundle.contract))
             check_served(client, bundle)
             if client.name in {predictor.name for predictor in predictors}:
-                raise SettingError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
+                raise SettingError(f"{spelled('urls')} name two of {client.name}; give one grpc://… and one http://…")
             predictors.append(client)
             self.served.append(client.name)
             if bundle.manifest.target == "embedded":

@@ -16,7 +16,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips, in_batches
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import progress, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.metrics import Int64
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import ModelSpec, Precision, require
@@ -157,7 +157,9 @@ def show_clips(
                 found.same_graphs = max(found.same_graphs, largest(logits - first))
     clips.warn_about_unreadable()
     if not read.annotations:
-        raise DferDeployError(f"none of the {len(clips)} clips could be read; are --data and --data-root right?")
+        raise DferDeployError(
+            f"none of the {len(clips)} clips could be read; are {spelled('data')} and {spelled('data_root')} right?"
+        )
     few = np.stack([clip for _, clip in read.first])
     features, expected = np.concatenate(read.features), np.concatenate(read.logits)
     for predictor in predictors:

@@ -197,9 +197,7 @@ def test_what_cannot_be_built_is_told_before(bundle: Path, tensorrt: Any, own_ch
     with pytest.raises(EngineError, match="is not the graph that was exported"):
         build_bundle(trt, bundle, OPTIONS, report=_silent)
     embedded, _ = export_to_folder(own_checkpoint, tmp_path / "embedded", ExportOptions("embedded"))
-    with pytest.raises(
-        EngineError, match=r"has no build_engines\.json, expected a bundle that export --target tensorrt wrote"
-    ):
+    with pytest.raises(EngineError, match=r"has no build_engines\.json, expected a bundle of the target 'tensorrt'"):
         build_bundle(trt, embedded.path, OPTIONS, report=_silent)
     with pytest.raises(EngineError, match=r"has no build_engines\.json"):
         build_bundle(trt, tmp_path, OPTIONS, report=_silent)
