@@ -16,7 +16,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from dfer_deploy.errors import SettingError
@@ -174,7 +174,7 @@ def _is_of_type(value: Any, hint: Any) -> bool:
         return False
     if isinstance(value, Mapping):
         return all(_is_of_type(item, hint) for pair in value.items() for item, hint in zip(pair, choices, strict=True))
-    return all(_is_of_type(item, choices[0]) for item in value)
+    return origin not in (tuple, Sequence) or all(_is_of_type(item, choices[0]) for item in value)
 
 
 def _type_name(hint: Any) -> str:
