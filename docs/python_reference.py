@@ -10,6 +10,7 @@ from typing import Any
 
 import dfer_deploy
 from dfer_deploy import DferDeployError, errors
+from dfer_deploy.answers.video_windows import VideoWindows
 from dfer_deploy.api.bench_bundle import BenchOptions
 from dfer_deploy.api.build_engines import BuildResult
 from dfer_deploy.api.evaluate_checkpoint import EvaluationResult
@@ -17,7 +18,6 @@ from dfer_deploy.api.export_bundle import ExportResult
 from dfer_deploy.api.inspect_checkpoint import CheckpointSummary
 from dfer_deploy.api.load_bundle import LoadedBundle, LoadedStream
 from dfer_deploy.client import Answer, AsyncStream, Stream, StreamAnswer, Window
-from dfer_deploy.inference.video_windows import VideoWindows
 from dfer_deploy.measurement.bench_result import BenchResult, Regression
 from dfer_deploy.verification.verification_result import Comparison, ScoredAnswers, VerificationResult
 
@@ -35,7 +35,9 @@ from dfer_deploy import ExportOptions, VerifyOptions, export_bundle, load_bundle
 bundle = export_bundle("checkpoint.pt", options=ExportOptions(target="embedded")).bundle
 result = verify_bundle(bundle, "test.txt", VerifyOptions(checkpoint="checkpoint.pt", in_process=True))
 with load_bundle(bundle) as model:
-    table = model.predict_video("video.mp4").to_pandas()
+    windows = model.predict_video("video.mp4")
+    table = windows.to_pandas()
+    windows.plot("timeline.png")
 ```
 
 Complete programs are in the repository's folder `docs/examples`, and the tests run each of them. This page is made by

@@ -10,6 +10,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from dfer_deploy.answers.clip_answers import answer_from
+from dfer_deploy.answers.in_process_stream import InProcessStream
+from dfer_deploy.answers.video_windows import AnswersVideos
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Answer, StreamAnswer
@@ -19,9 +22,6 @@ from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, 
 from dfer_deploy.clips.reading import MAX_PIXELS, Clip
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import ClipError, extras_named
-from dfer_deploy.inference.answers import answer_from
-from dfer_deploy.inference.in_process_stream import InProcessStream
-from dfer_deploy.inference.video_windows import AnswersVideos
 from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor

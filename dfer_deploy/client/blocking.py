@@ -7,14 +7,14 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from dfer_deploy.answers.clip_answers import Answer, StreamAnswer
+from dfer_deploy.answers.video_windows import AnswersVideos
 from dfer_deploy.client.calls import Steps
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, ModelRequests
 from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, RetryPolicy
 from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.inference.answers import Answer, StreamAnswer
-from dfer_deploy.inference.video_windows import AnswersVideos
 from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import Address, parse_url

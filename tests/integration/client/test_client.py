@@ -15,12 +15,12 @@ from PIL import Image
 from tiny import clips_of
 
 from dfer_deploy import AsyncClient, Client, DferDeployError
+from dfer_deploy.answers.clip_answers import Answer
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import ClipError, MissingExtraError, RequestRefusedError, SettingError
-from dfer_deploy.inference.answers import Answer
 from dfer_deploy.inference.windows import windows_of_video
 from dfer_deploy.triton.server import TritonServer
 
