@@ -86,12 +86,17 @@ def write_model_repository(
             _write_labels(model_folder / "labels.txt", labels)
         if config.name in graphs and config.backend != "tensorrt":
             link_or_copy(graphs[config.name], version_folder / "model.onnx")
-        for name, source in code.get(config.name, {}).items():
-            _write_text(version_folder / name, source)
-        if not any(version_folder.iterdir()):
-            # An ensemble's folder stays empty, an engine's until it is built. Object stores and git drop empty folders.
-            (version_folder / ".keep").touch()
+        _write_code(version_folder, code.get(config.name, {}))
         _write_text(model_folder / "config.pbtxt", config_text(config))
+
+
+def _write_code(version_folder: Path, sources: Mapping[str, str]) -> None:
+    """Write a model's source files by name. A folder that stays empty gets a file, because git drops empty folders."""
+    for name, source in sources.items():
+        _write_text(version_folder / name, source)
+    if not any(version_folder.iterdir()):
+        # An ensemble's folder stays empty, an engine's until it is built. Object stores drop empty folders too.
+        (version_folder / ".keep").touch()
 
 
 def check_model_repository(bundle: Bundle) -> None:
