@@ -110,7 +110,8 @@ def main() -> None:
 def measure(folder: Path, targets: list[str], count: int, *, quick: bool) -> Iterator[Row]:
     """Export every target in every precision into ``folder``, and measure every way of running it."""
     from dfer_deploy.checkpoints.checkpoint import load_checkpoint
-    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+    from dfer_deploy.export.export_options import ExportOptions
+    from dfer_deploy.export.pipeline import export_to_folder
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
     from dfer_deploy.verification.rounding import rounding_costs
 

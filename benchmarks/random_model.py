@@ -9,7 +9,8 @@ import torch
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.specs import ClipSpec, ModelSpec, Precision, TextSpec, VisionSpec
 from dfer_deploy.train.initialisation import model_spec

@@ -24,12 +24,12 @@ from dfer_deploy.errors import (
     RequestRefusedError,
     ResultError,
     RuntimeUnavailableError,
+    ServerDiedError,
     ServerError,
     ServerUnavailableError,
     SettingError,
     TrainingError,
     WriteError,
-    missing_package,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dfer_deploy.bundles.bundle import ServingOptions
     from dfer_deploy.bundles.engine_records import BuildOptions
     from dfer_deploy.client import Answer, AsyncClient, Client, StreamAnswer, VideoWindows, Window
-    from dfer_deploy.export.pipeline import ExportOptions
+    from dfer_deploy.export.export_options import ExportOptions
     from dfer_deploy.measurement.bench_result import BenchResult
     from dfer_deploy.verification.verification_result import Comparison, ScoredAnswers, VerificationResult
 
@@ -60,7 +60,7 @@ _PLACES = {
     "Client": "client",
     "Comparison": "verification.verification_result",
     "EvaluationResult": "api.evaluate_checkpoint",
-    "ExportOptions": "export.pipeline",
+    "ExportOptions": "export.export_options",
     "ExportResult": "api.export_bundle",
     "LoadedBundle": "api.load_bundle",
     "MigrationResult": "api.migrate_bundle",
@@ -115,6 +115,7 @@ __all__ = [
     "ResultError",
     "RuntimeUnavailableError",
     "ScoredAnswers",
+    "ServerDiedError",
     "ServerError",
     "ServerUnavailableError",
     "ServingOptions",
@@ -145,10 +146,10 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is public when it is asked for, so that the command line starts at once."""
+    """Import what is public when it is asked for, so that the command line starts at once.
+
+    No public name needs an extra here. A function that needs one raises ``MissingExtraError`` when it is called.
+    """
     if name in _PLACES:
-        try:
-            return getattr(importlib.import_module(f"dfer_deploy.{_PLACES[name]}"), name)
-        except ModuleNotFoundError as error:
-            raise missing_package(error, f"dfer_deploy.{name}") from error
+        return getattr(importlib.import_module(f"dfer_deploy.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'dfer_deploy' has no attribute {name!r}")

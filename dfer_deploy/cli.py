@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, missing_package
+from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, command_line_spelling, missing_package
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _printable_refusal():
+        with _printable_refusal(), command_line_spelling():
             return self._invoked(ctx)
 
     def _invoked(self, ctx: click.Context) -> Any:

@@ -28,7 +28,10 @@ DferDeployError                 error
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
+from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
@@ -211,6 +214,43 @@ class OutputError(DferDeployError):
     code = "output"
 
 
+_IN_A_COMMAND = ContextVar("in_a_command", default=False)
+
+_FLAGS = {
+    "concurrencies": "--concurrency",
+    "output": "-o",
+    "own_test_list": "--other-list",
+    "runtimes": "--runtime",
+    "urls": "--url",
+}
+"""The options of the command line whose names are not those of Python's arguments."""
+
+
+@contextlib.contextmanager
+def command_line_spelling() -> Iterator[None]:
+    """Spell options as the command line does while this context lasts; see ``spelled``."""
+    token = _IN_A_COMMAND.set(True)
+    try:
+        yield
+    finally:
+        _IN_A_COMMAND.reset(token)
+
+
+def spelled(name: str, value: object = None) -> str:
+    """Spell an option in a message as the caller types it: ``keep_fp32=('a', 'b')``, in a command ``--keep-fp32 a,b``.
+
+    Args:
+        name: name of the argument or of the options' field in Python.
+        value: value to give; a truth value stands for a switch; None for the bare name.
+    """
+    if not _IN_A_COMMAND.get():
+        return name if value is None else f"{name}={value!r}"
+    flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+    if value is None or isinstance(value, bool):
+        return flag
+    return f"{flag} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
 EXTRAS = {
     "onnxruntime": "runtime",
     "scipy": "runtime",
@@ -235,6 +275,19 @@ def install_command(extra: str) -> str:
 def missing_extra(package: str, extra: str, what: str) -> MissingExtraError:
     """Return the error for something whose optional dependency is not installed."""
     return MissingExtraError(f"{what} needs the package {package!r}; install it with: {install_command(extra)}")
+
+
+@contextlib.contextmanager
+def extras_named(what: str) -> Iterator[None]:
+    """Name the extra to install if an import fails in this context, or in a function with this decorator.
+
+    Raises:
+        MissingExtraError: an optional package is not installed; ``what`` needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_package(error, what) from error
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingExtraError:

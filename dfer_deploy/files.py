@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfer_deploy.errors import ResultError, WriteError
+from dfer_deploy.errors import ResultError, WriteError, spelled
 
 _MAX_JSON_BYTES = 256 << 20
 """Limits the size of a result file. The largest result, of a list of some 100,000 clips, has a quarter of it."""
@@ -73,7 +73,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     path = path.resolve()
     if path.exists() and not force:
-        raise WriteError(f"{path} exists already; choose another name or add --force to replace it")
+        raise WriteError(f"{path} exists already; choose another name or replace it with {spelled('force', True)}")
     if path.exists() and not path.is_dir():
         raise WriteError(f"{path} is a file, expected the name of a folder; choose another name")
     with _disk_errors(path, path.parent):

@@ -1,5 +1,7 @@
 """Conversion of frozen dataclasses to plain data, for JSON, TOML and ``weights_only`` pickles, and back with checks.
 
+``check_fields`` and ``checked_arguments`` make the same checks of what Python code passes.
+
 This module is a part of ``build_engines.py`` in a bundle, which has the standard library only. NumPy is therefore
 imported only for arrays.
 """
@@ -8,15 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
+import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from dfer_deploy.errors import SettingError
 
 S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _MAX_SHOWN = 200
 """Characters of a value in a message."""
@@ -108,6 +114,85 @@ def _integers(value: Any, path: str) -> Any:
         return np.array(value, dtype=np.int64)
     except OverflowError as error:
         raise SettingError(f"{path} has an integer of more than 64 bits, expected smaller ones") from error
+
+
+def check_fields(instance: Any) -> None:
+    """Check the types of a dataclass's fields, for its ``__post_init__``: Python does not check what a caller passes.
+
+    Raises:
+        SettingError: a value is not of its field's type.
+    """
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        _check_type(field.name, getattr(instance, field.name), hints[field.name])
+
+
+def checked_arguments(function: F) -> F:
+    """Decorate a public function, so that it refuses unknown arguments, and arguments of other types than annotated.
+
+    Raises:
+        SettingError: in a call of the decorated function.
+    """
+    signature, name_of_call = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        hints = typing.get_type_hints(function)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            known = ", ".join(name for name in signature.parameters if name != "self")
+            raise SettingError(f"{name_of_call}: {error}; its arguments are {known}") from error
+        for name, value in bound.arguments.items():
+            _check_type(name, value, hints.get(name, Any))
+        return function(*args, **kwargs)
+
+    return typing.cast(F, checked)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if not _is_of_type(value, hint):
+        raise SettingError(f"{name} is {_shortened(value)}, expected {_type_name(hint)}")
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Compare a value with an annotation. A list passes for a tuple, and NumPy's numbers pass for Python's."""
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of_type(value, choice) for choice in choices)
+    if origin is Literal:
+        return any(isinstance(value, type(choice)) and value == choice for choice in choices)
+    if hint in (int, float):
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+    if getattr(hint, "_is_protocol", False):
+        return all(hasattr(value, name) for name in vars(hint) if not name.startswith("_"))
+    if origin is None:
+        return isinstance(value, hint)
+    if isinstance(value, str) or not isinstance(value, (list, tuple) if origin is tuple else origin):
+        return False
+    if isinstance(value, Mapping):
+        return all(_is_of_type(item, hint) for pair in value.items() for item, hint in zip(pair, choices, strict=True))
+    return origin not in (tuple, Sequence) or all(_is_of_type(item, choices[0]) for item in value)
+
+
+def _type_name(hint: Any) -> str:
+    """Return an annotation as a message names it, such as ``Path, str or None``."""
+    *first, last = _alternatives(hint)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _alternatives(hint: Any) -> list[str]:
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return [repr(choice) for choice in choices]
+    if origin in (typing.Union, types.UnionType):
+        return [name for choice in choices for name in _alternatives(choice)]
+    if origin is not None:
+        inner = ", ".join("..." if choice is ... else _type_name(choice) for choice in choices)
+        return [f"{origin.__name__}[{inner}]"]
+    return ["None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))]
 
 
 def _shortened(value: Any) -> str:

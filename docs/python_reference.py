@@ -10,6 +10,7 @@ from typing import Any
 
 import dfer_deploy
 from dfer_deploy import DferDeployError, errors
+from dfer_deploy.answers.video_windows import VideoWindows
 from dfer_deploy.api.bench_bundle import BenchOptions
 from dfer_deploy.api.build_engines import BuildResult
 from dfer_deploy.api.evaluate_checkpoint import EvaluationResult
@@ -18,7 +19,6 @@ from dfer_deploy.api.inspect_checkpoint import CheckpointSummary
 from dfer_deploy.api.load_bundle import LoadedBundle, LoadedStream
 from dfer_deploy.api.migrate_bundle import MigrationResult
 from dfer_deploy.client import Answer, AsyncStream, Stream, StreamAnswer, Window
-from dfer_deploy.inference.video_windows import VideoWindows
 from dfer_deploy.measurement.bench_result import BenchResult, Regression
 from dfer_deploy.verification.verification_result import Comparison, ScoredAnswers, VerificationResult
 
@@ -44,7 +44,9 @@ exported = export_bundle("checkpoint.pt", options=ExportOptions(target="embedded
 options = VerifyOptions(checkpoint="checkpoint.pt", in_process=True)
 result = verify_bundle(exported.bundle, "test.txt", options)
 with load_bundle(exported.bundle) as model:
-    table = model.predict_video("video.mp4").to_pandas()
+    windows = model.predict_video("video.mp4")
+    table = windows.to_pandas()
+    windows.plot("timeline.png")
 ```
 
 Complete programs are in the repository's folder `docs/examples`; the tests run each of them.

@@ -84,11 +84,7 @@ def build_bundle(
     if opt_batch is not None:
         graphs = {name: build.with_usual_batch(opt_batch) for name, build in graphs.items()}
     servable = trt.__name__ == "tensorrt"
-    if servable and tuple(int(part) for part in trt.__version__.split(".")[:2]) < OLDEST_TENSORRT:
-        raise EngineError(f"TensorRT {trt.__version__} is too old, expected 10.12 or later; upgrade it")
-    sidecar = bundle / SIDECAR
-    if not servable:
-        sidecar = sidecar.parent / trt.__name__ / sidecar.name
+    sidecar = _sidecar(bundle, trt)
     builder = Builder(module=trt.__name__, version=trt.__version__, **asdict(options))
     found = EngineSet(builder, _device(), {})
     found = replace(found, engines=_recorded(sidecar, found))
@@ -120,6 +116,16 @@ def build_bundle(
             _write(bundle, cache, engine.timing_cache)
         built.append(graph)
     return sidecar, found, built
+
+
+def _sidecar(bundle: Path, trt: Any) -> Path:
+    """Return the path of the record of a builder's engines. An old TensorRT is refused."""
+    path = bundle / SIDECAR
+    if trt.__name__ != "tensorrt":
+        return path.parent / str(trt.__name__) / path.name
+    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < OLDEST_TENSORRT:
+        raise EngineError(f"TensorRT {trt.__version__} is too old, expected 10.12 or later; upgrade it")
+    return path
 
 
 def _device() -> Device | None:

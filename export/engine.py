@@ -90,6 +90,29 @@ def engine_from_onnx(
         raise EngineError(f"{onnx} does not exist; export the bundle again")
     log = _log(trt)
     builder: tensorrt.Builder = _not_none(trt.Builder(log), "no builder could be made", log)
+    network, _parser = _parsed(trt, builder, onnx, log)  # the parser holds the weights until the engine is built
+    found, matrix_products = _precision(network, onnx, precision, products)
+    config = _not_none(builder.create_builder_config(), "no configuration could be made", log)
+    _configure(trt, config, options)
+    _add_profile(builder, network, config, profiles, log)
+    if timing_cache is not None:
+        _set_timing_cache(config, timing_cache, log)
+    monitor = _monitor(trt, onnx.stem, report)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor.stopped_by is not None:
+        raise monitor.stopped_by
+    plan = bytes(_not_none(plan, f"{onnx} could not be built", log))
+    report(onnx.stem, "built", 1.0)
+    cache = None if timing_cache is None else config.get_timing_cache()
+    kept = None if cache is None else bytes(cache.serialize())
+    return Engine(plan, found, matrix_products, _inspected(trt, plan, options, log), kept)
+
+
+def _parsed(
+    trt: Any, builder: tensorrt.Builder, onnx: Path, log: Any
+) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
+    """Parse a graph into a strongly typed network; return it with the parser, which must live as long."""
     # Bit 0 was EXPLICIT_BATCH, which 11 refuses together with bit 1. 11 ignores STRONGLY_TYPED: every network is.
     flags = trt.NetworkDefinitionCreationFlag
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
@@ -100,28 +123,16 @@ def engine_from_onnx(
     if network.num_outputs == 0:
         # The parser accepts bytes that are not a model as an empty model.
         raise EngineError(f"{onnx} holds no graph; export the bundle again")
-    found, matrix_products = _precision(network, onnx, precision, products)
-    config = _not_none(builder.create_builder_config(), "no configuration could be made", log)
-    _configure(trt, config, options)
-    _add_profile(builder, network, config, profiles, log)
-    cache = None
-    if timing_cache is not None:
-        cache = config.create_timing_cache(timing_cache)
-        if cache is None or not config.set_timing_cache(cache, False):
-            # Damaged, or from another GPU: start with an empty cache.
-            cache = _not_none(config.create_timing_cache(b""), "no timing cache could be made", log)
-            if not config.set_timing_cache(cache, False):
-                raise EngineError(f"the builder accepts no timing cache: {log.said()}")
-    monitor = _monitor(trt, onnx.stem, report)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.stopped_by is not None:
-        raise monitor.stopped_by
-    plan = bytes(_not_none(plan, f"{onnx} could not be built", log))
-    report(onnx.stem, "built", 1.0)
-    cache = config.get_timing_cache() if cache is not None else None
-    kept = bytes(cache.serialize()) if cache is not None else None
-    return Engine(plan, found, matrix_products, _inspected(trt, plan, options, log), kept)
+    return network, parser
+
+
+def _set_timing_cache(config: tensorrt.IBuilderConfig, content: bytes, log: Any) -> None:
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        # Damaged, or from another GPU: start with an empty cache.
+        cache = _not_none(config.create_timing_cache(b""), "no timing cache could be made", log)
+        if not config.set_timing_cache(cache, False):
+            raise EngineError(f"the builder accepts no timing cache: {log.said()}")
 
 
 def _log(trt: Any) -> Any:

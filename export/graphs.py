@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.model.temporal import TemporalBlock, TemporalTransformer
 from dfer_deploy.specs import Precision
@@ -256,6 +256,6 @@ def _constant(tensor: Tensor, dtype: torch.dtype, block: str = "") -> nn.Paramet
     if not torch.isfinite(value).all():
         raise DferDeployError(
             f"a weight of {block}, of shape {list(tensor.shape)}, is too large for {dtype}; export with "
-            f"--keep-fp32 {block} or --precision fp32"
+            f"{spelled('keep_fp32', (block,))} or {spelled('precision', 'fp32')}"
         )
     return nn.Parameter(value, requires_grad=False)

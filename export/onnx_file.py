@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.specs import GraphSpec
 
 OPSET = 18
@@ -45,7 +45,7 @@ def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
     if model.ByteSize() > _MAX_BYTES:
         raise DferDeployError(
             f"{spec.name} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB; "
-            "export with --precision fp16 or use a smaller backbone"
+            f"export with {spelled('precision', 'fp16')} or use a smaller backbone"
         )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))

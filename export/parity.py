@@ -11,7 +11,7 @@ import numpy as np
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.export.layers import localise
 from dfer_deploy.metrics import softmax
 from dfer_deploy.model.dfer_clip import DferClip
@@ -19,6 +19,7 @@ from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, ope
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import MAX_FRAMES, GraphSpec, Precision
+from dfer_deploy.verification.blocks import BlockError
 from dfer_deploy.verification.limits import LIMITS
 
 BATCHES = (1, 2, 5)
@@ -82,16 +83,9 @@ def measure_parity(
     for what, (error, limit) in measured.items():
         if not error <= limit:
             where = localise(model, image_encoder, temporal_head, frames[:1], precision, keep_fp32)
-            advice = "this is a bug in dfer-deploy, report it"
-            if where.suspect.precision == "fp16":
-                kept = ",".join((*keep_fp32, where.suspect.block))
-                advice = (
-                    f"export with --keep-fp32 {kept} or --precision fp32, or let verify --bisect find which blocks "
-                    "must stay fp32"
-                )
             raise DferDeployError(
                 f"the exported graphs do not answer like PyTorch: {what} is {error:.3g}, expected at most {limit:.3g}; "
-                f"{where}; {advice}"
+                f"{where}; {_advice(where.suspect, keep_fp32)}"
             )
     return {
         "relative_feature_error": rounded_up(feature_error),
@@ -100,6 +94,17 @@ def measure_parity(
         "batches": list(BATCHES),
         "times": list(TIMES),
     }
+
+
+def _advice(suspect: BlockError, keep_fp32: Sequence[str]) -> str:
+    """Return what to do about a block that leaves its tolerance."""
+    if suspect.precision != "fp16":
+        return "this is a bug in dfer-deploy, report it"
+    kept = spelled("keep_fp32", (*keep_fp32, suspect.block))
+    return (
+        f"export with {kept} or {spelled('precision', 'fp32')}, or let verify find with {spelled('bisect', True)} "
+        "which blocks must stay fp32"
+    )
 
 
 def check_window(path: Path, spec: GraphSpec, encoder_id: int) -> None:

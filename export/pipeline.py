@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import typing
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,18 @@ from dfer_deploy import __version__
 from dfer_deploy.bundles.blocks import checked_blocks
 from dfer_deploy.bundles.bundle import (
     MANIFEST_FORMAT,
-    TARGETS,
     Bundle,
     CheckpointRecord,
     Manifest,
     ServingOptions,
-    Target,
-    check_model_name,
 )
 from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_intact, open_bundle
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.export.bundle_folder import complete_bundle, keep_timing_caches
+from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
@@ -40,59 +36,11 @@ from dfer_deploy.specs import (
     MAX_FRAMES,
     GraphSpec,
     ModelSpec,
-    Precision,
-    PromptPosition,
     contract_for,
-    require,
 )
 
 _TOOLS = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 """Packages whose versions the manifest records."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """The options of an export.
-
-    Attributes:
-        target: the server for which the model repository is made; None for tensorrt if there is a GPU, else embedded.
-        serving: how the server runs the models; None for the defaults of the target.
-        precision: precision of the matrix products; None for fp16 if the target is tensorrt or ``keep_fp32`` is given,
-            else fp32.
-        name: prefix of the Triton model names.
-        prompt_position: position of the contexts, for reference checkpoints; None for the default of the released code.
-        class_names: class names, for reference checkpoints; None for the released names.
-        keep_fp32: blocks whose matrix products stay fp32 in an fp16 export; see ``dfer_deploy.bundles.blocks``.
-        frame_interval_s: seconds between the 16 frames of a training clip, 0.01 to 60, which reference checkpoints do
-            not contain; None for the checkpoint's value.
-    """
-
-    target: Target | None = None
-    serving: ServingOptions | None = None
-    precision: Precision | None = None
-    name: str = "dfer"
-    prompt_position: PromptPosition | None = None
-    class_names: tuple[str, ...] | None = None
-    keep_fp32: tuple[str, ...] = ()
-    frame_interval_s: float | None = None
-
-    def __post_init__(self) -> None:
-        check_model_name(self.name)
-        precisions = typing.get_args(Precision)
-        require(self.target in (None, *TARGETS), f"the target is {self.target!r}, expected one of {', '.join(TARGETS)}")
-        require(
-            self.precision in (None, *precisions),
-            f"the precision is {self.precision!r}, expected one of {', '.join(precisions)}",
-        )
-        for what in ("class_names", "keep_fp32"):
-            value = getattr(self, what)
-            require(not isinstance(value, str), f"{what} is {value!r}, expected a tuple of names")
-        if self.frame_interval_s is not None:
-            check_interval(self.frame_interval_s)
-        require(
-            not self.keep_fp32 or self.precision != "fp32",
-            f"{', '.join(self.keep_fp32)} shall stay fp32, but in the precision fp32 all blocks do; omit one",
-        )
 
 
 def export_to_folder(
@@ -124,13 +72,14 @@ def export_to_folder(
         return previous, False
     if output.exists() and previous is None and not force:
         raise DferDeployError(
-            f"{output} exists already and is damaged or of another version of dfer-deploy; choose another -o, or "
-            "replace it with --force"
+            f"{output} exists already and is damaged or of another version of dfer-deploy; choose another "
+            f"{spelled('output')}, or replace it with {spelled('force', True)}"
         )
     if output.exists() and not force and not add_version:
         raise DferDeployError(
-            f"{output} exists already and holds another export or a damaged one; choose another -o, replace it with "
-            "--force, or put this one beside it with --add-version"
+            f"{output} exists already and holds another export or a damaged one; choose another "
+            f"{spelled('output')}, replace it with {spelled('force', True)}, or put this one beside it with "
+            f"{spelled('add_version', True)}"
         )
     kept = None
     if add_version and previous is not None:
@@ -253,12 +202,14 @@ def _check_compatible(previous: Bundle, plan: Manifest) -> None:
     for what in ("name", "target", "serving"):
         old, new = getattr(previous.manifest, what), getattr(plan, what)
         if old != new:
-            raise DferDeployError(f"{previous.path} has the {what} {old!r}, --add-version needs the same, not {new!r}")
+            raise DferDeployError(
+                f"{previous.path} has the {what} {old!r}, {spelled('add_version')} needs the same, not {new!r}"
+            )
     old_classes, new_classes = (spec.prompts.class_names for spec in (previous.spec, plan.spec))
     if previous.contract != contract_for(plan.spec, plan.name) or old_classes != new_classes:
         raise DferDeployError(
             f"{previous.path} serves the classes {', '.join(old_classes)} at {previous.spec.clip.vision.image_size} "
-            f"pixels, --add-version needs the same, not {', '.join(new_classes)} at "
+            f"pixels, {spelled('add_version')} needs the same, not {', '.join(new_classes)} at "
             f"{plan.spec.clip.vision.image_size}; export to a bundle of its own"
         )
 

@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
 from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target, check_serving
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.files import atomic_file, link_or_copy, sha256_of_file
 from dfer_deploy.specs import (
     MAX_FRAMES,
@@ -89,12 +89,17 @@ def write_model_repository(
             _write_labels(model_folder / "labels.txt", labels)
         if config.name in graphs and config.backend != "tensorrt":
             link_or_copy(graphs[config.name], version_folder / "model.onnx")
-        for name, source in code.get(config.name, {}).items():
-            _write_text(version_folder / name, source)
-        if not any(version_folder.iterdir()):
-            # An ensemble's folder stays empty, an engine's until it is built. Object stores and git drop empty folders.
-            (version_folder / ".keep").touch()
+        _write_code(version_folder, code.get(config.name, {}))
         _write_text(model_folder / "config.pbtxt", config_text(config))
+
+
+def _write_code(version_folder: Path, sources: Mapping[str, str]) -> None:
+    """Write a model's source files by name. A folder that stays empty gets a file, because git drops empty folders."""
+    for name, source in sources.items():
+        _write_text(version_folder / name, source)
+    if not any(version_folder.iterdir()):
+        # An ensemble's folder stays empty, an engine's until it is built. Object stores drop empty folders too.
+        (version_folder / ".keep").touch()
 
 
 def check_model_repository(bundle: Bundle) -> None:
@@ -344,7 +349,7 @@ def _write_labels(path: Path, labels: str) -> None:
     if path.exists() and (old := path.read_text(encoding="utf-8")) != labels:
         raise DferDeployError(
             f"{path} has the classes {_listing(old.splitlines())}, the new version has "
-            f"{_listing(labels.splitlines())}; export it under another --name"
+            f"{_listing(labels.splitlines())}; export it under another {spelled('name')}"
         )
     _write_text(path, labels)
 

@@ -81,7 +81,8 @@ def own_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model exported in fp32 for the embedded server. Not to be changed by a test."""
-    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+    from dfer_deploy.export.export_options import ExportOptions
+    from dfer_deploy.export.pipeline import export_to_folder
 
     return export_to_folder(own_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny", ExportOptions("embedded"))[0]
 

@@ -12,7 +12,7 @@ import torch
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import in_batches
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.errors import TrainingError
+from dfer_deploy.errors import TrainingError, spelled
 from dfer_deploy.metrics import Score, score
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 
@@ -61,6 +61,8 @@ def evaluate(model: DferClip, clips: Iterable[tuple[Annotation, Clip]], batch_si
     finally:
         model.train(training)
     if not annotations:
-        raise TrainingError("0 clips to evaluate, expected at least 1; look at the test list and --data-root")
+        raise TrainingError(
+            f"0 clips to evaluate, expected at least 1; look at the test list and {spelled('data_root')}"
+        )
     labels = np.array([annotation.label for annotation in annotations], dtype=np.int64)
     return Evaluation(annotations, torch.cat(logits).numpy(), labels)

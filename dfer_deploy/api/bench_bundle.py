@@ -17,12 +17,14 @@ from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.reading import clip_from_path
 from dfer_deploy.console import step
+from dfer_deploy.errors import extras_named, spelled
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.measurement.bench import MIN_REQUESTS, LoadTarget, Measurements, machine, measure
 from dfer_deploy.measurement.bench_policy import BenchPolicy
 from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, BenchResult, Subject
 from dfer_deploy.measurement.footprint import Footprint, measured_footprint, memory_is_measured
 from dfer_deploy.measurement.regression import check_comparable, check_first, compare, read_bench
+from dfer_deploy.plain_data import check_fields, checked_arguments
 from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.specs import require
 from dfer_deploy.triton.environment import triton_environment
@@ -64,6 +66,7 @@ class BenchOptions:
     policy: Path | str | BenchPolicy | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_runtimes(self.runtimes)
         require(self.rounds >= 1, f"rounds is {self.rounds}, expected at least 1")
         require(self.requests is None or self.requests >= 2, f"requests is {self.requests}, expected at least 2")
@@ -101,6 +104,8 @@ def clips_to_ask(bundle: Bundle, clip: Path | str | None) -> Frames:
     return drawn_clips(2, size) if clip is None else clip_from_path(Path(clip), size)[np.newaxis]
 
 
+@extras_named("measuring a bundle")
+@checked_arguments
 def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = None) -> BenchResult:
     """Measure the throughput and latency of a served bundle with perf_analyzer, and of the in-process runtimes.
 
@@ -129,7 +134,7 @@ def bench_bundle(bundle: Bundle | Path | str, options: BenchOptions | None = Non
     )
     require(
         bool(contestants.runtimes) or options.checkpoint is not None,
-        "bench compares with what runs in this process; add --runtime onnxruntime-cpu",
+        f"bench compares with what runs in this process; add {spelled('runtimes', ('onnxruntime-cpu',))}",
     )
     with ExitStack() as stack:
         predictors = open_predictors(stack, opened, contestants, host_code_allowed=options.allow_host_code)

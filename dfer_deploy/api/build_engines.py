@@ -12,6 +12,8 @@ from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.engine_records import SIDECAR_FORMAT, BuildOptions, EngineSet
 from dfer_deploy.bundles.integrity import check_file, open_bundle
 from dfer_deploy.console import progress_bar
+from dfer_deploy.errors import extras_named, spelled
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.specs import require
 
 
@@ -34,6 +36,8 @@ class BuildResult:
         return {"format": SIDECAR_FORMAT, **dataclasses.asdict(self.engines), "built_now": list(self.built)}
 
 
+@extras_named("building engines")
+@checked_arguments
 def build_engines(
     bundle: Bundle | Path | str,
     options: BuildOptions | None = None,
@@ -58,7 +62,7 @@ def build_engines(
     target = opened.manifest.target
     require(
         target == "tensorrt",
-        f"{opened.path} has the target {target!r}, expected 'tensorrt'; export with --target tensorrt",
+        f"{opened.path} has the target {target!r}, expected 'tensorrt'; export with {spelled('target', 'tensorrt')}",
     )
     check_file(opened, BUILDS_NAME)
     with progress_bar(counts=False) as bar:

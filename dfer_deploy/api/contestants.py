@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.console import step
-from dfer_deploy.errors import SettingError
+from dfer_deploy.errors import SettingError, spelled
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtimes
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import require
@@ -38,7 +38,6 @@ def check_runtimes(chosen: Sequence[str]) -> None:
     Raises:
         DferDeployError: one is neither of ``RUNTIMES`` nor ``triton``.
     """
-    require(not isinstance(chosen, str), f"runtimes is {chosen!r}, expected a tuple of names")
     for name in chosen:
         known = (*RUNTIMES, TRITON)
         require(name in known, f"the runtime {name!r} does not exist; expected one of {', '.join(known)}")
@@ -66,9 +65,14 @@ def choose_contestants(
     """
     if chosen:
         if url and TRITON not in chosen:
-            raise SettingError(f"--url names a server, but --runtime omits it; add --runtime {TRITON}")
+            raise SettingError(
+                f"{spelled('url')} names a server, but {spelled('runtimes')} omits it; "
+                f"add {spelled('runtimes', (TRITON,))}"
+            )
         if in_process and TRITON in chosen:
-            raise SettingError(f"--in-process omits the server that --runtime {TRITON} asks for; choose one")
+            raise SettingError(
+                f"{spelled('in_process')} omits the server that {spelled('runtimes')} asks for; choose one"
+            )
         runtimes = tuple(runtime for runtime in RUNTIMES if runtime in chosen)
         return Contestants(runtimes, TRITON in chosen, {})
     usual = usual_runtimes(bundle, host_code_allowed=host_code_allowed)

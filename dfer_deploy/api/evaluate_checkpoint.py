@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dfer_deploy.checkpoints.checkpoint import load_checkpoint
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.console import progress, step
+from dfer_deploy.errors import extras_named
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.metrics import softmax
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.specs import PromptPosition, require
-from dfer_deploy.train.evaluation import evaluate
 from dfer_deploy.train.result import SELECTIONS
 from dfer_deploy.verification.verification_result import ScoredAnswers, scored_answers
 
@@ -66,6 +64,8 @@ class EvaluationResult:
         }
 
 
+@extras_named("evaluating a checkpoint")
+@checked_arguments
 def evaluate_checkpoint(
     checkpoint: Path | str,
     data: Path | str,
@@ -88,6 +88,11 @@ def evaluate_checkpoint(
     Raises:
         DferDeployError: the checkpoint or the list cannot be used, or more than 5 % of the clips cannot be read.
     """
+    import torch
+
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+    from dfer_deploy.train.evaluation import evaluate
+
     require(batch_size >= 1, f"the batch size is {batch_size}, expected at least 1")
     with step(f"read {checkpoint}"):
         loaded = load_checkpoint(Path(checkpoint), prompt_position=prompt_position, class_names=class_names)

@@ -7,17 +7,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target
 from dfer_deploy.bundles.integrity import is_bundle, open_bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, extras_named, spelled
+from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.hardware import ask_cuda_driver
-from dfer_deploy.plain_data import spec_from_dict
+from dfer_deploy.plain_data import checked_arguments, spec_from_dict
 from dfer_deploy.specs import require
-
-if TYPE_CHECKING:
-    from dfer_deploy.export.pipeline import ExportOptions
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class ExportResult:
         return {"bundle": str(self.bundle.path), "written": self.written, "parity": self.bundle.manifest.parity}
 
 
+@extras_named("exporting a bundle")
+@checked_arguments
 def export_bundle(
     checkpoint: Path | str,
     output: Path | str | None = None,
@@ -51,7 +51,7 @@ def export_bundle(
     Args:
         checkpoint: file of dfer-deploy or of the reference implementation.
         output: the bundle's folder; None for the checkpoint's name with the suffix ``.bundle``.
-        options: what to export; see ``dfer_deploy.export.pipeline.ExportOptions``. None for the defaults.
+        options: what to export; None for the defaults.
         serving: fields of ``ServingOptions`` that differ from the defaults or, with ``add_version``, from the existing
             bundle's options.
         force: replace an existing bundle. Anything else in its place is refused.
@@ -60,9 +60,12 @@ def export_bundle(
     Raises:
         DferDeployError: the checkpoint is not usable, a check failed, or the bundle cannot be written.
     """
-    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+    from dfer_deploy.export.pipeline import export_to_folder
 
-    require(not (force and add_version), "--force replaces a bundle and --add-version extends it; choose one")
+    require(
+        not (force and add_version),
+        f"{spelled('force')} replaces a bundle and {spelled('add_version')} extends it; choose one",
+    )
     options = options or ExportOptions()
     source = Path(checkpoint)
     folder = Path(output) if output else Path(f"{source.stem}.bundle")

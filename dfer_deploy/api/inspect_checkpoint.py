@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+from dfer_deploy.errors import extras_named
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.plain_data import json_values
+from dfer_deploy.plain_data import checked_arguments, json_values
 from dfer_deploy.specs import ModelSpec, PromptPosition
 
 
@@ -45,6 +45,8 @@ class CheckpointSummary:
         return values | {"path": str(self.path)}
 
 
+@extras_named("reading a checkpoint")
+@checked_arguments
 def inspect_checkpoint(
     path: Path | str,
     *,
@@ -61,6 +63,8 @@ def inspect_checkpoint(
     Raises:
         DferDeployError: the file is not a checkpoint, would execute code, or its parameters are missing or do not fit.
     """
+    from dfer_deploy.checkpoints.checkpoint import load_checkpoint
+
     found = load_checkpoint(Path(path), prompt_position=prompt_position, class_names=class_names)
     found.build_model()
     given = {"prompt_position": prompt_position, "class_names": class_names}

@@ -10,6 +10,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from dfer_deploy.answers.clip_answers import answer_from
+from dfer_deploy.answers.in_process_stream import InProcessStream
+from dfer_deploy.answers.video_windows import AnswersVideos
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Answer, StreamAnswer
@@ -18,10 +21,8 @@ from dfer_deploy.client.request_steps import EncodedImage, EncodedImages, image_
 from dfer_deploy.clips.image_decoding import ImageError, opened_image, resized, upright_rgb
 from dfer_deploy.clips.reading import MAX_PIXELS, Clip
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import ClipError
-from dfer_deploy.inference.answers import answer_from
-from dfer_deploy.inference.in_process_stream import InProcessStream
-from dfer_deploy.inference.video_windows import AnswersVideos
+from dfer_deploy.errors import ClipError, extras_named
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.available import RUNTIMES, Runtime, open_predictor, usual_runtime
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction, Predictor
 from dfer_deploy.specs import MAX_FRAMES, require
@@ -30,6 +31,8 @@ _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 """The image formats that the server accepts too."""
 
 
+@extras_named("running a bundle in this process")
+@checked_arguments
 def load_bundle(
     bundle: Bundle | Path | str, *, runtime: Runtime | None = None, allow_host_code: bool = False
 ) -> LoadedBundle:
@@ -116,7 +119,7 @@ class LoadedBundle(AnswersVideos):
             One answer; for a batch, a list of B answers.
 
         Raises:
-            DferDeployError: the clip has another shape or dtype, or an image cannot be read.
+            ClipError: the clip has another shape or dtype, or an image cannot be read or decoded.
         """
         if isinstance(clip, np.ndarray):
             frames = clip if clip.ndim == 5 else clip[np.newaxis]
@@ -210,7 +213,8 @@ class LoadedStream:
                 previous frame. Or an encoded image of any size (JPEG, PNG or WebP), as bytes or a path.
 
         Raises:
-            DferDeployError: the frame has another shape or dtype, an image cannot be read, or the stream is closed.
+            ClipError: the frame has another shape or dtype, or an image cannot be read or decoded.
+            DferDeployError: the stream is closed.
         """
         if isinstance(frame, np.ndarray):
             self._model._check(frame[np.newaxis, np.newaxis], given=frame)

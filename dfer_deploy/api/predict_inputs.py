@@ -16,7 +16,7 @@ from dfer_deploy.console import progress_bar, stderr, warn
 from dfer_deploy.drawing.annotated_video import write_annotated
 from dfer_deploy.drawing.contact_sheet import write_contact_sheet
 from dfer_deploy.drawing.crop_sample import CropSample
-from dfer_deploy.errors import ClipError, DferDeployError, MissingExtraError
+from dfer_deploy.errors import ClipError, DferDeployError, MissingExtraError, spelled
 from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.window_files import shown, write_csv, write_results
 from dfer_deploy.inference.windows import (
@@ -27,6 +27,7 @@ from dfer_deploy.inference.windows import (
     whole_window,
     windows_of_video,
 )
+from dfer_deploy.plain_data import check_fields
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import require
 
@@ -66,8 +67,7 @@ class PredictOptions:
     stride: int = DEFAULT_STRIDE
 
     def __post_init__(self) -> None:
-        known = (None, *DETECTORS, "none")
-        require(self.faces in known, f"faces is {self.faces!r}, expected 'centerface', 'none' or None")
+        check_fields(self)
         require(self.stride >= 1, f"the stride is {self.stride}, expected at least 1")
         require(0 <= self.margin <= MAX_MARGIN, f"the margin is {self.margin}, expected 0 to {MAX_MARGIN:g}")
 
@@ -79,8 +79,8 @@ class PredictOptions:
         """
         require(
             not (self.whole and (self.faces == "centerface" or files.drawn)),
-            "--whole gives one answer without faces and times; omit it with --faces centerface, --timeline, --crops "
-            "and --video",
+            f"{spelled('whole')} gives one answer without faces and times; omit it with "
+            f"{spelled('faces', 'centerface')}, {spelled('timeline')}, {spelled('crops')} and {spelled('video')}",
         )
 
 
@@ -130,7 +130,7 @@ def predict_inputs(
     if videos and known_s is None:
         stderr.print(
             f"frames {how.interval_s:.3f} s apart, as in DFEW, since it is not known how far apart those of the "
-            "training clips were (--frame-interval-s)"
+            f"training clips were ({spelled('frame_interval_s')})"
         )
     result = PredictResult(Recording(model.labels))
     with _positions(inputs, videos, passes=2 if files.video else 1) as position:
@@ -180,7 +180,9 @@ def open_face_detector(name: str) -> FaceDetector:
     try:
         return open_detector(name)
     except MissingExtraError as error:
-        raise MissingExtraError(f"{error}, or add --faces none if the picture is one cropped face") from error
+        raise MissingExtraError(
+            f"{error}, or add {spelled('faces', 'none')} if the picture is one cropped face"
+        ) from error
 
 
 @dataclass
@@ -244,7 +246,10 @@ def _draw(
         one_of(file, inputs, number) if file else None for file in (files.timeline, files.crops, files.video)
     )
     if recording.count(number) == 0:
-        warn(f"no face was found in {shown(path)}, so there is no answer; for a cropped face use --faces none")
+        warn(
+            f"no face was found in {shown(path)}, so there is no answer; for a cropped face "
+            f"use {spelled('faces', 'none')}"
+        )
         for file in (timeline, crops):
             if file:
                 warn(f"{shown(file)} was not written, since no face was found in {shown(path)}")
@@ -267,8 +272,8 @@ def _check_folder(path: Path, *, times_wanted: bool) -> None:
         return
     if times_wanted:
         raise ClipError(
-            f"{path} is a folder of frames, which has no times; give a video, or omit --faces, --timeline, --crops "
-            "and --video"
+            f"{path} is a folder of frames, which has no times; give a video, or omit {spelled('faces')}, "
+            f"{spelled('timeline')}, {spelled('crops')} and {spelled('video')}"
         )
     with contextlib.suppress(OSError):
         names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _VIDEO_SUFFIXES)

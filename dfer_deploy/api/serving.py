@@ -13,7 +13,7 @@ from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.console import step, warn
 from dfer_deploy.doctor.servers import probe_docker
-from dfer_deploy.errors import ServerError
+from dfer_deploy.errors import ServerError, spelled
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.hardware import ask_cuda_driver
 from dfer_deploy.triton.container import TritonContainer, compose_command, ensure_image, image_for
@@ -129,6 +129,6 @@ def _engines_to_serve(bundle: Bundle, *, host_code_allowed: bool) -> EngineSet |
     if built.builder.version_compatible and not host_code_allowed:
         raise ServerError(
             f"the engines of {bundle.path} are version-compatible: they carry code that the server would execute; "
-            "allow it with --allow-host-code if you built them"
+            f"allow it with {spelled('allow_host_code', True)} if you built them"
         )
     return built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.dataset import LabelledClips, SpooledClips, temporary_file
 from dfer_deploy.console import step, warn
-from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.errors import DferDeployError, SettingError, extras_named, spelled
 from dfer_deploy.files import check_outputs, sha256_of_file
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.specs import PROMPT_POSITIONS
 from dfer_deploy.verification.baseline import PredictorTruth, Truth, load_baseline, save_baseline
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
     from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 
 
+@extras_named("verifying a bundle")
+@checked_arguments
 def verify_bundle(
     bundle: Bundle | Path | str,
     data: LabelledClips | Path | str | Sequence[Path | str],
     options: VerifyOptions,
     *,
     data_root: str | None = None,
+    compared: Callable[[VerificationResult], object] | None = None,
 ) -> VerificationResult:
     """Verify on labelled clips that a bundle answers like its checkpoint, in process and served.
 
@@ -52,6 +56,8 @@ def verify_bundle(
         data: an annotation list, or several; or the clips that ``labelled_clips`` read.
         options: what to compare with what, and the limits.
         data_root: where the listed clips are on this machine; see ``--data-root``.
+        compared: called with the result of the comparison before a bisection begins, which takes minutes; without
+            ``VerifyOptions.bisect``, it is called with the whole result.
 
     Returns:
         The result, whether or not it passed; see ``VerificationResult.exit_code``.
@@ -66,23 +72,29 @@ def verify_bundle(
         lists = [data] if isinstance(data, Path | str) else data
         clips = labelled_clips(opened, [Path(path) for path in lists], data_root)
     check_outputs(
-        {"--save-baseline": Path(options.save_baseline) if options.save_baseline else None},
+        {spelled("save_baseline"): Path(options.save_baseline) if options.save_baseline else None},
         [*options.files, *clips.lists, *(annotation.path for annotation in clips.annotations)],
         opened.path,
     )
     if not options.bisect:
-        return _Verification(opened, clips, options).result()
+        return _Verification(opened, clips, options, compared).result()
     with temporary_file() as spool:
         # Every trial of a bisection reads all clips again.
         spooled = SpooledClips(clips.annotations, clips.image_size, clips.lists, spool=spool)
-        return _Verification(opened, spooled, options).result()
+        return _Verification(opened, spooled, options, compared).result()
 
 
 class _Verification:
     """One verification. Everything that can be refused is refused before the first clip is read."""
 
-    def __init__(self, bundle: Bundle, clips: LabelledClips, options: VerifyOptions) -> None:
-        self.bundle, self.clips, self.options = bundle, clips, options
+    def __init__(
+        self,
+        bundle: Bundle,
+        clips: LabelledClips,
+        options: VerifyOptions,
+        compared: Callable[[VerificationResult], object] | None,
+    ) -> None:
+        self.bundle, self.clips, self.options, self.compared = bundle, clips, options, compared
         self.contestants: Contestants = choose_contestants(
             bundle,
             options.runtimes,
@@ -91,8 +103,8 @@ class _Verification:
             host_code_allowed=options.allow_host_code,
         )
         self.policy = policy_from_toml(Path(options.policy)) if options.policy else Policy()
-        compared = (*self.contestants.runtimes, *((TRITON,) if self.contestants.served else ()))
-        self.policy.verify.check_compared(compared, self.contestants.left_out.values())
+        ways = (*self.contestants.runtimes, *((TRITON,) if self.contestants.served else ()))
+        self.policy.verify.check_compared(ways, self.contestants.left_out.values())
         self.limits = self._limits(LIMITS[bundle.manifest.precision])
         self.pool: list[EarlierVerification] = [earlier_from_json(Path(path)) for path in options.pool]
         for earlier in self.pool:
@@ -104,8 +116,8 @@ class _Verification:
         """Return the precision's limits, replaced by those of the policy or the options, which must not disagree."""
         options, policy = self.options, self.policy.verify
         for option, given, written in (
-            ("--margin", options.margin, policy.margin),
-            ("--max-logit-error", options.max_logit_error, policy.max_logit_error),
+            (spelled("margin"), options.margin, policy.margin),
+            (spelled("max_logit_error"), options.max_logit_error, policy.max_logit_error),
         ):
             if given is not None and written is not None:
                 raise SettingError(f"{option} {given:g}, but {options.policy} says {written:g}; give one of them")
@@ -117,7 +129,7 @@ class _Verification:
         )
 
     def result(self) -> VerificationResult:
-        options = self.options
+        """Compare, report the result to ``compared``, and then search for the blocks that must stay fp32 if asked."""
         truth, predictor = self._truth()
         ensembles: EnsembleAnswers | None = None
         with ExitStack() as stack:
@@ -128,18 +140,38 @@ class _Verification:
                 predictors,
                 self.clips,
                 same_graphs=same_graphs,
-                batch_size=options.batch_size,
+                batch_size=self.options.batch_size,
                 groups=self.groups,
                 pool=self.pool,
             )
             comparisons = shown.comparisons(self.limits, self.pool)
             if url is not None:
                 ensembles = self._ensembles(url, shown)
-        if options.save_baseline:
-            save_baseline(Path(options.save_baseline), shown.baseline(truth.checkpoint_sha256, self.bundle.spec))
+        if self.options.save_baseline:
+            save_baseline(Path(self.options.save_baseline), shown.baseline(truth.checkpoint_sha256, self.bundle.spec))
+        result = self._judged(truth, predictor, shown, comparisons, ensembles)
+        if self.compared is not None:
+            self.compared(result)
+        if predictor is None or not self.options.bisect:
+            return result
+        try:
+            return replace(result, bisection=self._bisected(predictor, shown, comparisons))
+        except DferDeployError as error:  # the clips have been compared, and their results are to be kept
+            warn(f"the blocks that must stay fp32 were not found: {error}")
+            return result
+
+    def _judged(
+        self,
+        truth: Truth,
+        predictor: TorchPredictor | None,
+        shown: ShownClips,
+        comparisons: tuple[Comparison, ...],
+        ensembles: EnsembleAnswers | None,
+    ) -> VerificationResult:
+        options = self.options
         blocks = None if predictor is None else self._blocks(predictor, shown, comparisons)
         reading, not_checked = self._reading(predictor, shown)
-        omitted_by = "--in-process" if options.in_process else "--runtime"
+        omitted_by = spelled("in_process") if options.in_process else spelled("runtimes")
         left_out = {} if self.served else {"Triton": f"{omitted_by} omits it"}
         failures = [
             *([] if blocks is None or not blocks.failing else [str(blocks)]),
@@ -149,7 +181,7 @@ class _Verification:
             *([] if ensembles is None else ensembles.failures),
             *([] if reading is None or reading.passed else [f"reading of the checkpoint: {reading}"]),
         ]
-        result = VerificationResult(
+        return VerificationResult(
             class_names=shown.answers.class_names,
             answers=shown.answers,
             truth=shown.truth_score,
@@ -173,13 +205,6 @@ class _Verification:
             reading=reading,
             localisation=blocks,
         )
-        if predictor is None or not options.bisect:
-            return result
-        try:
-            return replace(result, bisection=self._bisected(predictor, shown, comparisons))
-        except DferDeployError as error:  # the clips have been compared, and their results are to be kept
-            warn(f"the blocks that must stay fp32 were not found: {error}")
-            return result
 
     def _bisected(self, predictor: TorchPredictor, shown: ShownClips, comparisons: Sequence[Comparison]) -> Bisection:
         assert self.options.checkpoint is not None  # noqa: S101 - checked by VerifyOptions, for mypy
@@ -233,7 +258,7 @@ class _Verification:
             client = stack.enter_context(TritonPredictor(url, bundle.contract))
             check_served(client, bundle)
             if client.name in {predictor.name for predictor in predictors}:
-                raise SettingError(f"--url {url} is a second {client.name}; give one grpc://… and one http://…")
+                raise SettingError(f"{spelled('urls')} name two of {client.name}; give one grpc://… and one http://…")
             predictors.append(client)
             self.served.append(client.name)
             if bundle.manifest.target == "embedded":

@@ -11,7 +11,8 @@ from dfer_deploy.api.contestants import check_runtimes
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
-from dfer_deploy.errors import SettingError
+from dfer_deploy.errors import SettingError, spelled
+from dfer_deploy.plain_data import check_fields
 from dfer_deploy.specs import require
 from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
 
@@ -60,10 +61,8 @@ class VerifyOptions:
     bisect: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_runtimes(self.runtimes)
-        for name in ("urls", "pool"):
-            value = getattr(self, name)
-            require(not isinstance(value, str | Path), f"{name} is {str(value)!r}, expected a tuple of such texts")
         require(self.batch_size >= 1, f"the batch size is {self.batch_size}, expected at least 1")
         require(
             self.margin is None or 0 < self.margin <= MAX_POINTS,
@@ -74,16 +73,20 @@ class VerifyOptions:
             f"the largest logit error is {self.max_logit_error}, expected 0 to {MAX_LOGIT_ERROR:g}",
         )
         require(
-            (self.checkpoint is None) != (self.baseline is None), "give either --checkpoint CKPT or --baseline FILE"
+            (self.checkpoint is None) != (self.baseline is None),
+            f"give either {spelled('checkpoint')} or {spelled('baseline')}",
         )
-        require(not (self.urls and self.in_process), "--url names a server and --in-process omits it; choose one")
+        require(
+            not (self.urls and self.in_process),
+            f"{spelled('urls')} names a server and {spelled('in_process')} omits it; choose one",
+        )
         require(
             not (self.save_baseline and self.baseline),
-            "--save-baseline saves PyTorch's answers and needs --checkpoint",
+            f"{spelled('save_baseline')} saves PyTorch's answers and needs {spelled('checkpoint')}",
         )
         require(
             not self.bisect or self.checkpoint is not None,
-            "--bisect exports the checkpoint again and needs --checkpoint",
+            f"{spelled('bisect')} exports the checkpoint again and needs {spelled('checkpoint')}",
         )
 
     @property
@@ -126,14 +129,15 @@ def sources(pattern: str, annotations: Sequence[Annotation]) -> dict[str, str]:
     Raises:
         DferDeployError: the pattern is not a regular expression, has no group, or does not match a path.
     """
+    named = spelled("group_by", pattern)
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise SettingError(f"--group-by {pattern!r} is not a regular expression ({error})") from error
+        raise SettingError(f"{named} is not a regular expression ({error})") from error
     if not compiled.groups:
-        raise SettingError(f"--group-by {pattern!r} has no group; put what names the source in parentheses")
+        raise SettingError(f"{named} has no group; put what names the source in parentheses")
     found = {annotation.name: compiled.search(annotation.name) for annotation in annotations}
     for name, match in found.items():
         if match is None or match[1] is None:
-            raise SettingError(f"--group-by {pattern!r} finds no source in {name!r}; it must in every listed path")
+            raise SettingError(f"{named} finds no source in {name!r}; it must in every listed path")
     return {name: match[1] for name, match in found.items() if match is not None}

@@ -11,6 +11,7 @@ from dfer_deploy.bundles.blocks import checked_blocks
 from dfer_deploy.bundles.engine_records import EngineSet
 from dfer_deploy.bundles.engines import read_engines
 from dfer_deploy.errors import BundleError
+from dfer_deploy.plain_data import check_fields
 from dfer_deploy.specs import Contract, ModelSpec, Precision, contract_for, require
 
 MANIFEST_NAME = "manifest.json"
@@ -57,6 +58,7 @@ class ServingOptions:
     execution_provider: ExecutionProvider = "cuda"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(
             1 <= self.max_batch_size <= MAX_BATCH,
             f"the maximal batch is {self.max_batch_size}, expected 1 to {MAX_BATCH}",

@@ -118,7 +118,7 @@ def read_engine_builds(bundle: Path) -> EngineBuilds:
     """
     path = bundle / BUILDS_NAME
     if not path.is_file():
-        raise EngineError(f"{bundle} has no {BUILDS_NAME}, expected a bundle that export --target tensorrt wrote")
+        raise EngineError(f"{bundle} has no {BUILDS_NAME}, expected a bundle of the target 'tensorrt'")
     try:
         if path.stat().st_size > MAX_BUILDS_BYTES:
             raise ValueError(f"it has over {MAX_BUILDS_BYTES} bytes")

@@ -11,6 +11,7 @@ from typing import Any
 
 from dfer_deploy.errors import EngineError
 from dfer_deploy.hardware import Gpu
+from dfer_deploy.plain_data import check_fields
 
 OLDEST_TENSORRT = (10, 12)
 """The oldest supported version, the first whose strongly typed networks support the graphs."""
@@ -64,6 +65,7 @@ class BuildOptions:
     version_compatible: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.optimization_level <= 5:
             raise EngineError(f"the optimisation level is {self.optimization_level}, expected 0 to 5")
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MAX_WORKSPACE_BYTES:

@@ -16,7 +16,7 @@ from dfer_deploy import __version__
 from dfer_deploy.checkpoints.reference_checkpoint import is_reference_state, state_from_reference
 from dfer_deploy.checkpoints.safe_pickle import load_tensors
 from dfer_deploy.checkpoints.weight_file import is_torch_file
-from dfer_deploy.errors import CheckpointError
+from dfer_deploy.errors import CheckpointError, spelled
 from dfer_deploy.files import atomic_file
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.plain_data import spec_from_dict
@@ -104,7 +104,7 @@ def load_checkpoint(
         if prompt_position not in (None, checkpoint.spec.prompts.position):
             raise CheckpointError(
                 f"{path} says itself that its contexts stand at the {checkpoint.spec.prompts.position!r}, "
-                f"not the {prompt_position!r}; omit --prompt-position"
+                f"not the {prompt_position!r}; omit {spelled('prompt_position')}"
             )
         if class_names:
             prompts = replace(checkpoint.spec.prompts, class_names=tuple(class_names))

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
+from dfer_deploy.answers.clip_answers import Answer, StreamAnswer
+from dfer_deploy.answers.video_windows import Faces
 from dfer_deploy.client.blocking import Client, ClipBatch, OneClip
 from dfer_deploy.client.calls import Steps
 from dfer_deploy.client.connection import AsyncConnection
@@ -17,9 +19,8 @@ from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES,
 from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.clips.faces import DEFAULT_MARGIN
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.inference.answers import Answer, StreamAnswer
-from dfer_deploy.inference.video_windows import Faces
 from dfer_deploy.inference.windows import DEFAULT_STRIDE, Window
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import parse_url
 
@@ -34,6 +35,7 @@ class AsyncClient(ConnectedModel):
         ...     answers = await asyncio.gather(*(client.predict(clip) for clip in clips))
     """
 
+    @checked_arguments
     def __init__(
         self,
         url: str,

@@ -7,14 +7,15 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from dfer_deploy.answers.clip_answers import Answer, StreamAnswer
+from dfer_deploy.answers.video_windows import AnswersVideos
 from dfer_deploy.client.calls import Steps
 from dfer_deploy.client.connection import Connection
 from dfer_deploy.client.request_steps import ConnectedModel, EncodedImage, EncodedImages, ModelRequests
 from dfer_deploy.client.retry_policy import DEFAULT_DEADLINE_S, DEFAULT_RETRIES, RetryPolicy
 from dfer_deploy.client.streams import StreamRequests
 from dfer_deploy.clips.reading import Clip
-from dfer_deploy.inference.answers import Answer, StreamAnswer
-from dfer_deploy.inference.video_windows import AnswersVideos
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.triton.address import Address, parse_url
 
@@ -41,6 +42,7 @@ class Client(ConnectedModel, AnswersVideos):
         'happiness'
     """
 
+    @checked_arguments
     def __init__(
         self,
         url: str,
@@ -112,7 +114,9 @@ class Client(ConnectedModel, AnswersVideos):
             One answer, or a list of B answers for a batch.
 
         Raises:
-            DferDeployError: the clip has another shape or dtype, an image cannot be read, or the request fails.
+            ClipError: the clip has another shape or dtype, or an image cannot be read or decoded (here or by the
+                server).
+            CallError: the request fails.
         """
         return self.run(self._requests.answer(clip))
 
@@ -176,8 +180,10 @@ class Stream:
 
         Raises:
             IncompatibleServerError: the server's bundle was exported by another version of dfer-deploy.
-            DferDeployError: the deadline or the retries are used up, the frame has another shape or dtype, or the
-                stream is closed. The stream is unchanged: push the same frame again, or the next one.
+            ClipError: the frame has another shape or dtype, or the image cannot be read or decoded, here or by the
+                server. The stream is unchanged, as after the other errors.
+            DferDeployError: the deadline or the retries are used up, or the stream is closed. Push the same frame
+                again, or the next one.
         """
         return self._client.run(self._requests.push(frame))
 

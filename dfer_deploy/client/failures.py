@@ -1,4 +1,4 @@
-"""Translation of the client libraries' exceptions into ``CallError``: one sentence each, and whether to try again."""
+"""Translation of the client libraries' exceptions into errors of one sentence, which state whether to try again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tritonclient.utils import InferenceServerException
 
 from dfer_deploy.errors import (
     CallError,
+    ClipError,
     DeadlineExceededError,
     IncompatibleServerError,
     ModelNotFoundError,
@@ -28,12 +29,16 @@ _OTHER_STREAM = (
 _LOST = r"Stub process .* is not healthy|Failed to copy the output tensor|Failed to (obtain|acquire) the health mutex"
 """Matches what Triton's Python backend says of requests whose model stood still."""
 
+_REFUSED_IMAGE = r"\bimages\[\d+, \d+\] "
+"""Matches the beginning of the sentence with which a bundle's preprocessing refuses one encoded image
+(``triton_models/preprocess``). Triton's codes do not distinguish it from other refusals."""
+
 _CONNECTION_LIBRARIES = ("rapidjson", "aiohttp")
 """Modules whose exceptions mean a broken connection (aiohttp) or a response that is not Triton's (rapidjson)."""
 
 
 class Failures:
-    """Translates what the client libraries raise for one server into ``CallError``."""
+    """Translates what the client libraries raise for one server into ``CallError``, or ``ClipError`` for an image."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -44,7 +49,8 @@ class Failures:
         """Translate the errors of one request to the model ``what`` with a deadline of ``deadline_s`` seconds.
 
         Raises:
-            CallError: the request fails.
+            ClipError: the server cannot use one of the encoded images.
+            CallError: the request fails for another reason.
         """
         try:
             yield
@@ -64,7 +70,7 @@ class Failures:
         else:
             self._answered = True
 
-    def _refusal(self, model: str, status: str, message: str, deadline_s: float) -> CallError:
+    def _refusal(self, model: str, status: str, message: str, deadline_s: float) -> CallError | ClipError:
         text = message.splitlines()[0].removeprefix("[request id: <id_unknown>] ") if message else status
         # After a wrong shape, Triton appends a long note about the batch dimension.
         text = text.split(" NOTE: ")[0].rstrip(".")
@@ -89,6 +95,8 @@ class Failures:
             "UNAVAILABLE" in status or "CANCELLED" in status or status in ("502", "503")
         ) and "restricted" not in message:
             return self._unreachable(text)
+        if re.search(_REFUSED_IMAGE, text):
+            return ClipError(f"the server at {self._address} refused the request to {model!r}: {text}")
         return RequestRefusedError(f"the server at {self._address} refused the request to {model!r}: {text}")
 
     def _unreachable(self, detail: str) -> CallError:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.answers.clip_answers import Answer, answer_from
 from dfer_deploy.client.calls import Infer, ListModels, ReadConfig, Steps, bytes_array
 from dfer_deploy.client.receipts import Receipts
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy, RetryState
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_receipts, served_stream
 from dfer_deploy.clips.sampling import sample_indices
 from dfer_deploy.errors import CallError, ClipError, DferDeployError, IncompatibleServerError, ModelNotFoundError
-from dfer_deploy.inference.answers import Answer, answer_from
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.specs import MAX_IMAGE_BYTES
 from dfer_deploy.triton.address import Address

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.answers.clip_answers import StreamAnswer, stream_answer_from
 from dfer_deploy.client.calls import Infer, Steps, bytes_array
 from dfer_deploy.client.request_steps import EncodedImage, ModelRequests, image_bytes
 from dfer_deploy.client.retry_policy import RetryState
 from dfer_deploy.client.served_model import ServedStream
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.errors import CallError, ClipError, MixedServersError, SettingError
-from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32
 
 Image = npt.NDArray[np.uint8] | bytes

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from dfer_deploy.clips.reading import frame_paths
 from dfer_deploy.console import warn
-from dfer_deploy.errors import ClipError
+from dfer_deploy.errors import ClipError, spelled
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def _relocation(names: list[str], list_file: Path, data_root: str | None) -> _Re
     old, separator, new = (data_root, "", "") if Path(data_root).is_dir() else data_root.partition("=")
     root = Path(new if separator else data_root)
     if not root.is_dir():
-        raise ClipError(f"--data-root {str(root)!r} is not a folder; expected the folder that holds the clips")
+        raise ClipError(
+            f"{spelled('data_root')} is {str(root)!r}, which is not a folder; expected the folder that holds the clips"
+        )
     if separator:
         if not any(PurePath(name).is_relative_to(old) for name in names):
             raise ClipError(f"no path of {list_file} starts with {old!r} (the first is {names[0]!r}); correct it")
@@ -118,6 +120,6 @@ def _relocation(names: list[str], list_file: Path, data_root: str | None) -> _Re
         if root.joinpath(*first.parts[dropped:]).exists() and not (dropped == 0 and first.is_absolute()):
             return _Relocation(PurePath(*first.parts[:dropped]), root)
     raise ClipError(
-        f"--data-root {data_root!r} holds no part of {names[0]!r} (the first clip of {list_file}); "
-        f"give OLD{os.sep}PREFIX=NEW{os.sep}PREFIX to say what replaces what"
+        f"{spelled('data_root')} is {data_root!r}, which holds no part of {names[0]!r} (the first clip of "
+        f"{list_file}); give OLD{os.sep}PREFIX=NEW{os.sep}PREFIX to say what replaces what"
     )

@@ -17,6 +17,7 @@ from dfer_deploy.clips.timed import MAX_INTERVAL_S, MIN_INTERVAL_S
 from dfer_deploy.commands.options import class_names_option, json_option, names_of, prompt_position_option
 from dfer_deploy.commands.serving_options import serving_options
 from dfer_deploy.console import stdout, table
+from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.files import refuse_to_replace_input, write_json
 from dfer_deploy.specs import ModelSpec, Precision, PromptPosition
 
@@ -72,8 +73,6 @@ def export(
     json_file: Path | None,
 ) -> None:
     """Turn CHECKPOINT into a bundle: two checked ONNX graphs, a Triton model repository and a manifest."""
-    from dfer_deploy.export.pipeline import ExportOptions
-
     if json_file:
         refuse_to_replace_input(json_file, [checkpoint])
     options = ExportOptions(

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -78,23 +79,12 @@ def propose_serving(
     Raises:
         DferDeployError: there are too few rounds, or the bundle cannot be served on this machine.
     """
-    from dfer_deploy.export.configure import configure_bundle, temporary_bundle
-
     require(rounds >= _MIN_ROUNDS, f"--rounds is {rounds}, --propose needs {_MIN_ROUNDS} to see how they differ")
     target, current = bundle.manifest.target, bundle.manifest.serving
     context = click.get_current_context()
     if target != "embedded" and context.get_parameter_source("concurrencies") is ParameterSource.DEFAULT:
         concurrencies = LOADS_OF_A_GPU
-    # Check the bundle, not its copy, so that the message names a path that remains.
-    installation = installation_for(bundle, host_code_allowed=host_code_allowed)
-    with _sigterm_like_ctrl_c(), temporary_bundle(bundle) as copy, progress_bar() as bar:
-
-        @contextlib.contextmanager
-        def serve(serving: ServingOptions) -> Iterator[str]:
-            configured, _ = configure_bundle(copy, serving)
-            with served_bundle(configured, installation, quiet=True) as endpoints:
-                yield endpoints.grpc_url
-
+    with _sigterm_like_ctrl_c(), _served_copy(bundle, host_code_allowed) as serve, progress_bar() as bar:
         task = bar.add_task("start", total=rounds * len(concurrencies) * _USUAL_CANDIDATES)
         trials = Trials(serve, triton_environment(), bundle.contract, clips, concurrencies, rounds, bar, task)
         trials.calibrate(current, requests)
@@ -110,18 +100,43 @@ def propose_serving(
     for stage in result.stages:
         _print_stage(stage)
     _print_proposal(result, current, commands, p99_ms)
-    few = min(trials.requests.values()) < REQUESTS_FOR_P99
-    stdout.print(
-        f"{machine()}; requests in each measurement: "
-        + ", ".join(f"{count} with {concurrency} in flight" for concurrency, count in trials.requests.items())
-        + ("; of fewer than 100 the 99th percentile is about the slowest" if few else ""),
-        markup=False,
-    )
+    _print_requests(trials.requests)
     if json_file:
         content = dataclasses.asdict(result) | {"machine": machine(), "requests": trials.requests, "commands": commands}
         write_json(json_file, content | {"p99_budget_ms": p99_ms})
     if not result.within_budget:
         context.exit(int(ExitCode.GATE_FAILED))
+
+
+@contextlib.contextmanager
+def _served_copy(
+    bundle: Bundle, host_code_allowed: bool
+) -> Iterator[Callable[[ServingOptions], AbstractContextManager[str]]]:
+    """Yield a function that serves a copy of the bundle with other options, as a context with the server's address."""
+    from dfer_deploy.export.configure import configure_bundle, temporary_bundle
+
+    # Check the bundle, not its copy, so that the message names a path that remains.
+    installation = installation_for(bundle, host_code_allowed=host_code_allowed)
+    with temporary_bundle(bundle) as copy:
+
+        @contextlib.contextmanager
+        def serve(serving: ServingOptions) -> Iterator[str]:
+            configured, _ = configure_bundle(copy, serving)
+            with served_bundle(configured, installation, quiet=True) as endpoints:
+                yield endpoints.grpc_url
+
+        yield serve
+
+
+def _print_requests(requests: Mapping[int, int]) -> None:
+    """Print the number of requests in each measurement, by requests in flight."""
+    few = min(requests.values()) < REQUESTS_FOR_P99
+    stdout.print(
+        f"{machine()}; requests in each measurement: "
+        + ", ".join(f"{count} with {concurrency} in flight" for concurrency, count in requests.items())
+        + ("; of fewer than 100 the 99th percentile is about the slowest" if few else ""),
+        markup=False,
+    )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from types import TracebackType
 import click
 from rich.live import Live
 
+from dfer_deploy.answers.in_process_stream import FrameStream, InProcessStream
 from dfer_deploy.api.predict_inputs import open_face_detector
 from dfer_deploy.clips.faces import DETECTORS
 from dfer_deploy.commands.answering import Asked, answering_options
@@ -21,7 +22,6 @@ from dfer_deploy.commands.options import frame_interval_option, margin_option
 from dfer_deploy.console import stdout, table, warn
 from dfer_deploy.errors import DferDeployError
 from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
-from dfer_deploy.inference.in_process_stream import FrameStream, InProcessStream
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, WHOLE
 from dfer_deploy.live.overlay_window import OverlayWindow
 from dfer_deploy.live.session import FaceAnswer, LiveSession

@@ -18,6 +18,8 @@ MAX_FLIPS = 20
 def print_verification(result: VerificationResult, bundle: Path) -> None:
     """Print tables of the scores, the decision and the changed answers; then failures, open questions and the outcome.
 
+    A bisection takes minutes and follows later; see ``print_bisection``.
+
     Args:
         result: the result of the verification.
         bundle: the bundle's folder, for a title.
@@ -45,8 +47,6 @@ def print_verification(result: VerificationResult, bundle: Path) -> None:
     stdout.print(f"{word[result.exit_code]} {which}")
     if result.localisation is not None:
         print_blocks(bundle, result.localisation)
-    if result.bisection is not None:
-        print_bisection(result.bisection)
     for what, reason in result.left_out.items():
         stdout.print(f"not verified: {what}, since {reason}", markup=False)
 

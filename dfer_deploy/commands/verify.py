@@ -17,7 +17,7 @@ from dfer_deploy.commands.options import (
     json_option,
     runtime_option,
 )
-from dfer_deploy.commands.verification import print_verification
+from dfer_deploy.commands.verification import print_bisection, print_verification
 from dfer_deploy.console import stdout
 from dfer_deploy.files import check_outputs, write_json
 from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
@@ -116,8 +116,9 @@ def verify(
     saved = Path(asked.save_baseline) if asked.save_baseline else None
     outputs = {"--json": json_file, "--report": report_file, "--save-baseline": saved}
     check_outputs(outputs, [*asked.files, *lists, *paths.values()], bundle)
-    result = verify_bundle(opened, clips, asked)
-    print_verification(result, bundle)
+    result = verify_bundle(opened, clips, asked, compared=lambda found: print_verification(found, bundle))
+    if result.bisection is not None:
+        print_bisection(result.bisection)
     if asked.save_baseline:
         stdout.print(f"saved PyTorch's answers to {asked.save_baseline}", markup=False)
     if json_file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
@@ -24,6 +25,9 @@ _ROOM_TO_GROW = 1.15
 
 _AROUND_NAMES = "0123456789.: "
 """Characters of the titles."""
+
+_OWN_PICTURE = 640
+"""The size in pixels of the picture whose text an answer's own picture has."""
 
 _MIN_TEXT, _LINES_IN_A_PICTURE = 11, 32
 """The smallest text in pixels, and the number of text lines that fit on a picture's shorter side."""
@@ -124,6 +128,20 @@ class Overlay:
         best = int(probabilities.argmax())
         title = f"{self.labels[best]} {probabilities[best]:.2f}"
         return title if track == WHOLE else f"{track}: {title}"
+
+
+def answer_picture(labels: Sequence[str], probabilities: Float32) -> Image.Image:
+    """Draw the panel of one answer as an RGB picture of its own: the most probable class, and a bar for every class.
+
+    Args:
+        labels: C class names.
+        probabilities: float32 [C].
+    """
+    overlay = Overlay(labels, (_OWN_PICTURE, _OWN_PICTURE))
+    width, height = overlay._panel
+    picture = Image.new("RGB", (math.ceil(width) + 2 * _GAP, math.ceil(height) + 1), "black")
+    overlay.draw(picture, {}, {WHOLE: probabilities})
+    return picture
 
 
 def _colour(track: int) -> str:

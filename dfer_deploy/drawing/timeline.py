@@ -8,6 +8,7 @@ windows are drawn as bands, because curves would overlap too much. A band is dar
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,13 +74,26 @@ class Curves:
 def write_timeline(
     path: Path, recording: Recording, number: int, title: str, *, interval_s: float, end_s: float
 ) -> bool:
-    """Draw the twelve longest tracks of an input as a PNG, each with at most 400 points.
+    """Write the picture of ``timeline_png`` to a file, atomically; its folder must exist.
+
+    Returns:
+        False if no window of the input has a time; then nothing is written.
+    """
+    png = timeline_png(recording, number, title, interval_s=interval_s, end_s=end_s)
+    if png is None:
+        return False
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(png)
+    return True
+
+
+def timeline_png(recording: Recording, number: int, title: str, *, interval_s: float, end_s: float) -> bytes | None:
+    """Draw the twelve longest tracks of an input, each with at most 400 points.
 
     A window's answer is drawn at the middle of the window. The first answer extends to the start of its window, and the
     last one to the end of its window, as in the annotated video.
 
     Args:
-        path: file to write, atomically; its folder must exist.
         recording: recording of the windows.
         number: number of the input in the recording.
         title: title above the panels.
@@ -87,14 +101,14 @@ def write_timeline(
         end_s: end of the video in seconds, so that the picture also shows times without a face.
 
     Returns:
-        False if no window of the input has a time; then nothing is written.
+        The bytes of a PNG; None if no window of the input has a time.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tracks, count = _longest(recording.tracks(number))
     if not tracks:
-        return False
+        return None
     if count > len(tracks):
         title = f"{title} ({len(tracks)} of {count} tracks, the longest)"
     with _fonts_for("".join([title, *recording.labels])):
@@ -102,9 +116,9 @@ def write_timeline(
         FigureCanvasAgg(figure)
         _draw_tracks(figure, recording, number, tracks, interval_s, end_s)
         figure.suptitle(title, parse_math=False)
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
-    return True
+        png = io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
 def averaged(windows: Iterable[Window], count: int, points: int) -> Curves:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dfer_deploy.answers.clip_answers import StreamAnswer
 from dfer_deploy.clips.faces import Box
 from dfer_deploy.clips.faces import Image as Pixels
 from dfer_deploy.drawing.overlay import Edges, Overlay
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer
 
 MAX_SIDE = 960

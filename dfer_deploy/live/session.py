@@ -11,11 +11,11 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
+from dfer_deploy.answers.clip_answers import StreamAnswer
+from dfer_deploy.answers.in_process_stream import FrameStream
 from dfer_deploy.clips.faces import Box, FaceDetector, face_crop
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.clips.tracks import HOLD_S, FaceTracker
-from dfer_deploy.inference.answers import StreamAnswer
-from dfer_deploy.inference.in_process_stream import FrameStream
 from dfer_deploy.inference.windows import WHOLE, check_following
 from dfer_deploy.live.sources import LiveFrame
 from dfer_deploy.specs import MAX_FRAMES

@@ -105,18 +105,20 @@ def measure(
                 bar.advance(task)
     return Measurements(
         requests=requests or 0,
-        in_process=tuple(
-            InProcess(
-                name,
-                tuple(len(times) / sum(times) for times in rounds_of),
-                tuple(1000 * seconds for times in rounds_of for seconds in times),
-            )
-            for name, rounds_of in local.items()
-        ),
+        in_process=tuple(_in_process(name, latencies_s) for name, latencies_s in local.items()),
         served=tuple(
             Served(f"{server.model if server else ''} served, {concurrency} in flight", concurrency, tuple(results))
             for concurrency, results in loads.items()
         ),
+    )
+
+
+def _in_process(name: str, latencies_s: Sequence[Sequence[float]]) -> InProcess:
+    """Return the measurements of one predictor from its latencies in seconds, by round."""
+    return InProcess(
+        name,
+        tuple(len(times) / sum(times) for times in latencies_s),
+        tuple(1000 * seconds for times in latencies_s for seconds in times),
     )
 
 

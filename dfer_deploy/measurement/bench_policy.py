@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
+from dfer_deploy.errors import spelled
 from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, BenchResult, counted
 from dfer_deploy.specs import require
 from dfer_deploy.verification.verify_policy import require_limits
@@ -52,16 +53,17 @@ class BenchPolicy:
         require(
             self.p99_ms is None or requests is None or counted(requests, self.concurrency) >= REQUESTS_FOR_P99,
             f"the policy limits p99_ms, and of {requests} requests the 99th percentile is the largest latency; give "
-            f"--requests {REQUESTS_FOR_P99} or more, or omit it",
+            f"{spelled('requests', REQUESTS_FOR_P99)} or more, or omit it",
         )
         require(
             served or (self.p99_ms is None and self.throughput is None),
-            "the policy limits what is served, and no server is measured; omit --runtime or add --runtime triton",
+            f"the policy limits what is served, and no server is measured; omit "
+            f"{spelled('runtimes')} or add {spelled('runtimes', ('triton',))}",
         )
         require(
             (served and memory) or self.memory_mb is None,
-            "the policy limits memory_mb, which is measured only of an embedded server that bench itself starts; leave "
-            "--url away, or take the limit out of the policy",
+            "the policy limits memory_mb, which is measured only of an embedded server that bench itself starts; "
+            f"omit {spelled('url')}, or take the limit out of the policy",
         )
 
     def failures(self, result: BenchResult) -> list[str]:

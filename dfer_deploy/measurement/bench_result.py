@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfer_deploy.errors import DferDeployError, ExitCode, ResultError
+from dfer_deploy.errors import DferDeployError, ExitCode, ResultError, spelled
 from dfer_deploy.plain_data import json_values, result_from_json
 from dfer_deploy.specs import require
 from dfer_deploy.triton.perf_analyzer import LoadResult
@@ -156,8 +156,8 @@ class Regression:
         first = self.contestants[0]
         return (
             *(
-                f"{name} of the older run was not measured; measure with the same --concurrency, --runtime, "
-                "--checkpoint and name of the bundle"
+                f"{name} of the older run was not measured; measure with the same {spelled('concurrencies')}, "
+                f"{spelled('runtimes')}, {spelled('checkpoint')} and name of the bundle"
                 for name in self.missing
             ),
             *(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dfer_deploy.bundles.bundle import MAX_BATCH, ServingOptions, Target
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.measurement.bench_result import Spread, ratio
 from dfer_deploy.measurement.trials import Candidate, Load
 
@@ -157,7 +157,7 @@ def choose(candidates: Sequence[Candidate], p99_ms: float | None) -> tuple[int, 
     if not candidates[0].loads:
         raise DferDeployError(
             f"the simplest configuration could not be measured ({candidates[0].failure}), so nothing can be compared "
-            "with it; try again when the machine is quieter, or with more --rounds"
+            f"with it; try again when the machine is quieter, or with more {spelled('rounds')}"
         )
     served = [index for index, candidate in enumerate(candidates) if candidate.loads]
     points = {index: point for index in served if (point := operating_point(candidates[index], p99_ms))}

@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfer_deploy.errors import DferDeployError, ResultError
+from dfer_deploy.errors import DferDeployError, ResultError, spelled
 from dfer_deploy.files import read_json
 from dfer_deploy.measurement.bench_result import BenchResult, Change, ContestantChange, Regression, Subject
 
@@ -76,7 +76,7 @@ def check_comparable(old: BenchResult, *, machine: str, rounds: int) -> None:
         if count < MIN_ROUNDS:
             raise ResultError(
                 f"{what} has {count} round(s), expected at least {MIN_ROUNDS}: the rounds are what tells the noise; "
-                f"measure with --rounds {MIN_ROUNDS} or more"
+                f"measure with {spelled('rounds', MIN_ROUNDS)} or more"
             )
 
 
@@ -90,7 +90,7 @@ def check_first(old: BenchResult, first: str) -> None:
     if first not in older:
         raise ResultError(
             f"the older run did not measure {first!r}, which is the measure of everything else; it has "
-            f"{', '.join(older)}: measure the same runtimes, or keep a new run with --json"
+            f"{', '.join(older)}: measure the same runtimes, or compare with a new run"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.compatibility import gpu_mismatch, tensorrt_mismatch
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError, missing_extra
+from dfer_deploy.errors import DferDeployError, missing_extra, spelled
 from dfer_deploy.hardware import Gpu, ask_cuda_driver
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor, has_cuda_provider, open_session
 from dfer_deploy.runtimes.predictor import Predictor
@@ -103,7 +103,8 @@ def tensorrt_obstacle(bundle: Bundle, *, host_code_allowed: bool = False) -> str
     if not ask_cuda_driver().gpus:
         return "this machine has no NVIDIA GPU"
     if built.builder.version_compatible and not host_code_allowed:
-        return "the engines are version-compatible and carry code; allow it with --allow-host-code if you built them"
+        allowed = spelled("allow_host_code", True)
+        return f"the engines are version-compatible and carry code; allow it with {allowed} if you built them"
     try:
         import torch
 

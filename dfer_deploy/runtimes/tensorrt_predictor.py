@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import RuntimeUnavailableError
+from dfer_deploy.errors import RuntimeUnavailableError, spelled
 from dfer_deploy.runtimes.engine_tensors import pieces
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, import_tensorrt
@@ -73,7 +73,7 @@ class TensorRtPredictor:
         if bundle.manifest.target != "tensorrt":
             raise RuntimeUnavailableError(
                 f"{bundle.path} is for the target {bundle.manifest.target!r} and has no TensorRT engines; export with "
-                "--target tensorrt"
+                f"{spelled('target', 'tensorrt')}"
             )
         built = bundle.engines
         if built is None:
@@ -84,7 +84,7 @@ class TensorRtPredictor:
         if built.builder.version_compatible and not host_code_allowed:
             raise RuntimeUnavailableError(
                 f"the engines of {bundle.path} are version-compatible, so loading them executes code that they carry; "
-                "allow it with --allow-host-code if you built them"
+                f"allow it with {spelled('allow_host_code', True)} if you built them"
             )
         encoder, head = (
             bundle.path / built.engines[graph.name].plan

@@ -98,6 +98,33 @@ def measure_load(
         DferDeployError: an argument is out of range, the server does not answer or refuses the clips, or a level takes
             too long.
     """
+    _check_load(clips, concurrencies, batch)
+    address = parse_url(url)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
+        data = Path(name) / "clips.json"
+        _write_input_data(data, clips)
+        of_all_levels = [
+            str(environment.perf_analyzer),
+            *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", str(batch)),
+            f"--shared-memory={'system' if shared_memory else 'none'}",
+            f"--input-data={data}",
+            "--measurement-mode=count_windows",
+            f"--measurement-request-count={-(-requests // _WINDOWS)}",
+            f"--stability-percentage={_ANY_DIFFERENCE_PERCENT}",
+            f"--max-trials={_WINDOWS}",
+        ]
+        for concurrency in concurrencies:
+            report = Path(name) / f"{concurrency}.csv"
+            before = queued(url, model)
+            command = [*of_all_levels, "-f", str(report), f"--concurrency-range={concurrency}"]
+            _run(command, environment, concurrency, timeout_s)
+            waited = queued(url, model) - before
+            results.append(_reported(report, concurrency, waited["ns"] / max(1, waited["requests"]) / 1e6))
+    return tuple(results)
+
+
+def _check_load(clips: Frames, concurrencies: Sequence[int], batch: int) -> None:
     if clips.dtype != np.uint8 or clips.ndim != 5 or len(clips) == 0:
         raise ServerError(f"clips are {clips.dtype} {list(clips.shape)}, expected uint8 [N, T, H, W, 3] with N ≥ 1")
     for concurrency in concurrencies:
@@ -105,35 +132,16 @@ def measure_load(
             raise ServerError(f"the concurrency {concurrency} is too small, expected at least 1")
     if batch < 1:
         raise ServerError(f"the batch {batch} is too small, expected at least 1")
-    address = parse_url(url)
-    results = []
-    with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
-        data = Path(name) / "clips.json"
-        _write_input_data(data, clips)
-        for concurrency in concurrencies:
-            report = Path(name) / f"{concurrency}.csv"
-            command = [
-                str(environment.perf_analyzer),
-                *("-m", model, "-u", address.netloc, "-i", address.scheme, "-b", str(batch), "-f", str(report)),
-                f"--shared-memory={'system' if shared_memory else 'none'}",
-                f"--input-data={data}",
-                f"--concurrency-range={concurrency}",
-                "--measurement-mode=count_windows",
-                f"--measurement-request-count={-(-requests // _WINDOWS)}",
-                f"--stability-percentage={_ANY_DIFFERENCE_PERCENT}",
-                f"--max-trials={_WINDOWS}",
-            ]
-            before = queued(url, model)
-            _run(command, environment, concurrency, timeout_s)
-            waited = queued(url, model) - before
-            rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
-            if concurrency not in rows:
-                raise ServerError(
-                    f"perf_analyzer reported nothing for concurrency {concurrency}; measure it again with more requests"
-                )
-            queue_ms = waited["ns"] / max(1, waited["requests"]) / 1e6
-            results.append(replace(rows[concurrency], queue_ms=queue_ms))
-    return tuple(results)
+
+
+def _reported(report: Path, concurrency: int, queue_ms: float) -> LoadResult:
+    """Return the result of one level of load from perf_analyzer's report, with the mean time in the queue."""
+    rows = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
+    if concurrency not in rows:
+        raise ServerError(
+            f"perf_analyzer reported nothing for concurrency {concurrency}; measure it again with more requests"
+        )
+    return replace(rows[concurrency], queue_ms=queue_ms)
 
 
 def parse_report(text: str) -> dict[int, LoadResult]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.errors import spelled
 from dfer_deploy.plain_data import json_values
 from dfer_deploy.specs import require
 
@@ -114,7 +115,8 @@ def pooled(parts: Sequence[ComparedAnswers], candidate: str) -> ComparedAnswers:
         )
         require(
             (other.groups is None) == (first.groups is None),
-            "one of the pooled verifications has groups and another has none; give --group-by to all or to none",
+            f"one of the pooled verifications has groups and another has none; give "
+            f"{spelled('group_by')} to all or to none",
         )
     names: set[str] = set()
     frames: dict[str, str] = {}

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from dfer_deploy.answers.clip_answers import Answer
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.inference.answers import Answer
 from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.specs import MAX_FRAMES, Contract

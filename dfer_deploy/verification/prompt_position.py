@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dfer_deploy.errors import spelled
 from dfer_deploy.runtimes.predictor import Float32
 from dfer_deploy.specs import PromptPosition
 
@@ -51,10 +52,11 @@ class ReadingCheck:
             return f"{stated} at the {self.position}: reproduced{doubt}"
         if self.reproducing:
             names = " or ".join(self.reproducing)
-            return f"{stated} at the {self.position}, but {names} reproduces it: export with --prompt-position {names}"
+            options = " or ".join(spelled("prompt_position", name) for name in self.reproducing)
+            return f"{stated} at the {self.position}, but {names} reproduces it: export with {options}"
         return (
             f"{stated} at the {self.position}, and that is not reproduced: are class order, clips and frames those "
-            "of its own test list? (--other-list if this is another list)"
+            f"of its own test list? ({spelled('own_test_list', False)} if this is another list)"
         )
 
 

@@ -185,23 +185,26 @@ def equivalence(
         bounds = _bootstrap(gained.astype(np.float64) - lost, weights, labels, unit, seed)
         war, uar = (_wider(exact, *bound) for exact, bound in zip((war, uar), bounds, strict=True))
     delta_war, delta_uar = (100 * (gain.share - loss.share) for loss, gain in changes)
-    count_lost, count_gained = int(lost.sum()), int(gained.sum())
-    discordant = count_lost + count_gained
     verdict = _verdict((uar, war), margin)
     return Equivalence(
         verdict=verdict,
         margin=margin,
         clips=len(labels),
         groups=None if groups is None else len(set(groups)),
-        lost=count_lost,
-        gained=count_gained,
-        mcnemar_p=float(_scipy_stats().binomtest(count_lost, discordant, 0.5).pvalue) if discordant else 1.0,
+        lost=int(lost.sum()),
+        gained=int(gained.sum()),
+        mcnemar_p=_mcnemar_p(int(lost.sum()), int(gained.sum())),
         delta_uar=delta_uar,
         delta_war=delta_war,
         interval_uar=uar,
         interval_war=war,
         needed=_needed(changes, (war, uar), len(labels), margin) if verdict == "undecided" else None,
     )
+
+
+def _mcnemar_p(lost: int, gained: int) -> float:
+    """Return the p-value of McNemar's exact test that as many answers are lost as gained; 1 without changes."""
+    return float(_scipy_stats().binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
 
 
 def _units(clips: int, groups: Sequence[str] | None) -> Int64:

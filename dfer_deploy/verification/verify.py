@@ -16,7 +16,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips, in_batches
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import progress, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.metrics import Int64
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import ModelSpec, Precision, require
@@ -113,6 +113,41 @@ class ShownClips:
         return failures
 
 
+def _ask_all(
+    predictors: Sequence[Predictor],
+    collected: Mapping[str, Collected],
+    same_graphs: Sequence[str],
+    frames: Frames,
+    expected: tuple[Float32, Float32],
+) -> None:
+    """Collect every predictor's answers to a batch, and the differences between those that run the same graphs."""
+    first: Float32 | None = None
+    for predictor in predictors:
+        found = collected[predictor.name]
+        logits = found.ask(predictor, frames, *expected)
+        if predictor.name in same_graphs:
+            first = logits if first is None else first
+            found.same_graphs = max(found.same_graphs, largest(logits - first))
+
+
+def _compared_answers(
+    class_names: tuple[str, ...],
+    read: _Reading,
+    collected: Mapping[str, Collected],
+    groups: Mapping[str, str] | None,
+) -> ComparedAnswers:
+    names = tuple(annotation.name for annotation in read.annotations)
+    return ComparedAnswers(
+        class_names=class_names,
+        clips=names,
+        clip_hashes=tuple(read.hashes),
+        groups=None if groups is None else tuple(groups[name] for name in names),
+        labels=np.array([annotation.label for annotation in read.annotations], dtype=np.int64),
+        reference=_answers(read.logits),
+        candidates={name: _answers(found.logits) for name, found in collected.items()},
+    )
+
+
 def show_clips(
     class_names: tuple[str, ...],
     truth: Truth,
@@ -147,35 +182,21 @@ def show_clips(
     collected = {predictor.name: Collected(predictor.name) for predictor in predictors}
     for batch in in_batches(progress(clips, "verify", total=len(clips)), batch_size):
         frames = np.stack([clip for _, clip in batch])
-        true_features, true_logits = read.add(truth, [annotation for annotation, _ in batch], frames)
-        first: Float32 | None = None
-        for predictor in predictors:
-            found = collected[predictor.name]
-            logits = found.ask(predictor, frames, true_features, true_logits)
-            if predictor.name in same_graphs:
-                first = logits if first is None else first
-                found.same_graphs = max(found.same_graphs, largest(logits - first))
+        expected_answer = read.add(truth, [annotation for annotation, _ in batch], frames)
+        _ask_all(predictors, collected, same_graphs, frames, expected_answer)
     clips.warn_about_unreadable()
     if not read.annotations:
-        raise DferDeployError(f"none of the {len(clips)} clips could be read; are --data and --data-root right?")
+        raise DferDeployError(
+            f"none of the {len(clips)} clips could be read; are {spelled('data')} and {spelled('data_root')} right?"
+        )
     few = np.stack([clip for _, clip in read.first])
     features, expected = np.concatenate(read.features), np.concatenate(read.logits)
     for predictor in predictors:
         collected[predictor.name].errors = _errors(predictor, few, features, expected, batch_size)
-    labels = np.array([annotation.label for annotation in read.annotations], dtype=np.int64)
-    names = tuple(annotation.name for annotation in read.annotations)
-    lost = {annotation.label for annotation in clips.annotations} - set(labels.tolist())
+    lost = {annotation.label for annotation in clips.annotations} - {found.label for found in read.annotations}
     return ShownClips(
         truth=truth.name,
-        answers=ComparedAnswers(
-            class_names=class_names,
-            clips=names,
-            clip_hashes=tuple(read.hashes),
-            groups=None if groups is None else tuple(groups[name] for name in names),
-            labels=labels,
-            reference=_answers([expected]),
-            candidates={name: _answers(found.logits) for name, found in collected.items()},
-        ),
+        answers=_compared_answers(class_names, read, collected, groups),
         frame_features=features,
         logits=expected,
         collected=collected,

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from dfer_deploy.errors import spelled
 from dfer_deploy.runtimes.available import Runtime
 from dfer_deploy.specs import require
 from dfer_deploy.verification.bounds import MAX_LOGIT_ERROR, MAX_POINTS
@@ -79,8 +80,9 @@ class VerifyPolicy:
             reasons = "".join(f" ({reason})" for reason in left_out)
             require(
                 name in compared,
-                f"the policy requires {name}, but only {', '.join(compared)} would be compared{reasons}; leave "
-                "--in-process and --runtime away, run it where that can be, or take it out of the policy",
+                f"the policy requires {name}, but only {', '.join(compared)} would be compared{reasons}; omit "
+                f"{spelled('in_process')} and {spelled('runtimes')}, run it where that can be, or take it out of "
+                "the policy",
             )
 
     def limits(self, default: Limits) -> Limits:

@@ -38,6 +38,8 @@ def test_the_command_that_bisect_prints_mends_the_export(
     assert report["localisation"]["where"] == "no block alone leaves its tolerance"
     assert report["localisation"]["suspect"] is None
     assert "blocks: all 6 are within their tolerance on 3 clips" in result.output
+    # What was compared is printed before the bisection, which takes minutes.
+    assert result.output.index("too few clips to decide on 12 clips") < result.output.index("export 1, in fp32: none")
     found = report["bisection"]
     assert found["keep_fp32"] == ["encoder.1"]
     assert [bool(trial["failures"]) for trial in found["trials"]] == [True, False, False]

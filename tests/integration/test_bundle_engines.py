@@ -23,7 +23,8 @@ from dfer_deploy.bundles.engine_records import SIDECAR, BuildOptions, Profile
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.errors import ConfigurationError, EngineError
 from dfer_deploy.export.bundle_engines import build_bundle, builder_module
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.export.standalone import build_engines_source
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.runtimes.available import tensorrt_obstacle
@@ -196,9 +197,7 @@ def test_what_cannot_be_built_is_told_before(bundle: Path, tensorrt: Any, own_ch
     with pytest.raises(EngineError, match="is not the graph that was exported"):
         build_bundle(trt, bundle, OPTIONS, report=_silent)
     embedded, _ = export_to_folder(own_checkpoint, tmp_path / "embedded", ExportOptions("embedded"))
-    with pytest.raises(
-        EngineError, match=r"has no build_engines\.json, expected a bundle that export --target tensorrt wrote"
-    ):
+    with pytest.raises(EngineError, match=r"has no build_engines\.json, expected a bundle of the target 'tensorrt'"):
         build_bundle(trt, embedded.path, OPTIONS, report=_silent)
     with pytest.raises(EngineError, match=r"has no build_engines\.json"):
         build_bundle(trt, tmp_path, OPTIONS, report=_silent)

@@ -19,7 +19,8 @@ from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.errors import ExitCode
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import Precision
 from dfer_deploy.verification import ensembles

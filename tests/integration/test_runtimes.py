@@ -14,7 +14,8 @@ from dfer_deploy.hardware import ask_cuda_driver
 @pytest.fixture(scope="module")
 def engineless(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """For the target tensorrt, not built."""
-    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+    from dfer_deploy.export.export_options import ExportOptions
+    from dfer_deploy.export.pipeline import export_to_folder
 
     options = ExportOptions("tensorrt", ServingOptions(max_batch_size=8))
     return export_to_folder(own_checkpoint, tmp_path_factory.mktemp("engineless") / "tiny", options)[0]

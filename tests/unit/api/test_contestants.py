@@ -19,7 +19,7 @@ def test_a_choice_is_taken_as_it_is(bundle: Bundle) -> None:
 
 
 def test_contradictions_are_told(bundle: Bundle) -> None:
-    with pytest.raises(SettingError, match="add --runtime triton"):
+    with pytest.raises(SettingError, match="url names a server, but runtimes omits it"):
         choose_contestants(bundle, ("tensorrt",), url="grpc://127.0.0.1:8001")
     with pytest.raises(SettingError, match="choose one"):
         choose_contestants(bundle, ("triton",), in_process=True)

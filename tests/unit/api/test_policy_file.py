@@ -66,7 +66,7 @@ def test_each_limit_of_a_policy_replaces_its_own() -> None:
 def test_what_a_policy_requires_must_not_be_left_out(tmp_path: Path) -> None:
     required = policy(tmp_path, '[verify]\nrequire = ["tensorrt", "triton"]\n').verify
     required.check_compared(("onnxruntime-cuda", "tensorrt", "triton"), ())
-    message = r"requires tensorrt, but only onnxruntime-cpu would be compared \(the engines are not built\); leave"
+    message = r"requires tensorrt, but only onnxruntime-cpu would be compared \(the engines are not built\); omit"
     with pytest.raises(SettingError, match=message):
         required.check_compared(("onnxruntime-cpu",), ("the engines are not built",))
     with pytest.raises(SettingError, match="expected one of onnxruntime-cpu, onnxruntime-cuda, tensorrt, triton"):

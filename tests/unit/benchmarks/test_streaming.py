@@ -12,7 +12,8 @@ from dfer_deploy.api.serving import served_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.checkpoints.checkpoint import save_checkpoint
 from dfer_deploy.client import Client
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.triton.environment import TritonEnvironment
 

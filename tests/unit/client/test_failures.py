@@ -11,7 +11,9 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.client.failures import Failures
 from dfer_deploy.errors import (
     CallError,
+    ClipError,
     DeadlineExceededError,
+    DferDeployError,
     IncompatibleServerError,
     ModelNotFoundError,
     QueueFullError,
@@ -21,12 +23,12 @@ from dfer_deploy.errors import (
 from dfer_deploy.triton.address import parse_url
 
 
-def failure(error: Exception, *, answered: bool = False) -> CallError:
+def failure(error: Exception, *, answered: bool = False) -> DferDeployError:
     failures = Failures(parse_url("grpc://host:1"))
     if answered:
         with failures.translated("dfer", 3):
             pass
-    with pytest.raises(CallError) as caught, failures.translated("dfer", 3):
+    with pytest.raises(DferDeployError) as caught, failures.translated("dfer", 3):
         raise error
     return caught.value
 
@@ -60,9 +62,16 @@ def failure(error: Exception, *, answered: bool = False) -> CallError:
 )
 def test_answers_of_a_server(message: str, status: str, kind: type[CallError]) -> None:
     error = failure(InferenceServerException(message, status))
+    assert isinstance(error, CallError)
     assert type(error) is kind
     assert error.retryable == (kind in (ServerUnavailableError, QueueFullError))
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("status", ["StatusCode.INVALID_ARGUMENT", "400"])
+def test_an_image_that_the_server_cannot_use_is_the_clips_fault(status: str) -> None:
+    said = "in ensemble 'dfer_encoded', images[0, 3] cannot be read as an image; expected JPEG, PNG, WEBP"
+    assert type(failure(InferenceServerException(said, status))) is ClipError
 
 
 def test_what_a_proxy_answers_is_told_by_its_status() -> None:

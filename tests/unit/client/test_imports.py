@@ -24,14 +24,23 @@ def test_no_extra_is_imported(code: str) -> None:
     subprocess.run([sys.executable, "-c", f"{blocked}; {code}"], check=True, capture_output=True)
 
 
-def test_what_needs_an_extra_names_it() -> None:
+def test_every_public_name_is_there_without_extras() -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+        "import dfer_deploy; assert all(hasattr(dfer_deploy, name) for name in dir(dfer_deploy))\n"
+        "from dfer_deploy import *; ExportOptions(precision='fp16'), VerifyOptions(checkpoint='a.pt'), BenchOptions()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_needs_an_extra_names_it_when_it_is_called() -> None:
     code = (
         "import sys, dfer_deploy; sys.modules['torch'] = None\n"
-        "try: dfer_deploy.ExportOptions\n"
+        "try: dfer_deploy.inspect_checkpoint('a.pt')\n"
         "except dfer_deploy.DferDeployError as error: print(error.code, isinstance(error, ImportError), error)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.startswith("missing_extra True dfer_deploy.ExportOptions needs the package 'torch'")
+    assert done.stdout.startswith("missing_extra True reading a checkpoint needs the package 'torch'")
 
 
 def test_the_package_itself_imports_no_client_until_it_is_asked_for() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scripted_server import SIZE, STREAM_CONFIG, Script, connected
 
+from dfer_deploy.answers.clip_answers import StreamAnswer
 from dfer_deploy.client.calls import Call, Infer, ReadConfig
 from dfer_deploy.client.retry_policy import RetryPolicy
 from dfer_deploy.client.streams import StreamRequests
@@ -20,7 +21,6 @@ from dfer_deploy.errors import (
     ServerUnavailableError,
     SettingError,
 )
-from dfer_deploy.inference.answers import StreamAnswer
 
 
 def frame(number: int) -> np.ndarray:

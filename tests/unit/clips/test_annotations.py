@@ -47,7 +47,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
         ("a 16 1\nb sixteen 1\n", None, "line 2 is 'b sixteen 1'"),
         ("a 16 7\n", None, "line 1 has the class index 7, the model has the classes 0–2"),
         ("a 16 -1\n", None, "class index -1"),
-        ("/x/a 16 1\n", "nowhere", "'nowhere' is not a folder"),
+        ("/x/a 16 1\n", "nowhere", "'nowhere', which is not a folder"),
         ("/x/a 16 1\n", "{tmp}", "holds no part of '/x/a'"),
         ("/x/a 16 1\n", "/y={tmp}", "no path of .* starts with '/y'"),
     ],

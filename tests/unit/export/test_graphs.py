@@ -137,7 +137,7 @@ def test_weights_that_fp16_cannot_hold_are_refused() -> None:
     with torch.no_grad():
         model.image_encoder.proj[0, 0] = 1e6
     with pytest.raises(
-        DferDeployError, match=r"a weight of projection, .* export with --keep-fp32 projection or --precision"
+        DferDeployError, match=r"a weight of projection, .* export with keep_fp32=\('projection',\) or precision='fp32'"
     ):
         _graphs(model, "fp16")
     with torch.no_grad():

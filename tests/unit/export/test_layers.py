@@ -96,7 +96,7 @@ def test_an_overflow_is_told_and_mended_by_keeping_its_block(tmp_path: Path) -> 
     assert str(found) == "encoder.1 leaves its tolerance: given right input it answers NaN or infinity"
     assert [np.isinf(layer.relative) for layer in found.layers] == [False, False, True, True, True, True]
     with pytest.raises(
-        DferDeployError, match=r"encoder\.1 leaves its tolerance.* export with --keep-fp32 encoder\.1 or"
+        DferDeployError, match=r"encoder\.1 leaves its tolerance.* export with keep_fp32=\('encoder\.1',\) or"
     ):
         measure_parity(model, *files, "fp16")
 

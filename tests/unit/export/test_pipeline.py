@@ -13,7 +13,8 @@ from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
 from dfer_deploy.errors import BundleError, DferDeployError, SettingError
 from dfer_deploy.export import bundle_folder, pipeline
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.export.window_graph import WindowGraph
 from dfer_deploy.files import sha256_of_file

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dfer_deploy.answers.clip_answers import StreamAnswer
 from dfer_deploy.clips.faces import Box, Detection, face_crop
 from dfer_deploy.errors import SettingError
-from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.session import FaceAnswer, LiveSession
 from dfer_deploy.live.sources import LiveFrame
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from dfer_deploy.answers.clip_answers import StreamAnswer
 from dfer_deploy.clips.faces import Box
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.inference.answers import StreamAnswer
 from dfer_deploy.live.overlay_window import LiveOverlay, OverlayWindow
 from dfer_deploy.live.session import FaceAnswer
 from dfer_deploy.live.tally import MAX_TRACKS, Tally

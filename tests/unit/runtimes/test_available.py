@@ -26,7 +26,8 @@ no_gpu = pytest.mark.skipif(bool(ask_cuda_driver().gpus), reason="there is a GPU
 @pytest.fixture(scope="module")
 def engineless(own_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """For the target tensorrt, not built."""
-    from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+    from dfer_deploy.export.export_options import ExportOptions
+    from dfer_deploy.export.pipeline import export_to_folder
 
     options = ExportOptions("tensorrt", ServingOptions(max_batch_size=8))
     return export_to_folder(own_checkpoint, tmp_path_factory.mktemp("engineless") / "tiny", options)[0]
@@ -58,11 +59,11 @@ def test_engines_that_carry_code_need_the_permission_only(engineless: Bundle, mo
     built = EngineSet(Builder(module="tensorrt", version="11.1.0.106", version_compatible=True), None, {})
     monkeypatch.setattr(Bundle, "engines", property(lambda bundle: built))
     monkeypatch.setattr("dfer_deploy.runtimes.available.ask_cuda_driver", lambda: CudaDriver("13.0", (H100,)))
-    assert "allow it with --allow-host-code" in tensorrt_obstacle(engineless)
-    assert "--allow-host-code" not in tensorrt_obstacle(engineless, host_code_allowed=True)
-    assert "--allow-host-code" in choose_contestants(engineless, ()).left_out["TensorRT in this process"]
+    assert "allow it with allow_host_code=True" in tensorrt_obstacle(engineless)
+    assert "allow_host_code" not in tensorrt_obstacle(engineless, host_code_allowed=True)
+    assert "allow_host_code" in choose_contestants(engineless, ()).left_out["TensorRT in this process"]
     left_out = choose_contestants(engineless, (), host_code_allowed=True).left_out
-    assert "--allow-host-code" not in str(left_out)
+    assert "allow_host_code" not in str(left_out)
 
 
 def test_tensorrt_needs_no_onnxruntime_beside_it(engineless: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

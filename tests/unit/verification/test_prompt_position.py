@@ -24,7 +24,7 @@ def test_a_wrong_position_fails_and_the_right_one_is_named() -> None:
     check = check_reading(_at(front=2, middle=5, end=3), LABELS, 83.333336, "end")
     assert not check.passed
     assert check.reproducing == ("middle",)
-    assert "export with --prompt-position middle" in str(check)
+    assert "export with prompt_position='middle'" in str(check)
 
 
 def test_a_list_that_cannot_tell_positions_apart_says_so() -> None:

@@ -10,7 +10,8 @@ import pytest
 from tiny import clips_of
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.export.pipeline import ExportOptions, export_to_folder
+from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.pipeline import export_to_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.verification.limits import LIMITS

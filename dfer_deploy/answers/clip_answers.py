@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfer_deploy.inference.tables import dataframe
+import numpy as np
+from PIL import Image
+
+from dfer_deploy.answers.tables import dataframe
+from dfer_deploy.drawing.overlay import answer_picture
+from dfer_deploy.files import atomic_file
 from dfer_deploy.runtimes.predictor import Float32
 
 if TYPE_CHECKING:
@@ -43,6 +50,30 @@ class Answer:
             DferDeployError: pandas is not installed.
         """
         return dataframe([self.to_dict()])
+
+    def plot(self, path: Path | str | None = None) -> Image.Image:
+        """Draw a bar for every class.
+
+        Args:
+            path: PNG file to write, atomically; None to write none.
+
+        Returns:
+            The picture.
+
+        Raises:
+            DferDeployError: the file cannot be written.
+        """
+        picture = answer_picture(tuple(self.probabilities), np.array(list(self.probabilities.values()), np.float32))
+        if path is not None:
+            with atomic_file(Path(path)) as temporary:
+                picture.save(temporary, format="PNG")
+        return picture
+
+    def _repr_png_(self) -> bytes:
+        """Show the answer as its picture in a notebook."""
+        png = io.BytesIO()
+        self.plot().save(png, format="PNG")
+        return png.getvalue()
 
 
 @dataclass(frozen=True)

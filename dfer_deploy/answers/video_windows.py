@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dfer_deploy.clips.faces import DEFAULT_MARGIN, DETECTORS, FaceDetector, open_detector
+from PIL import Image
+
+from dfer_deploy.answers.tables import dataframe
+from dfer_deploy.clips.faces import DEFAULT_MARGIN, FaceDetector, open_detector
 from dfer_deploy.clips.timed import check_interval
-from dfer_deploy.errors import ClipError, MissingExtraError, SettingError
-from dfer_deploy.inference.tables import dataframe
+from dfer_deploy.drawing.timeline import timeline_png
+from dfer_deploy.errors import ClipError, MissingExtraError, extras_named
+from dfer_deploy.files import atomic_file
+from dfer_deploy.inference.recording import Recording
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, DEFAULT_STRIDE, Window, windows_of_video
+from dfer_deploy.plain_data import checked_arguments
 from dfer_deploy.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -22,24 +29,39 @@ Faces = FaceDetector | Literal["centerface", "none"]
 
 
 class VideoWindows(Iterator[Window]):
-    """An iterator over the windows of a video. The video is read during the iteration."""
+    """An iterator over the windows of a video. The video is read during the iteration.
 
-    def __init__(self, windows: Generator[Window, None, None]) -> None:
-        self._windows = windows
+    The conversions and the picture are of all windows: they read the video to its end, and may be called in any order.
+    The windows are kept for them, some MB for hours of a video.
+    """
+
+    def __init__(
+        self, windows: Generator[Window, None, None], labels: Sequence[str], title: str, *, interval_s: float
+    ) -> None:
+        """
+        Args:
+            windows: the windows, as the video is read.
+            labels: C class names, in the order of the logits.
+            title: title of the picture.
+            interval_s: seconds between two frames of a window.
+        """
+        self._windows, self._labels, self._title, self._interval_s = windows, labels, title, interval_s
+        self._answered: list[Window] = []
 
     def __next__(self) -> Window:
-        return next(self._windows)
+        self._answered.append(next(self._windows))
+        return self._answered[-1]
 
     def close(self) -> None:
         """Stop reading the video. May be called more than once."""
         self._windows.close()
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Convert the remaining windows to plain data; see ``Window.to_dict``."""
-        return [window.to_dict() for window in self]
+        """Convert the windows to plain data; see ``Window.to_dict``."""
+        return [window.to_dict() for window in self._all()]
 
     def to_pandas(self) -> DataFrame:
-        """Convert the remaining windows to a table.
+        """Convert the windows to a table.
 
         The columns are track, start_s, end_s, frames, detection, expression, confidence, and the probability of each
         class.
@@ -48,6 +70,38 @@ class VideoWindows(Iterator[Window]):
             DferDeployError: pandas is not installed, the video cannot be read to its end, or a prediction fails.
         """
         return dataframe(self.to_dict())
+
+    @extras_named("drawing a video's answers")
+    def plot(self, path: Path | str | None = None) -> Image.Image:
+        """Draw the probabilities of the classes over time, with a panel for each track.
+
+        Args:
+            path: PNG file to write, atomically; None to write none.
+
+        Returns:
+            The picture.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed (extra ``[report]``).
+            ClipError: no face was found, so there is nothing to draw.
+            DferDeployError: the file cannot be written, the video cannot be read to its end, or a prediction fails.
+        """
+        recording, end_s = Recording(self._labels), 0.0
+        for window in self._all():
+            recording.add_window(0, window)
+            end_s = max(end_s, window.end_s + self._interval_s)  # the last frame is shown until the next one's time
+        png = timeline_png(recording, 0, self._title, interval_s=self._interval_s, end_s=end_s)
+        if png is None:
+            raise ClipError(f"no face was found in {self._title}, so there is nothing to draw")
+        if path is not None:
+            with atomic_file(Path(path)) as temporary:
+                temporary.write_bytes(png)
+        return Image.open(io.BytesIO(png)).convert("RGB")
+
+    def _all(self) -> list[Window]:
+        for _ in self:
+            pass
+        return self._answered
 
 
 class AnswersVideos(ABC):
@@ -73,6 +127,7 @@ class AnswersVideos(ABC):
     def predictor(self) -> Predictor:
         """The predictor that answers batches of frames."""
 
+    @checked_arguments
     def predict_video(
         self,
         path: str | Path,
@@ -115,14 +170,12 @@ class AnswersVideos(ABC):
             detector=_detector(faces),
             margin=margin,
         )
-        return VideoWindows(windows)
+        return VideoWindows(windows, self.labels, Path(path).name, interval_s=interval_s)
 
 
 def _detector(faces: Faces) -> FaceDetector | None:
     if not isinstance(faces, str):
         return faces
-    if faces not in (*DETECTORS, "none"):
-        raise SettingError(f"faces is {faces!r}, expected {', '.join(map(repr, DETECTORS))}, 'none' or a detector")
     try:
         return None if faces == "none" else open_detector(faces)
     except MissingExtraError as error:

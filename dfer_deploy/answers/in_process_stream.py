@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from dfer_deploy.answers.clip_answers import StreamAnswer, stream_answer_from
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.clips.sampling import padded
 from dfer_deploy.errors import SettingError
-from dfer_deploy.inference.answers import StreamAnswer, stream_answer_from
 from dfer_deploy.runtimes.predictor import Float32, Predictor
 from dfer_deploy.specs import MAX_FRAMES
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
+from dfer_deploy.answers.clip_answers import Answer
+from dfer_deploy.answers.in_process_stream import FrameStream, InProcessStream
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.errors import SettingError
-from dfer_deploy.inference.answers import Answer
-from dfer_deploy.inference.in_process_stream import FrameStream, InProcessStream
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 
 
