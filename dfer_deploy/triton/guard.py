@@ -41,6 +41,9 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_CLONE_NEWNS = 0x20000
+_CLONE_NEWUSER = 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 1 << 14, 1 << 18
 
 POLL_S = 0.1
 STILL_S = 0.6
@@ -71,6 +74,9 @@ def main(arguments: list[str]) -> int:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.umask(0o077)
+        if not json.loads(end):  # a container has shared memory of its own
+            _hide_shared_memory(libc)
 
     with Path(log).open("ab") as output:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=in_child)
@@ -91,6 +97,23 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(BrokenPipeError):
         print(reason, flush=True)
     return 0
+
+
+def _hide_shared_memory(libc: ctypes.CDLL) -> None:
+    """Give this process and its children a ``/dev/shm`` of their own, if the kernel allows it.
+
+    The Python backend's shared memory holds the frames of requests, and Boost lets every user read it, whatever the
+    umask is. Mounting needs root, or a user namespace in which this user is mapped to itself.
+    """
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        if libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER) != 0:
+            return
+        for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            Path(f"/proc/self/{name}").write_text(line)
+    # Otherwise the mount would reach the other processes of the machine.
+    if libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0:
+        libc.mount(b"tmpfs", bytes(SHARED_MEMORY), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=0700")
 
 
 def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set[Path]) -> tuple[str, set[Path]]:

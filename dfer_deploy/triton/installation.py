@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,13 @@ from typing import Protocol
 
 from dfer_deploy.triton.ports import Endpoints
 
-RESTRICTED = ("shared-memory", "model-repository", "trace", "logging")
-"""Interfaces that change a server's behaviour, by Triton's names. Clients do not need them for inferences."""
+RESTRICTED = ("shared-memory", "trace", "logging")
+"""Interfaces that change a server's behaviour, by Triton's names. Clients do not need them for inferences. The model
+repository's is open, because tools list the models with it, and nothing is loaded in the control mode ``none``."""
+
+_NOBODYS_KEY = "Dfer-Deploy=sent by\nnobody"
+"""A header that no request can have. Every local user can read a server's command line, so it must not hold a secret.
+Triton compares gRPC's names of headers, which are in lower case, with this one. HTTP's values have no line breaks."""
 
 
 class Installation(Protocol):
@@ -90,7 +94,7 @@ def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[s
     """Build the options that every server gets.
 
     The server loads the repository once, when it starts, and takes the configurations as they are. It refuses requests
-    to the restricted interfaces, by default shared memory and the control of models, traces and logs.
+    to the restricted interfaces, by default shared memory, traces and logs.
 
     Source: Triton's customization guide, "Secure Deployment Considerations" and "Limit Endpoint Access".
 
@@ -99,8 +103,7 @@ def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[s
         exit_timeout_s: seconds that requests in flight may take when the server stops.
         restricted: interfaces to close, by Triton's names.
     """
-    # The interfaces open only with this value. It is random and is not kept, so no client can send it.
-    restriction = f"{','.join(restricted)}:dfer-deploy={secrets.token_hex(16)}"
+    restriction = f"{','.join(restricted)}:{_NOBODYS_KEY}"
     return [
         f"--model-repository={repository}",
         "--model-control-mode=none",

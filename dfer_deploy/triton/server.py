@@ -130,6 +130,8 @@ class TritonServer:
         try:
             self._wait_until_ready(probes)
             self._tell("watch")
+            if any(guard.SHARED_MEMORY.glob(f"{self._mark}*")):
+                warn("other users of this machine can read the server's shared memory, because this user may not mount")
         except BaseException:
             self.stop()
             raise

@@ -24,12 +24,14 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["curl", "--fail", "--silent", "--noproxy", "*", "http://127.0.0.1:8000/v2/health/ready"]
 
-# Interfaces that change what the server does ask for a header "dfer-deploy" (gRPC: "triton-grpc-protocol-dfer-deploy")
-# with the value of DFER_DEPLOY_KEY. Without that variable the value is drawn at each start, so that nobody has it.
-# TRITON_OPTIONS is for options of your own, for example --backend-config=tensorrt,version-compatible=true for engines
+# Interfaces that change what the server does ask for a header that no request can have: gRPC's names of headers are in
+# lower case, HTTP's values have no line break. With DFER_DEPLOY_KEY they ask for "dfer-deploy" (gRPC:
+# "triton-grpc-protocol-dfer-deploy") with its value, which every user of the container's host can read in the list of
+# processes. The list of models is open. TRITON_OPTIONS is for options of your own, for example --backend-config=tensorrt,version-compatible=true for engines
 # that carry code. The image's own entry point runs this line.
-CMD key="${DFER_DEPLOY_KEY:-$(od -A n -N 16 -t x1 /dev/urandom | tr -d ' \n')}" && \
-    restricted="shared-memory,model-repository,trace,logging:dfer-deploy=${key:?no random number for the key}" && \
+CMD key="$(printf 'Dfer-Deploy=sent by\nnobody')" && \
+    restricted="shared-memory,trace,logging:${DFER_DEPLOY_KEY:+dfer-deploy=}${DFER_DEPLOY_KEY:-${key}}" && \
+    umask 077 && \
     exec tritonserver \
         --model-repository=/models \
         --model-control-mode=none \

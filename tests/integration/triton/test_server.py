@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,19 +149,49 @@ def test_1000_odd_requests_at_once_then_a_good_one(server: TritonServer, tiny_mo
 def test_interfaces_that_change_the_server_are_closed(server: TritonServer) -> None:
     with grpc_client.InferenceServerClient(server.endpoints.grpc_url[7:]) as client:
         for call in (
-            lambda: client.load_model("dfer"),
-            client.get_model_repository_index,
             client.get_system_shared_memory_status,
+            lambda: client.register_system_shared_memory("region", "/region", 1),
             client.get_trace_settings,
             lambda: client.update_log_settings({"log_verbose_level": 1}),
         ):
             with pytest.raises(InferenceServerException, match="restricted"):
                 call()
+        with pytest.raises(InferenceServerException, match="explicit model load / unload is not allowed"):
+            client.load_model("dfer")
+        assert "dfer" in {model.name for model in client.get_model_repository_index().models}
     with http_client.InferenceServerClient(server.endpoints.http_url[7:]) as client:
         with pytest.raises(InferenceServerException, match="restricted"):
-            client.get_model_repository_index()
-        with pytest.raises(InferenceServerException, match="restricted"):
             client.get_system_shared_memory_status()
+        assert "dfer" in {model["name"] for model in client.get_model_repository_index()}
+
+
+def test_the_key_in_the_command_line_opens_nothing(server: TritonServer) -> None:
+    """A local user reads it in the list of processes, and sends it in every way that a client can."""
+    assert server._guard is not None
+    (tritonserver,) = psutil.Process(server._guard.pid).children()
+    words = [word.split(":", 1)[1] for word in tritonserver.cmdline() if "restricted" in word]
+    name, _, value = words[0].partition("=")
+    for key in (name, name.lower(), f"triton-grpc-protocol-{name}", f"triton-grpc-protocol-{name.lower()}"):
+        for sent in (value, value.replace("\n", "\r\n "), value.replace("\n", " "), value.split("\n")[0]):
+            with socket.create_connection(("127.0.0.1", server.endpoints.http_port)) as connection:
+                request = f"GET /v2/systemsharedmemory/status HTTP/1.1\r\nHost: x\r\n{key}: {sent}\r\n\r\n"
+                connection.sendall(request.encode())
+                assert not connection.recv(4096).startswith(b"HTTP/1.1 200"), (key, sent)
+            with (
+                grpc_client.InferenceServerClient(server.endpoints.grpc_url[7:]) as client,
+                pytest.raises((InferenceServerException, ValueError)),
+            ):
+                client.get_system_shared_memory_status(headers={key.lower(): sent})
+
+
+def test_other_users_cannot_read_the_shared_memory(server: TritonServer) -> None:
+    assert list(Path("/dev/shm").glob(f"{server._mark}*")) == []
+    assert server._guard is not None
+    (tritonserver,) = psutil.Process(server._guard.pid).children()
+    for process in (tritonserver, *tritonserver.children()):
+        private = Path(f"/proc/{process.pid}/root/dev/shm")
+        assert list(private.glob(f"{server._mark}*"))
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
 def test_the_server_listens_on_the_loopback_only(server: TritonServer) -> None:

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from dfer_deploy.bundles.compatibility import SECURITY_FLOOR
 from dfer_deploy.triton.environment import PINS
+from dfer_deploy.triton.installation import server_options
 from dfer_deploy.triton_models import container_files
 from dfer_deploy.triton_models.container import install_tensorrt
 
@@ -118,30 +119,25 @@ def test_old_releases_are_refused(release: str, accepted: bool) -> None:
 def started(folder: Path, **variables: str) -> list[str]:
     """The arguments that the serving image gives to tritonserver."""
     binary = folder / "tritonserver"
-    binary.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    binary.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     binary.chmod(0o755)
     line = next(rest for name, rest in instructions("tensorrt") if name == "CMD")
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", **variables}
     done = subprocess.run(["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return done.stdout.split("\0")[:-1]
 
 
 def test_the_server_is_closed_but_for_who_has_the_key(tmp_path: Path) -> None:
     arguments = started(tmp_path)
     for option in ("--model-repository=/models", "--model-control-mode=none", "--disable-auto-complete-config"):
         assert option in arguments
-    restricted = re.compile(
-        r"--(http-restricted-api|grpc-restricted-protocol)=shared-memory,model-repository,trace,logging:"
-        r"dfer-deploy=([0-9a-f]{32})"
-    )
-    drawn = [found[2] for word in arguments if (found := restricted.fullmatch(word))]
-    assert len(drawn) == 2
-    assert drawn[0] not in " ".join(started(tmp_path))
+    closed = server_options(Path("/models"), 30)
+    assert [word for word in closed if "restricted" in word] == [word for word in arguments if "restricted" in word]
     given = started(tmp_path, DFER_DEPLOY_KEY="mine", TRITON_OPTIONS="--log-verbose=1 --allow-metrics=false")
     assert len([word for word in given if word.endswith(":dfer-deploy=mine")]) == 2
     assert given[-2:] == ["--log-verbose=1", "--allow-metrics=false"]
     # As compose.yaml passes them on where nobody set them.
-    assert "dfer-deploy= " not in " ".join([*started(tmp_path, DFER_DEPLOY_KEY="", TRITON_OPTIONS=""), ""])
+    assert started(tmp_path, DFER_DEPLOY_KEY="", TRITON_OPTIONS="") == arguments
 
 
 def rtx_library() -> str:
