@@ -19,6 +19,10 @@ from dfer_deploy.triton.address import Scheme
 
 T = TypeVar("T")
 
+GRPC_LAG_S = 10.0
+"""Seconds from the moment when a client stops waiting for an inference until gRPC ends it on the server. Servers before
+2.53 may crash when gRPC ends an inference that they are about to answer (triton-inference-server/server#7840)."""
+
 _TRITON_TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "object": "BYTES"}
 
 
@@ -96,7 +100,7 @@ class Infer:
                 *(library.InferRequestedOutput(name) for name in self.receipts),
             ],
         }
-        return "infer", arguments | _limit(scheme, timeout_s)
+        return "infer", arguments | _limit(scheme, timeout_s + GRPC_LAG_S)
 
     def response(self, raw: Any) -> list[Any]:
         """Extract one array for each output, or None for an output that the server did not send.

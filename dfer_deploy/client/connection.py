@@ -10,6 +10,8 @@ import threading
 import time
 import weakref
 from collections.abc import Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 from dfer_deploy.client.calls import Backoff, Send, Steps
@@ -101,8 +103,10 @@ class Connection:
         call, timeout_s, channel = request.call, request.timeout_s, self._channel
         method, arguments = call.request(self._library, "grpc", timeout_s)
         try:
-            with self._failures.translated(call.model, request.deadline_s):  # gRPC keeps the deadline itself
-                return call.response(getattr(channel, method)(**arguments))
+            with self._failures.translated(call.model, request.deadline_s):
+                if method != "infer":
+                    return call.response(getattr(channel, method)(**arguments))
+                return call.response(_inferred(channel, arguments, timeout_s))
         except CallError as error:
             # A connection on which nothing comes back would be kept by gRPC for many minutes. (Pings would detect it
             # late: Triton ends connections that ping more often than every five minutes.) Requests that still wait on
@@ -110,6 +114,28 @@ class Connection:
             if isinstance(error, DeadlineExceededError) and channel is self._channel and not self._is_closed:
                 self._channel = self._opened()
             raise
+
+
+def _inferred(channel: Any, arguments: dict[str, Any], timeout_s: float) -> Any:
+    """Wait for an inference over gRPC, at most ``timeout_s``, without ending it on the server (``GRPC_LAG_S``).
+
+    Raises:
+        TimeoutError: there is no answer in time. The request keeps the channel until it ends.
+        Exception: what the library reports.
+    """
+    future: Future[Any] = Future()
+
+    def done(result: Any, error: Any, kept: Any = channel) -> None:
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    channel.async_infer(callback=done, **arguments)
+    try:
+        return future.result(timeout_s)
+    except FutureTimeoutError as error:  # before Python 3.11, a class of its own
+        raise TimeoutError from error
 
 
 class AsyncConnection:
@@ -170,13 +196,34 @@ class AsyncConnection:
         method, arguments = call.request(self._library, self._address.scheme, timeout_s)
         try:
             with self._failures.translated(call.model, request.deadline_s):
-                raw = await asyncio.wait_for(getattr(client, method)(**arguments), timeout_s)
-                return call.response(raw)
+                work = getattr(client, method)(**arguments)
+                if self._address.scheme == "grpc":
+                    # Not cancelled, neither here nor with the caller, so that it does not end on the server.
+                    work = asyncio.shield(_kept(work))
+                return call.response(await asyncio.wait_for(work, timeout_s))
         except CallError as error:
             # As in Connection. The HTTP library drops such a connection itself.
             if isinstance(error, DeadlineExceededError) and client is self._client and self._address.scheme == "grpc":
                 self._client = self._opened()
             raise
+
+
+_abandoned: set[asyncio.Task[Any]] = set()
+"""Requests whose callers may have stopped waiting; event loops keep weak references only."""
+
+
+def _kept(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start work that goes on if nobody waits for it."""
+    task = asyncio.ensure_future(work)
+    _abandoned.add(task)
+    task.add_done_callback(_forgotten)
+    return task
+
+
+def _forgotten(task: asyncio.Task[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()  # otherwise asyncio reports an exception that nobody has seen
 
 
 _starting = threading.Lock()

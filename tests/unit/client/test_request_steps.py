@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scripted_server import CONFIG, LABELS, SIZE, STREAM_CONFIG, Script, connected
 
-from dfer_deploy.client.calls import Call, Infer, ReadConfig
+from dfer_deploy.client.calls import GRPC_LAG_S, Call, Infer, ReadConfig
 from dfer_deploy.client.request_steps import ModelRequests
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy
 from dfer_deploy.client.served_model import served_model
@@ -188,7 +188,7 @@ def test_inputs_are_sent_with_their_names_and_types() -> None:
         ("recent_count", [2, 1], "INT32"),
         ("images", [2, 1], "BYTES"),
     ]
-    assert (method, arguments["outputs"], arguments["client_timeout"]) == ("infer", ["logits"], 5.0)
+    assert (method, arguments["outputs"], arguments["client_timeout"]) == ("infer", ["logits"], 5.0 + GRPC_LAG_S)
 
 
 def test_a_bundle_of_old_without_streams_is_said_to_be_one() -> None:
