@@ -27,6 +27,7 @@ from dfer_deploy.console import step
 from dfer_deploy.errors import DferDeployError, spelled
 from dfer_deploy.export.bundle_folder import complete_bundle, keep_timing_caches
 from dfer_deploy.export.export_options import ExportOptions
+from dfer_deploy.export.frame_bound import bound_frames
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
@@ -123,6 +124,8 @@ def _write(folder: Path, checkpoint: Checkpoint, plan: Manifest, previous: Bundl
             with torch.inference_mode():
                 module = graph(model, plan.precision, plan.keep_fp32)
             onnx_from_graph(module, spec, path)
+            if plan.target == "onnxruntime":  # the other servers check requests before the graph
+                bound_frames(path, plan.spec.temporal.max_frames)
             notes.append(f"{path.stat().st_size / 1e6:.1f} MB")
     with step("compare onnxruntime with PyTorch") as notes:
         parity = measure_parity(
