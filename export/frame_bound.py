@@ -51,9 +51,9 @@ def bound_frames(path: Path, max_frames: int) -> None:
     steps = [
         helper.make_node("Shape", [tensor.name], [name("time")], start=1, end=2),
         helper.make_node("Add", [name("time"), name("before")], [name("index")]),
-        helper.make_node("Gather", [name("numbers"), name("index")], [name("not_above")], said),
+        helper.make_node("Gather", [name("numbers"), name("index")], [name("not_above")], f"{said}, not more"),
         helper.make_node("Add", [name("time"), name("behind")], [name("index_from_end")]),
-        helper.make_node("Gather", [name("zeros"), name("index_from_end")], [name("not_zero")], said),
+        helper.make_node("Gather", [name("zeros"), name("index_from_end")], [name("not_zero")], f"{said}, not 0"),
         helper.make_node("Shape", [tensor.name], [name("clips")], start=0, end=1),
         # Had the shape only one dimension that is computed, onnxruntime would make that −1 and drop the tables.
         helper.make_node("Add", [name("clips"), name("not_zero")], [name("batch")]),
