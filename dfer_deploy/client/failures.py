@@ -26,8 +26,13 @@ _OTHER_STREAM = (
 )
 """Matches Triton's messages about inputs or outputs that differ from the configuration that the client has read."""
 
-_LOST = r"Stub process .* is not healthy|Failed to copy the output tensor|Failed to (obtain|acquire) the health mutex"
-"""Matches what Triton's Python backend says of requests whose model stood still."""
+_LOST = (
+    r"Stub process .* is not healthy|Failed to copy the output tensor|Failed to (obtain|acquire) the health mutex|"
+    r"batch size \d+ for '.*', max allowed is \d+"
+)
+"""Matches what Triton's Python backend says of requests that failed for reasons of its own: a model that stood still, and
+a batch of several requests that Triton's batcher made too large (python_backend, "scheduler has done something badly
+wrong"). A single request that is too large is refused before, with another message."""
 
 _REFUSED_IMAGE = r"\bimages\[\d+, \d+\] "
 """Matches the beginning of the sentence with which a bundle's preprocessing refuses one encoded image

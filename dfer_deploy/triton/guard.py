@@ -32,6 +32,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -51,6 +52,10 @@ STILL_S = 0.6
 
 PAUSED_S = 1.0
 """Longest time between two looks of this process, in seconds. Triton's limit for the stubs is as long."""
+
+STACK_BYTES = 16 << 30
+"""Limits a thread's stack. It is reserved address space and takes memory only where it is used: about 80 bytes for each
+level of nested JSON, of which a body of 64 MiB can have 67 million."""
 
 _KILL_TIMEOUT_S = 10.0
 _END_COMMAND_TIMEOUT_S = 30.0
@@ -75,6 +80,7 @@ def main(arguments: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.umask(0o077)
+        _raise_stack_limit()
         if not json.loads(end):  # a container has shared memory of its own
             _hide_shared_memory(libc)
 
@@ -97,6 +103,13 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(BrokenPipeError):
         print(reason, flush=True)
     return 0
+
+
+def _raise_stack_limit() -> None:
+    """Give the server's threads stacks for deeply nested JSON: its parser is recursive, and 200 kB of it ended it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def _hide_shared_memory(libc: ctypes.CDLL) -> None:

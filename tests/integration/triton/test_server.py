@@ -165,6 +165,17 @@ def test_interfaces_that_change_the_server_are_closed(server: TritonServer) -> N
         assert "dfer" in {model["name"] for model in client.get_model_repository_index()}
 
 
+def test_deeply_nested_json_is_refused(server: TritonServer, tiny_model) -> None:
+    """200 kB ended the server: each level takes some of the stack of its parser."""
+    for levels in (200_000, 5_000_000):
+        with socket.create_connection(("127.0.0.1", server.endpoints.http_port)) as connection:
+            head = f"POST /v2/models/dfer/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {levels}\r\n\r\n"
+            connection.sendall(head.encode() + b"[" * levels)
+            assert connection.recv(4096).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5"))
+    with TritonPredictor(server.endpoints.grpc_url) as predictor:
+        predictor.predict(clips(1, 16))
+
+
 def test_the_key_in_the_command_line_opens_nothing(server: TritonServer) -> None:
     """A local user reads it in the list of processes, and sends it in every way that a client can."""
     assert server._guard is not None
