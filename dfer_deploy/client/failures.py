@@ -30,7 +30,7 @@ _LOST = (
     r"Stub process .* is not healthy|Failed to copy the output tensor|Failed to (obtain|acquire) the health mutex|"
     r"batch size \d+ for '.*', max allowed is \d+"
 )
-"""Matches what Triton's Python backend says of requests that failed for its own reasons: a model that stood still, and a
+"""Matches what Triton's Python backend says of requests that failed for its own reasons: a model that stood still, or a
 batch of several requests that Triton's batcher made too large (python_backend, "scheduler has done something badly
 wrong"). A single request that is too large is refused before, with another message."""
 
