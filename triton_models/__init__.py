@@ -45,7 +45,7 @@ def container_files(target: str) -> dict[str, str]:
     if target == "embedded":
         return {}
     stages, services = ["serve.Dockerfile"], ["compose.yaml"]
-    files = {}
+    files = {"healthcheck.py": _text("container", "healthcheck.py")}
     if target == "tensorrt":
         stages.append("build.Dockerfile")
         services.append("compose.build.yaml")

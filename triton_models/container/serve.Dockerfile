@@ -21,8 +21,10 @@ USER 1000:1000
 # The model repository of the bundle is mounted on /models, read-only. Nothing is copied: this image fits every bundle.
 EXPOSE 8000 8001 8002
 
-HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
-    CMD ["curl", "--fail", "--silent", "--noproxy", "*", "http://127.0.0.1:8000/v2/health/ready"]
+# It asks for an answer. The server's own address v2/health/ready also says yes if a model's process hangs or is dead.
+COPY healthcheck.py /usr/local/share/dfer-deploy/
+HEALTHCHECK --interval=15s --timeout=10s --start-period=15m --retries=3 \
+    CMD ["python3", "/usr/local/share/dfer-deploy/healthcheck.py"]
 
 # Interfaces that change what the server does ask for a header that no request can have: gRPC's names of headers are in
 # lower case, HTTP's values have no line break. With DFER_DEPLOY_KEY they ask for "dfer-deploy" (gRPC:

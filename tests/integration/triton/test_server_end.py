@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.errors import DferDeployError, ServerDiedError, ServerError
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
+from dfer_deploy.triton_models.container import healthcheck
 
 
 def traces(pid: int) -> list[str]:
@@ -153,6 +155,31 @@ def test_a_stub_that_stands_still_ends_the_server_at_once(environment: TritonEnv
         wait_for_its_end(server)
     assert server.log_file is not None
     server.log_file.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_process")
+def test_health_is_an_answer(
+    environment: TritonEnvironment, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Triton itself calls a server ready whose model hangs. In a container no guard ends it."""
+    monkeypatch.setattr(healthcheck, "DEADLINE_S", 0.4)
+    with TritonServer(environment, bundle / "model_repository") as server:
+        url = server.endpoints.http_url
+        assert healthcheck.main(url) == 0
+        guard = psutil.Process(server._guard.pid if server._guard else 0)
+        (stub,) = [stub for stub in children(server)[1] if "temporal_head" in " ".join(stub.cmdline())]
+        guard.suspend()
+        stub.suspend()
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/ready") as answer:  # noqa: S310
+                assert answer.status == 200
+            assert healthcheck.main(url) == 1
+            assert "does not answer" in capsys.readouterr().err
+        finally:
+            stub.resume()
+            guard.resume()
+    assert healthcheck.main(url) == 1
 
 
 @pytest.mark.slow

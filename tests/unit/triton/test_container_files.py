@@ -39,8 +39,8 @@ def instructions(target: str) -> list[tuple[str, str]]:
 
 
 def test_each_target_gets_what_it_needs() -> None:
-    assert set(container_files("tensorrt")) == {"Dockerfile", "compose.yaml", "install_tensorrt.py"}
-    assert set(container_files("onnxruntime")) == {"Dockerfile", "compose.yaml"}
+    assert set(container_files("tensorrt")) == {"Dockerfile", "compose.yaml", "healthcheck.py", "install_tensorrt.py"}
+    assert set(container_files("onnxruntime")) == {"Dockerfile", "compose.yaml", "healthcheck.py"}
     assert container_files("embedded") == {}
     assert set(services("tensorrt")) == {"server", "build"}
     assert set(services("onnxruntime")) == {"server"}
