@@ -143,7 +143,8 @@ def run(bundle: Bundle, trials: int) -> dict[str, Any]:
 
 def pause(server: TritonServer, kind: str, tally: Tally) -> float:
     """Pause something, let it go on, and return the longest time without a right answer until service is back."""
-    found = server_processes(server.endpoints.grpc_port)
+    while len(found := server_processes(server.endpoints.grpc_port)) < 5:  # it has just been restarted
+        time.sleep(0.1)
     processes = [psutil.Process(pid) for pid in found]
     stubs = [process for process in processes if "stub" in process.name()]
     chosen = [random.choice(stubs)] if kind == "a stub" else processes  # noqa: S311
