@@ -114,7 +114,7 @@ def test_an_error_of_the_client_has_the_status_of_one(server: TritonServer) -> N
 def test_unknown_model_and_broken_contract(url: str, tiny_model) -> None:
     with pytest.raises(ModelNotFoundError):
         TritonPredictor(url, "other")
-    with pytest.raises(SettingError, match="is not an ensemble"):
+    with pytest.raises(SettingError, match="'dfer_image_encoder'"):
         TritonPredictor(url, "dfer_image_encoder")
 
 

@@ -117,7 +117,7 @@ def test_killed_server_is_an_error_and_leaves_nothing(environment: TritonEnviron
     ):
         children(server)[0].kill()
         for client in (predictor, other):
-            with pytest.raises(ServerUnavailableError, match="went away during a request"):
+            with pytest.raises(ServerUnavailableError):
                 client.predict(clips_of(1, frames=16))
         wait_for_its_end(server)
     assert server.log_file is not None
