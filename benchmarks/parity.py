@@ -28,7 +28,7 @@ from dfer_deploy.bundles.bundle import TARGETS, Bundle
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.console import table
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, RuntimeUnavailableError
 from dfer_deploy.runtimes.available import RUNTIMES, open_predictor, tensorrt_obstacle
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import Precision
@@ -150,7 +150,7 @@ def compare(bundle: Bundle, truth: Predictor, clips: Frames, cost: Rounding) -> 
             continue
         try:
             if runtime == "tensorrt" and (obstacle := tensorrt_obstacle(bundle)):
-                raise DferDeployError(obstacle)
+                raise RuntimeUnavailableError(obstacle)
             with open_predictor(runtime, bundle) as predictor:
                 yield row(predictor, runtime)
         except DferDeployError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 
 Int64 = npt.NDArray[np.int64]
 
@@ -41,10 +41,10 @@ def score(labels: npt.ArrayLike, predictions: npt.ArrayLike, class_names: Sequen
     truth, answers = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     count = len(class_names)
     if truth.size == 0:
-        raise DferDeployError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
+        raise ClipError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
     outside = truth[(truth < 0) | (truth >= count)]
     if outside.size:
-        raise DferDeployError(
+        raise ClipError(
             f"the label {outside[0]} is not one of the {count} classes 0–{count - 1} ({', '.join(class_names)}); "
             "correct the annotation list"
         )
@@ -110,7 +110,7 @@ def calibration(labels: npt.ArrayLike, probabilities: npt.NDArray[np.float32]) -
     """
     truth = np.asarray(labels, dtype=np.int64)
     if truth.size == 0:
-        raise DferDeployError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
+        raise ClipError("0 clips to score, expected at least 1; look at the list of clips that could not be read")
     confidences = probabilities.max(axis=1).astype(np.float64)
     hits = probabilities.argmax(axis=1) == truth
     # Of all float32 values, only 0 and 1 are on an edge, so it does not matter which bin an edge belongs to.

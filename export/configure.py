@@ -16,7 +16,7 @@ from pathlib import Path
 from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.integrity import open_bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError
 from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.repository import bundle_configs, config_text
 from dfer_deploy.files import atomic_file, json_text, link_or_copy
@@ -51,7 +51,7 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     for name in texts:
         folder = (path / name).parent
         if folder.resolve() != path.resolve() / folder.relative_to(path) or not folder.is_dir():
-            raise DferDeployError(f"{folder} is not a folder of the bundle; export it again")
+            raise BundleError(f"{folder} is not a folder of the bundle; export it again")
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     new = dataclasses.replace(manifest, serving=serving, files=manifest.files | hashes)
     changed = {name: text for name, text in texts.items() if not _holds(path / name, text)}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import CheckpointError, spelled
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.model.temporal import TemporalBlock, TemporalTransformer
 from dfer_deploy.specs import Precision
@@ -252,9 +252,9 @@ def _place(name: str, precision: Precision, keep_fp32: Collection[str]) -> _Plac
 def _constant(tensor: Tensor, dtype: torch.dtype, block: str = "") -> nn.Parameter:
     value = tensor.detach().to(dtype).contiguous()
     if not torch.isfinite(tensor).all():
-        raise DferDeployError(f"a weight of shape {list(tensor.shape)} is NaN or infinite; train it again")
+        raise CheckpointError(f"a weight of shape {list(tensor.shape)} is NaN or infinite; train it again")
     if not torch.isfinite(value).all():
-        raise DferDeployError(
+        raise CheckpointError(
             f"a weight of {block}, of shape {list(tensor.shape)}, is too large for {dtype}; export with "
             f"{spelled('keep_fp32', (block,))} or {spelled('precision', 'fp32')}"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import CheckpointError, spelled
 from dfer_deploy.specs import GraphSpec
 
 OPSET = 18
@@ -43,7 +43,7 @@ def onnx_from_graph(graph: nn.Module, spec: GraphSpec, path: Path) -> None:
     model.graph.name = spec.name
     _check_interface(model, spec)
     if model.ByteSize() > _MAX_BYTES:
-        raise DferDeployError(
+        raise CheckpointError(
             f"{spec.name} would have {model.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2.1 GB; "
             f"export with {spelled('precision', 'fp16')} or use a smaller backbone"
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from dfer_deploy.clips.drawn import drawn_clips
 from dfer_deploy.clips.sampling import padded
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import BundleError, spelled
 from dfer_deploy.export.layers import localise
 from dfer_deploy.metrics import softmax
 from dfer_deploy.model.dfer_clip import DferClip
@@ -83,7 +83,7 @@ def measure_parity(
     for what, (error, limit) in measured.items():
         if not error <= limit:
             where = localise(model, image_encoder, temporal_head, frames[:1], precision, keep_fp32)
-            raise DferDeployError(
+            raise BundleError(
                 f"the exported graphs do not answer like PyTorch: {what} is {error:.3g}, expected at most {limit:.3g}; "
                 f"{where}; {_advice(where.suspect, keep_fp32)}"
             )

@@ -24,7 +24,7 @@ from dfer_deploy.bundles.integrity import check_bundle_files, is_bundle, is_inta
 from dfer_deploy.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dfer_deploy.clips.timed import check_interval
 from dfer_deploy.console import step
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import BundleError, CheckpointError, DferDeployError, WriteError, spelled
 from dfer_deploy.export.bundle_folder import complete_bundle, keep_timing_caches
 from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.export.frame_bound import bound_frames
@@ -72,12 +72,12 @@ def export_to_folder(
     if previous is not None and _same_content(previous.manifest, plan) and _can_be_served(previous):
         return previous, False
     if output.exists() and previous is None and not force:
-        raise DferDeployError(
+        raise WriteError(
             f"{output} exists already and is damaged or of another version of dfer-deploy; choose another "
             f"{spelled('output')}, or replace it with {spelled('force', True)}"
         )
     if output.exists() and not force and not add_version:
-        raise DferDeployError(
+        raise WriteError(
             f"{output} exists already and holds another export or a damaged one; choose another "
             f"{spelled('output')}, replace it with {spelled('force', True)}, or put this one beside it with "
             f"{spelled('add_version', True)}"
@@ -102,7 +102,7 @@ def _can_be_served(bundle: Bundle) -> bool:
 
 def _check_exportable(checkpoint: Checkpoint) -> None:
     if checkpoint.spec.classifier == "image_conditioned_text":
-        raise DferDeployError(
+        raise CheckpointError(
             f"{checkpoint.path} was trained with Co-CoOp, whose class texts depend on the clip: every answer would "
             "need the text encoder, which the two served graphs do not have; export a checkpoint of another strategy, "
             "such as coop"
@@ -192,7 +192,7 @@ def _previous(output: Path) -> Bundle | None:
         DferDeployError: something else than a bundle exists there, which must not be replaced.
     """
     if not is_bundle(output):
-        raise DferDeployError(f"{output} exists and is not a bundle, so it is not replaced; choose another -o")
+        raise WriteError(f"{output} exists and is not a bundle, so it is not replaced; choose another -o")
     try:
         return open_bundle(output, check_files=False)
     except DferDeployError:
@@ -205,12 +205,12 @@ def _check_compatible(previous: Bundle, plan: Manifest) -> None:
     for what in ("name", "target", "serving"):
         old, new = getattr(previous.manifest, what), getattr(plan, what)
         if old != new:
-            raise DferDeployError(
+            raise BundleError(
                 f"{previous.path} has the {what} {old!r}, {spelled('add_version')} needs the same, not {new!r}"
             )
     old_classes, new_classes = (spec.prompts.class_names for spec in (previous.spec, plan.spec))
     if previous.contract != contract_for(plan.spec, plan.name) or old_classes != new_classes:
-        raise DferDeployError(
+        raise BundleError(
             f"{previous.path} serves the classes {', '.join(old_classes)} at {previous.spec.clip.vision.image_size} "
             f"pixels, {spelled('add_version')} needs the same, not {', '.join(new_classes)} at "
             f"{plan.spec.clip.vision.image_size}; export to a bundle of its own"

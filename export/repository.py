@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
 from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target, check_serving
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import BundleError, SettingError, WriteError, spelled
 from dfer_deploy.files import atomic_file, link_or_copy, sha256_of_file
 from dfer_deploy.specs import (
     MAX_FRAMES,
@@ -70,7 +70,7 @@ def write_model_repository(
     """
     check_serving(target, serving)
     if version < 1:
-        raise DferDeployError(f"the version is {version}, expected at least 1")
+        raise SettingError(f"the version is {version}, expected at least 1")
     labels = _labels(spec)
     graphs = {
         contract.image_encoder.name: image_encoder_onnx,
@@ -83,7 +83,7 @@ def write_model_repository(
         model_folder = folder / config.name
         version_folder = model_folder / str(version)
         if version_folder.exists():
-            raise DferDeployError(f"{version_folder} exists already; choose the next version or another folder")
+            raise WriteError(f"{version_folder} exists already; choose the next version or another folder")
         version_folder.mkdir(parents=True)
         if any(output.label_filename for output in config.output):
             _write_labels(model_folder / "labels.txt", labels)
@@ -127,7 +127,7 @@ def check_model_repository(bundle: Bundle) -> None:
     }
     for path, text in expected.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            raise DferDeployError(
+            raise BundleError(
                 f"{path} is not what this version of dfer-deploy writes, and a server would execute it; "
                 f"write the bundle anew with: dfer-deploy migrate {shlex.quote(str(bundle.path))} -o NEW"
             )
@@ -147,7 +147,7 @@ def _check_nothing_else(bundle: Bundle, expected: Collection[Path], models: Coll
             or (is_version and int(version) < newest)
         )
         if not known:
-            raise DferDeployError(
+            raise BundleError(
                 f"{path} is nothing that this version of dfer-deploy writes, and a server might execute it; "
                 f"write the bundle anew with: dfer-deploy migrate {shlex.quote(str(bundle.path))} -o NEW"
             )
@@ -347,7 +347,7 @@ def _labels(spec: ModelSpec) -> str:
 
 def _write_labels(path: Path, labels: str) -> None:
     if path.exists() and (old := path.read_text(encoding="utf-8")) != labels:
-        raise DferDeployError(
+        raise BundleError(
             f"{path} has the classes {_listing(old.splitlines())}, the new version has "
             f"{_listing(labels.splitlines())}; export it under another {spelled('name')}"
         )

@@ -17,7 +17,7 @@ from dfer_deploy.client.receipts import Receipts
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy, RetryState
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_receipts, served_stream
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import CallError, ClipError, DferDeployError, IncompatibleServerError, ModelNotFoundError
+from dfer_deploy.errors import CallError, ClipError, IncompatibleServerError, ModelNotFoundError, SettingError
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 from dfer_deploy.specs import MAX_IMAGE_BYTES
 from dfer_deploy.triton.address import Address
@@ -282,9 +282,9 @@ class ConnectedModel:
         return self._requests.model.graphs_sha256
 
 
-def not_connected() -> DferDeployError:
+def not_connected() -> SettingError:
     """Build the error of an asynchronous client that has not connected yet, or that is closed."""
-    return DferDeployError("the client is not connected; use it as: async with AsyncClient(…) as client")
+    return SettingError("the client is not connected; use it as: async with AsyncClient(…) as client")
 
 
 def _sixteen_images(images: EncodedImages) -> list[bytes]:

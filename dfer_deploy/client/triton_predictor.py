@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dfer_deploy.client.blocking import Client, ServedPredictor
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import IncompatibleServerError
 from dfer_deploy.specs import Contract
 
 
@@ -37,7 +37,7 @@ class TritonPredictor(ServedPredictor):
     def _check_contract(self, contract: Contract) -> None:
         size, classes = contract.ensemble.inputs[0].shape[2], contract.ensemble.outputs[0].shape[1]
         if (self.image_size, self.num_classes) != (size, classes):
-            raise DferDeployError(
+            raise IncompatibleServerError(
                 f"the model {contract.ensemble.name!r} at {self._client.address} takes images of {self.image_size} "
                 f"pixels and knows {self.num_classes} classes, expected {size} pixels and {classes} classes; "
                 "is it another model?"

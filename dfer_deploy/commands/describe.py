@@ -8,7 +8,7 @@ import click
 
 from dfer_deploy.commands.options import json_option
 from dfer_deploy.console import progress, stdout, table, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import write_json
 from dfer_deploy.train.descriptors import (
     QUESTION,
@@ -67,4 +67,4 @@ def describe(
     if json_file:
         write_json(json_file, {"model": model, "descriptors": {name: found[name] for name, _, _ in rows}})
     if unusable:
-        raise DferDeployError(f"no descriptor for {', '.join(unusable)}; ask again, or write it into {output} by hand")
+        raise TrainingError(f"no descriptor for {', '.join(unusable)}; ask again, or write it into {output} by hand")

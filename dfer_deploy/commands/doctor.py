@@ -16,7 +16,7 @@ from dfer_deploy.console import stdout, step
 from dfer_deploy.doctor.finding import Finding, Sections, first_command
 from dfer_deploy.doctor.machine import examine_machine, machine_findings
 from dfer_deploy.doctor.needs import bundle_findings, is_able, next_command
-from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.errors import BundleError, ExitCode
 from dfer_deploy.files import write_json
 
 _STYLES = {"ok": "green", "missing": "yellow", "problem": "red", "not needed": "dim"}
@@ -64,7 +64,7 @@ def _opened(path: Path) -> Bundle:
     try:
         return open_bundle(path, check_files=False)
     except OSError as error:
-        raise DferDeployError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _print(sections: Sections) -> None:

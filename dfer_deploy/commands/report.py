@@ -41,5 +41,5 @@ def report(verification: Path, output: Path, bench: Path | None, data: Path | No
             clips = {annotation.name: annotation.path for annotation in annotations}
         write_report(output, result, bench=measured, clips=clips)
     except DferDeployError as error:
-        raise DferDeployError(f"{verification}{f' and {bench}' if bench else ''}: {error}") from error
+        raise type(error)(f"{verification}{f' and {bench}' if bench else ''}: {error}") from error
     stdout.print(f"wrote {output}", markup=False)

@@ -35,7 +35,7 @@ from dfer_deploy.doctor.selftest import (
     run_steps,
     write_selftest_report,
 )
-from dfer_deploy.errors import DferDeployError, ExitCode
+from dfer_deploy.errors import DferDeployError, EngineError, ExitCode, RuntimeUnavailableError
 from dfer_deploy.files import write_json
 from dfer_deploy.measurement.bench import machine
 from dfer_deploy.runtimes.available import Runtime, open_predictor, usual_runtimes
@@ -157,7 +157,7 @@ def _on_a_gpu(
     gpus = probe_gpus()
     if not gpus.devices:
         found = gpu_findings(gpus)[0]
-        raise DferDeployError(
+        raise RuntimeUnavailableError(
             f"selftest --gpu needs an NVIDIA GPU, and CUDA has none here ({found.found}); {found.advice}"
         )
     bundle = open_bundle(path)
@@ -237,7 +237,7 @@ def engine_facts(bundle: Bundle) -> dict[str, Any]:
     """
     built = bundle.engines
     if built is None:
-        raise DferDeployError(f"{bundle.path} has no engines")
+        raise EngineError(f"{bundle.path} has no engines")
     types = {}
     for graph in built.engines:
         layers = (bundle.path / SIDECAR).with_name(f"{graph}.layers.json")
@@ -255,7 +255,7 @@ def output_types(layers: str) -> dict[str, int]:
         outputs = [output for layer in listed if isinstance(layer, dict) for output in layer.get("Outputs", ())]
         return dict(Counter(str(output.get("Format/Datatype", output.get("Datatype"))) for output in outputs))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DferDeployError(f"what the engine inspector said is not understood ({error!r})") from error
+        raise EngineError(f"what the engine inspector said is not understood ({error!r})") from error
 
 
 def _build(bundle: Bundle) -> Outcome:

@@ -17,7 +17,7 @@ from dfer_deploy.api.serving import START_TIMEOUT_S, installation_for
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import host_code_option
 from dfer_deploy.console import stdout, step, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import SettingError
 from dfer_deploy.triton.container import is_outdated
 from dfer_deploy.triton.ports import Endpoints, reserve_ports
 from dfer_deploy.triton.restarts import RestartPolicy, keep_serving
@@ -108,11 +108,11 @@ def check_host(host: str, insecure: bool, *, server: str) -> None:
     try:
         address = ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
     except ValueError as error:
-        raise DferDeployError(f"the host {host!r} is not an IPv4 address; expected for example 127.0.0.1") from error
+        raise SettingError(f"the host {host!r} is not an IPv4 address; expected for example 127.0.0.1") from error
     if address.is_loopback:
         return
     if not insecure and (server == "the embedded server" or is_outdated(server)):
-        raise DferDeployError(
+        raise SettingError(
             f"the host {host} can be reached from other machines, and {server} is a Triton with known critical "
             "vulnerabilities; keep 127.0.0.1, serve with a current container (target tensorrt or onnxruntime), or add "
             "--insecure in a network that you trust"

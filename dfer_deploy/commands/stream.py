@@ -20,7 +20,7 @@ from dfer_deploy.clips.faces import DETECTORS
 from dfer_deploy.commands.answering import Asked, answering_options
 from dfer_deploy.commands.options import frame_interval_option, margin_option
 from dfer_deploy.console import stdout, table, warn
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import WriteError
 from dfer_deploy.files import refuse_to_replace_input, refuse_to_write_into_bundle
 from dfer_deploy.inference.windows import DEFAULT_FRAME_INTERVAL_S, WHOLE
 from dfer_deploy.live.overlay_window import OverlayWindow
@@ -160,9 +160,7 @@ class _AnswerFile:
         except BrokenPipeError:  # the reader has closed the pipe, which is not an error
             raise
         except OSError as error:
-            raise DferDeployError(
-                f"cannot write {self._path} ({error.strerror or error}); choose another place"
-            ) from error
+            raise WriteError(f"cannot write {self._path} ({error.strerror or error}); choose another place") from error
 
     def __enter__(self) -> _AnswerFile:
         return self

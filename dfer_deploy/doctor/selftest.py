@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from dfer_deploy.console import stderr, step
 from dfer_deploy.doctor.child import ending
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, WriteError
 from dfer_deploy.files import atomic_file
 
 STEP_TIMEOUT_S = 3600.0
@@ -218,7 +218,7 @@ def check_report(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(len(_TITLE))
         if start not in (b"", _TITLE.encode()):
-            raise DferDeployError(f"{path} exists and is not a report of selftest; name another file with -o")
+            raise WriteError(f"{path} exists and is not a report of selftest; name another file with -o")
 
 
 def write_selftest_report(

@@ -20,7 +20,7 @@ from dfer_deploy.clips.faces import Image
 from dfer_deploy.clips.prefetch import Buffer, prefetched
 from dfer_deploy.clips.reading import DecodedFrame, is_address
 from dfer_deploy.clips.timed import check_interval, timed_frames
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 from dfer_deploy.live.newest import newest
 
 _AHEAD = 4
@@ -115,7 +115,7 @@ def camera_of(source: str, platform: str) -> tuple[str, str] | None:
     if device == "v4l2" and (is_number or source.startswith("/dev/")):
         path = f"/dev/video{source}" if is_number else source
         if not os.path.exists(path):  # noqa: PTH110 - a device's name is not a path of ours
-            raise DferDeployError(f"there is no camera {path}; expected one of /dev/video*, or a video file")
+            raise ClipError(f"there is no camera {path}; expected one of /dev/video*, or a video file")
         return path, device
     if Path(source).exists():
         return None
@@ -124,8 +124,8 @@ def camera_of(source: str, platform: str) -> tuple[str, str] | None:
     if device == "dshow":
         return f"video={source}", device
     if is_address(source):
-        raise DferDeployError(f"{source} is an address, expected a camera or a video file; download it first")
-    raise DferDeployError(f"{source} does not exist; expected a camera's number, its device, or a video file")
+        raise ClipError(f"{source} is an address, expected a camera or a video file; download it first")
+    raise ClipError(f"{source} does not exist; expected a camera's number, its device, or a video file")
 
 
 def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFrame]:
@@ -152,7 +152,7 @@ def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFra
                 next_s += interval_s * (1 + (now - next_s) // interval_s)
                 yield LiveFrame(now - start_s, now, np.asarray(DecodedFrame(frame).upright()))
     except av.FFmpegError as error:
-        raise DferDeployError(
+        raise ClipError(
             f"the camera {name} cannot be read ({error.strerror or type(error).__name__}); is it connected, allowed "
             "and not in use by another program?"
         ) from error
@@ -160,7 +160,7 @@ def camera_frames(name: str, device: str, interval_s: float) -> Iterator[LiveFra
 
 def _decoded(container: Any) -> Iterator[av.VideoFrame]:
     if not container.streams.video:
-        raise DferDeployError(f"{container.name} has no video stream; expected a camera")
+        raise ClipError(f"{container.name} has no video stream; expected a camera")
     for packet in container.demux(container.streams.video[0]):
         # A damaged packet loses its own frame only.
         with contextlib.suppress(av.error.InvalidDataError):

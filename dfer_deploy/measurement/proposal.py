@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dfer_deploy.bundles.bundle import MAX_BATCH, ServingOptions, Target
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import ServerError, spelled
 from dfer_deploy.measurement.bench_result import Spread, ratio
 from dfer_deploy.measurement.trials import Candidate, Load
 
@@ -155,7 +155,7 @@ def choose(candidates: Sequence[Candidate], p99_ms: float | None) -> tuple[int, 
         DferDeployError: the simplest candidate could not be measured, so there is nothing to compare with.
     """
     if not candidates[0].loads:
-        raise DferDeployError(
+        raise ServerError(
             f"the simplest configuration could not be measured ({candidates[0].failure}), so nothing can be compared "
             f"with it; try again when the machine is quieter, or with more {spelled('rounds')}"
         )

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dfer_deploy import __version__
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.files import atomic_file, json_text
 from dfer_deploy.measurement.bench_result import BenchResult
 from dfer_deploy.metrics import CalibrationBin, Int64
@@ -99,14 +99,14 @@ def _as_json(what: str, values: Mapping[str, Any]) -> bytes:
     try:
         return json_text(values).encode()
     except (ValueError, RecursionError) as error:  # a number that is not finite, or half of a surrogate pair
-        raise DferDeployError(f"the {what} holds what JSON in UTF-8 cannot ({error}); make it again") from error
+        raise ResultError(f"the {what} holds what JSON in UTF-8 cannot ({error}); make it again") from error
 
 
 def _check_same_bundle(result: VerificationResult, bench: BenchResult) -> None:
     verified = result.provenance.sha256(MANIFEST) or ""
     measured = bench.subject.manifest_sha256
     if measured != verified:
-        raise DferDeployError(
+        raise ResultError(
             f"the benchmark is of a bundle with the manifest {measured[:12]}…, the verification of one with "
             f"{f'{verified[:12]}…' if verified else 'none'}; measure the bundle that was verified"
         )

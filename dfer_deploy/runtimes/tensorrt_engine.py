@@ -22,7 +22,7 @@ from torch import Tensor
 from dfer_deploy.bundles.compatibility import version_numbers
 from dfer_deploy.bundles.engine_records import OLDEST_TENSORRT
 from dfer_deploy.console import warn
-from dfer_deploy.errors import DferDeployError, RuntimeUnavailableError, missing_extra
+from dfer_deploy.errors import DferDeployError, EngineError, RuntimeUnavailableError, missing_extra
 from dfer_deploy.runtimes.engine_tensors import EngineTensor, ShapeRange, check_tensors
 from dfer_deploy.specs import GraphSpec, TensorSpec, require
 
@@ -92,10 +92,10 @@ class LoadedEngine:
         self._runtime = runtime
         self.engine = engine
 
-    def error(self, what: str) -> DferDeployError:
+    def error(self, what: str) -> EngineError:
         """Build an error from ``what`` went wrong and TensorRT's last messages."""
         said = "; ".join(dict.fromkeys(self.messages.texts)) or "it gave no reason"
-        return DferDeployError(f"{what} ({said}); build the engines on this machine with: dfer-deploy build")
+        return EngineError(f"{what} ({said}); build the engines on this machine with: dfer-deploy build")
 
     def tensors(self) -> list[EngineTensor]:
         """List the engine's inputs and outputs."""

@@ -23,7 +23,7 @@ from pathlib import Path
 import platformdirs
 
 from dfer_deploy.console import stderr, step
-from dfer_deploy.errors import DferDeployError, ServerError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.files import write_json
 from dfer_deploy.triton.installation import RESTRICTED, address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
@@ -179,7 +179,7 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
         )
 
 
-def pip_failure(output: str, log: Path) -> DferDeployError:
+def pip_failure(output: str, log: Path) -> ServerError:
     """Build the error for a failed pip from its ``output``; ``log`` is the file with the whole output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
@@ -190,7 +190,7 @@ def pip_failure(output: str, log: Path) -> DferDeployError:
         advice = "the package index cannot be reached: check the network and pip's configuration"
     else:
         advice = "check pip's configuration"
-    return DferDeployError(
+    return ServerError(
         f"pip could not install the embedded server's environment ({last}); {advice}; the whole output is in {log}"
     )
 
@@ -240,10 +240,10 @@ def _run(command: list[str], variables: dict[str, str], log: Path) -> subprocess
     return done
 
 
-def _venv_failure(output: str, interpreter: Interpreter, log: Path) -> DferDeployError:
+def _venv_failure(output: str, interpreter: Interpreter, log: Path) -> ServerError:
     short = ".".join(map(str, interpreter.version[:2]))
     if "ensurepip" in output or "No module named venv" in output:
-        return DferDeployError(
+        return ServerError(
             f"{interpreter.executable} cannot make virtual environments (its modules venv and ensurepip are missing); "
             f"install them, on Debian and Ubuntu with: apt install python{short}-venv"
         )

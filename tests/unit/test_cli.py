@@ -149,7 +149,7 @@ def test_predict_answers_for_the_good_inputs_and_names_the_bad(
     good = [clip_list.parent / "000", clip_list.parent / "001"]
     result = cli("predict", "--bundle", bundle.path, good[0], tmp_path / "no", good[1], "--json", tmp_path / "p.json")
     assert result.exit_code == 2
-    assert "does not exist" in result.output
+    assert str(tmp_path / "no") in result.output.replace("\n", "")
     answers = json.loads((tmp_path / "p.json").read_text())
     assert [answer["input"] for answer in answers["results"]] == [str(path) for path in good]
     assert sum(answers["results"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
@@ -164,6 +164,6 @@ def test_json_does_not_replace_what_it_is_about(
     for command in (("inspect", checkpoint), ("evaluate", checkpoint, "--data", clip_list), ("export", checkpoint)):
         result = cli(*command, "--json", checkpoint)
         assert result.exit_code == 2
-        assert "would replace the input" in result.output.replace("\n", " ")
+        assert checkpoint.name in result.output.replace("\n", "")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
     assert checkpoint.read_bytes() == own_checkpoint.read_bytes()

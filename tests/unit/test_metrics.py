@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ClipError
 from dfer_deploy.metrics import CalibrationBin, calibration, score, softmax
 
 NAMES = ("a", "b", "c")
@@ -23,11 +23,11 @@ def test_a_class_without_clips_is_reported_and_left_out() -> None:
 
 
 def test_nothing_to_score_and_foreign_labels_are_refused() -> None:
-    with pytest.raises(DferDeployError, match="0 clips"):
+    with pytest.raises(ClipError, match="0 clips"):
         score(np.array([]), np.array([]), NAMES)
-    with pytest.raises(DferDeployError, match="label 3 is not one of the 3 classes"):
+    with pytest.raises(ClipError, match="label 3 is not one of the 3 classes"):
         score([3], [0], NAMES)
-    with pytest.raises(DferDeployError, match="label -1 is not one of the 3 classes"):
+    with pytest.raises(ClipError, match="label -1 is not one of the 3 classes"):
         score([0, -1], [0, 0], NAMES)
 
 
@@ -59,7 +59,7 @@ def test_calibration_error_does_not_cancel_between_bins() -> None:
     # A confidence of 1 belongs to the last bin, as 0.95 does: one of two is right there.
     probabilities = np.array([[1.0, 0.0], [0.95, 0.05]], dtype=np.float32)
     assert calibration([1, 0], probabilities).error == pytest.approx(100 * abs(1 / 2 - 0.975), abs=1e-4)
-    with pytest.raises(DferDeployError, match="0 clips"):
+    with pytest.raises(ClipError, match="0 clips"):
         calibration([], np.zeros((0, 2), dtype=np.float32))
 
 

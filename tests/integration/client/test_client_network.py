@@ -17,11 +17,16 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
-from dfer_deploy import AsyncClient, CallError, Client
+from dfer_deploy import AsyncClient, Client
 from dfer_deploy.answers.clip_answers import Answer
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.client.retry_policy import RetryPolicy
-from dfer_deploy.errors import DeadlineExceededError, ServerUnavailableError
+from dfer_deploy.errors import (
+    DeadlineExceededError,
+    ModelNotFoundError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
@@ -36,11 +41,10 @@ def logits(answer: Answer) -> np.ndarray:
 
 def test_what_the_server_refuses_is_told_at_once(url: str) -> None:
     start = time.monotonic()
-    with pytest.raises(CallError, match="has no model 'other'") as absent:
+    with pytest.raises(ModelNotFoundError):
         Client(url, "other", retries=100)
-    with Client(url, retries=100) as client, pytest.raises(CallError, match="17 frames a clip, expected 1 to 1") as no:
+    with Client(url, retries=100) as client, pytest.raises(RequestRefusedError, match="17"):
         client.predict_frames(clips_of(1, frames=17))
-    assert (absent.value.code, no.value.code) == ("model_not_found", "refused")
     assert time.monotonic() - start < 10
 
 
@@ -164,7 +168,7 @@ def test_a_server_that_is_silent_is_given_up_at_the_deadline(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"{parse_url(url).scheme}://127.0.0.1:{silent.getsockname()[1]}"
         start = time.monotonic()
-        with pytest.raises(CallError, match=r"did not answer within 0\.5 s") as late:
+        with pytest.raises(DeadlineExceededError, match=r"0\.5 s") as late:
             Client(address, deadline_s=0.5, retries=100)
 
         async def asked() -> None:

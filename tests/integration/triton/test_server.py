@@ -20,7 +20,14 @@ from tritonclient.utils import InferenceServerException
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.client import Client
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.errors import DferDeployError, ModelNotFoundError, RequestRefusedError, ServerError, SettingError
+from dfer_deploy.errors import (
+    ClipError,
+    DferDeployError,
+    ModelNotFoundError,
+    RequestRefusedError,
+    ServerError,
+    SettingError,
+)
 from dfer_deploy.runtimes.predictor import Predictor
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.perf_analyzer import measure_load
@@ -67,20 +74,22 @@ def test_the_client_is_a_predictor_and_learns_the_model_from_the_server(url: str
 
 
 @pytest.mark.parametrize(
-    ("frames", "said"),
+    ("frames", "kind", "said"),
     [
-        (clips(1, 16, size=16), "Expected [-1,-1,32,32,3], got [1,16,16,16,3]"),
-        (clips(1, 17), "'frames' has 17 frames a clip, expected 1 to 16"),
-        (clips(1, 0), "'frames' has 0 frames a clip, expected 1 to 16"),
-        (clips(0, 16), "holds no clip"),
-        (clips(1, 16).astype(np.float32), "data-type is 'FP32', but model 'dfer' expects 'UINT8'"),
-        (clips(1, 16).astype(np.float64), "has the dtype float64"),
+        (clips(1, 16, size=16), RequestRefusedError, "Expected [-1,-1,32,32,3], got [1,16,16,16,3]"),
+        (clips(1, 17), RequestRefusedError, "'frames' has 17 frames a clip, expected 1 to 16"),
+        (clips(1, 0), RequestRefusedError, "'frames' has 0 frames a clip, expected 1 to 16"),
+        (clips(0, 16), ClipError, "holds no clip"),
+        (clips(1, 16).astype(np.float32), RequestRefusedError, "data-type is 'FP32', but model 'dfer' expects 'UINT8'"),
+        (clips(1, 16).astype(np.float64), ClipError, "has the dtype float64"),
     ],
     ids=["image size", "T=17", "T=0", "B=0", "float32", "float64"],
 )
-def test_wrong_frames_are_refused_in_one_sentence(url: str, tiny_model, frames: np.ndarray, said: str) -> None:
+def test_wrong_frames_are_refused_in_one_sentence(
+    url: str, tiny_model, frames: np.ndarray, kind: type[DferDeployError], said: str
+) -> None:
     with TritonPredictor(url) as predictor:
-        with pytest.raises(DferDeployError) as refused:
+        with pytest.raises(kind) as refused:
             predictor.predict(frames)
         assert said in str(refused.value)
         assert "\n" not in str(refused.value)
@@ -107,7 +116,7 @@ def test_an_error_of_the_client_has_the_status_of_one(server: TritonServer) -> N
 def test_unknown_model_and_broken_contract(url: str, tiny_model) -> None:
     with pytest.raises(ModelNotFoundError):
         TritonPredictor(url, "other")
-    with pytest.raises(SettingError, match="is not an ensemble"):
+    with pytest.raises(SettingError, match="'dfer_image_encoder'"):
         TritonPredictor(url, "dfer_image_encoder")
 
 

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from tiny import clips_of
 
 from dfer_deploy.client.triton_predictor import TritonPredictor
-from dfer_deploy.errors import DferDeployError, ServerDiedError, ServerError
+from dfer_deploy.errors import ServerDiedError, ServerError, ServerUnavailableError
 from dfer_deploy.triton.environment import TritonEnvironment
 from dfer_deploy.triton.server import TritonServer
 from dfer_deploy.triton_models.container import healthcheck
@@ -112,14 +112,14 @@ def test_a_clean_stop_leaves_nothing(environment: TritonEnvironment, bundle: Pat
 @pytest.mark.usefixtures("own_process")
 def test_killed_server_is_an_error_and_leaves_nothing(environment: TritonEnvironment, bundle: Path) -> None:
     with (
-        pytest.raises(DferDeployError, match="tritonserver was killed by signal 9; its log is "),
+        pytest.raises(ServerDiedError, match="tritonserver was killed by signal 9; its log is "),
         TritonServer(environment, bundle / "model_repository") as server,
         TritonPredictor(server.endpoints.grpc_url) as predictor,
         TritonPredictor(server.endpoints.http_url) as other,
     ):
         children(server)[0].kill()
         for client in (predictor, other):
-            with pytest.raises(DferDeployError, match="went away during a request"):
+            with pytest.raises(ServerUnavailableError):
                 client.predict(clips_of(1, frames=16))
         wait_for_its_end(server)
     assert server.log_file is not None
@@ -131,7 +131,7 @@ def test_killed_server_is_an_error_and_leaves_nothing(environment: TritonEnviron
 @pytest.mark.usefixtures("own_process")
 def test_killed_stub_ends_the_server_with_an_error(environment: TritonEnvironment, bundle: Path) -> None:
     with (
-        pytest.raises(DferDeployError, match="the process of the model dfer_temporal_head died"),
+        pytest.raises(ServerDiedError, match="the process of the model dfer_temporal_head died"),
         TritonServer(environment, bundle / "model_repository") as server,
     ):
         (stub,) = [stub for stub in children(server)[1] if "temporal_head" in " ".join(stub.cmdline())]
@@ -187,7 +187,7 @@ def test_health_is_an_answer(
 def test_killed_guard_is_an_error_and_leaves_no_process(environment: TritonEnvironment, bundle: Path) -> None:
     before, traces_before = set(Path("/tmp").glob("python_env_*")), traces(os.getpid())
     with (
-        pytest.raises(DferDeployError, match="the process that guards tritonserver was killed"),
+        pytest.raises(ServerDiedError, match="the process that guards tritonserver was killed"),
         TritonServer(environment, bundle / "model_repository") as server,
     ):
         assert server._guard is not None
@@ -249,7 +249,7 @@ def test_a_model_that_refuses_zeros_ends_the_wait_at_once(
     onnx.save(model, path)
     log = tmp_path / "triton.log"
     server = TritonServer(environment, repository, start_timeout_s=10_000, exit_timeout_s=0, log_file=log)
-    with pytest.raises(DferDeployError, match=r"refuses a request of zeros \(in ensemble"):
+    with pytest.raises(ServerError, match=r"refuses a request of zeros \(in ensemble"):
         server.start()
 
 
@@ -260,7 +260,7 @@ def test_a_start_that_takes_too_long(environment: TritonEnvironment, bundle: Pat
     server = TritonServer(
         environment, bundle / "model_repository", start_timeout_s=0.1, exit_timeout_s=0, log_file=log
     )  # fmt: skip
-    with pytest.raises(DferDeployError, match=r"did not answer within 0\.1 s \(.+\); its log is .*triton\.log"):
+    with pytest.raises(ServerError, match=r"did not answer within 0\.1 s \(.+\); its log is .*triton\.log"):
         server.start()
 
 
@@ -286,7 +286,7 @@ def test_damaged_model_is_told_from_the_log(environment: TritonEnvironment, bund
     shutil.copytree(bundle / "model_repository", repository)
     (repository / "dfer_temporal_head" / "1" / "model.onnx").write_bytes(b"no graph")
     log = tmp_path / "triton.log"
-    with pytest.raises(DferDeployError) as failed:
+    with pytest.raises(ServerDiedError) as failed:
         TritonServer(environment, repository, log_file=log).start()
     assert "failed to load 'dfer_temporal_head' version 1" in str(failed.value)
     assert "\n" not in str(failed.value)
@@ -317,7 +317,7 @@ def test_repository_for_the_onnxruntime_backend_is_understood(
     environment: TritonEnvironment, onnxruntime_bundle: Path
 ) -> None:
     """This Triton has no onnxruntime backend; everything before that must have passed."""
-    with pytest.raises(DferDeployError) as failed:
+    with pytest.raises(ServerDiedError) as failed:
         TritonServer(environment, onnxruntime_bundle / "model_repository").start()
     message = str(failed.value)
     assert "onnxruntime" in message

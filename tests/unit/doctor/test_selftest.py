@@ -22,7 +22,7 @@ from dfer_deploy.doctor.selftest import (
     without_secrets,
     write_selftest_report,
 )
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import DferDeployError, WriteError
 
 
 def failing(error: BaseException) -> Step:
@@ -108,7 +108,7 @@ def test_only_a_report_is_replaced_by_a_report(tmp_path: Path) -> None:
     write_selftest_report(tmp_path / "report.md", {}, [])
     check_report(tmp_path / "report.md")
     (tmp_path / "notes.md").write_text("# My notes")
-    with pytest.raises(DferDeployError, match=r"notes\.md exists and is not a report"):
+    with pytest.raises(WriteError, match=r"notes\.md exists and is not a report"):
         check_report(tmp_path / "notes.md")
 
 

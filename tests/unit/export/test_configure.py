@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME, read_engine_builds
 from dfer_deploy.bundles.integrity import check_file, open_bundle
-from dfer_deploy.errors import BundleError, ConfigurationError, DferDeployError, WriteError
+from dfer_deploy.errors import BundleError, ConfigurationError, WriteError
 from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
 from dfer_deploy.files import write_json
@@ -203,7 +203,7 @@ def test_nothing_is_written_through_a_link(copy: Path, tmp_path: Path) -> None:
     folder.rename(outside)
     before = contents(outside)
     folder.symlink_to(outside)
-    with pytest.raises(DferDeployError, match="is not a folder of the bundle"):
+    with pytest.raises(BundleError, match="is not a folder of the bundle"):
         configure_bundle(copy, ServingOptions(8))
     assert contents(outside) == before
 

@@ -12,7 +12,7 @@ import torch
 from tiny import clips_of, tiny_model
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError, CheckpointError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity, rounded_up
@@ -84,7 +84,7 @@ def test_a_linear_head_is_exported_too(precision: Precision, tmp_path: Path) -> 
     assert model.head is not None
     with torch.no_grad():
         model.head.bias += 5
-    with pytest.raises(DferDeployError, match="temporal head, logit error"):
+    with pytest.raises(BundleError, match="temporal head, logit error"):
         measure_parity(model, tmp_path / "encoder.onnx", tmp_path / "head.onnx", precision)
 
 
@@ -105,7 +105,7 @@ def test_the_check_before_the_bundle_sees_a_foreign_graph(exported: tuple[Precis
     other = tiny_model(depth=2)
     with torch.no_grad():
         other.temporal_net.blocks[1].mlp_out.weight.mul_(1.5)
-    with pytest.raises(DferDeployError, match="do not answer like PyTorch: temporal head, logit error"):
+    with pytest.raises(BundleError, match="do not answer like PyTorch: temporal head, logit error"):
         measure_parity(other, encoder, head, precision)
 
 
@@ -137,12 +137,12 @@ def test_weights_that_fp16_cannot_hold_are_refused() -> None:
     with torch.no_grad():
         model.image_encoder.proj[0, 0] = 1e6
     with pytest.raises(
-        DferDeployError, match=r"a weight of projection, .* export with keep_fp32=\('projection',\) or precision='fp32'"
+        CheckpointError, match=r"a weight of projection, .* export with keep_fp32=\('projection',\) or precision='fp32'"
     ):
         _graphs(model, "fp16")
     with torch.no_grad():
         model.image_encoder.proj[0, 0] = float("nan")
-    with pytest.raises(DferDeployError, match="NaN or infinite; train it again"):
+    with pytest.raises(CheckpointError, match="NaN or infinite; train it again"):
         _graphs(model, "fp32")
 
 

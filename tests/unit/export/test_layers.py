@@ -12,7 +12,7 @@ from planted import drift, halve_layer_norm
 from tiny import clips_of, overflow_in_fp16, tiny_model
 
 from dfer_deploy.checkpoints.checkpoint import load_checkpoint
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import BundleError
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.layers import localise
 from dfer_deploy.export.onnx_file import onnx_from_graph
@@ -96,7 +96,7 @@ def test_an_overflow_is_told_and_mended_by_keeping_its_block(tmp_path: Path) -> 
     assert str(found) == "encoder.1 leaves its tolerance: given right input it answers NaN or infinity"
     assert [np.isinf(layer.relative) for layer in found.layers] == [False, False, True, True, True, True]
     with pytest.raises(
-        DferDeployError, match=r"encoder\.1 leaves its tolerance.* export with keep_fp32=\('encoder\.1',\) or"
+        BundleError, match=r"encoder\.1 leaves its tolerance.* export with keep_fp32=\('encoder\.1',\) or"
     ):
         measure_parity(model, *files, "fp16")
 

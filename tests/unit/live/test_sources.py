@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import clips_of
 
-from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.errors import ClipError, SettingError
 from dfer_deploy.live import sources
 from dfer_deploy.live.sources import camera_frames, camera_of, live_frames
 
@@ -33,11 +33,11 @@ def test_cameras_of_each_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sources.os.path, "exists", lambda path: path == "/dev/video2")
     assert camera_of("2", "linux") == ("/dev/video2", "v4l2")
     assert camera_of("/dev/video2", "linux") == ("/dev/video2", "v4l2")
-    with pytest.raises(DferDeployError, match="there is no camera /dev/video0; expected one of"):
+    with pytest.raises(ClipError, match="there is no camera /dev/video0; expected one of"):
         camera_of("0", "linux")
-    with pytest.raises(DferDeployError, match="FaceTime HD does not exist; expected a camera's number"):
+    with pytest.raises(ClipError, match="FaceTime HD does not exist; expected a camera's number"):
         camera_of("FaceTime HD", "linux")
-    with pytest.raises(DferDeployError, match="rtsp://host/1 is an address, expected a camera or a video file"):
+    with pytest.raises(ClipError, match="rtsp://host/1 is an address, expected a camera or a video file"):
         camera_of("rtsp://host/1", "linux")
     assert camera_of("FaceTime HD", "darwin") == ("FaceTime HD", "avfoundation")
     assert camera_of("0", "darwin") == ("0", "avfoundation")
@@ -80,7 +80,7 @@ def test_time_begins_with_a_cameras_first_frame_and_a_slow_one_does_not_catch_up
 
 
 def test_a_camera_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match=r"the camera nothing=1 cannot be read \("):
+    with pytest.raises(ClipError, match=r"the camera nothing=1 cannot be read \("):
         next(camera_frames("nothing=1", "lavfi", 0.1))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from dfer_deploy.bundles.bundle import ServingOptions, Target
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.measurement.proposal import (
     Proposal,
     choose,
@@ -84,7 +84,7 @@ def test_what_could_not_be_served_is_left_out_but_never_what_the_others_are_held
     failed = Candidate(dataclasses.replace(LEAST, instances=2), (), "out of memory")
     assert choose([candidate(load_of([1, 1, 1])), failed], None)[0] == 0
     for others in ([], [candidate(load_of([1, 1, 1]))]):
-        with pytest.raises(DferDeployError, match=r"simplest configuration could not be measured \(out of memory\)"):
+        with pytest.raises(ServerError, match=r"simplest configuration could not be measured \(out of memory\)"):
             choose([failed, *others], None)
 
 

@@ -24,7 +24,7 @@ from report_pages import (
 )
 
 from dfer_deploy.clips.drawn import drawn_clips
-from dfer_deploy.errors import DferDeployError
+from dfer_deploy.errors import ResultError
 from dfer_deploy.files import json_text
 from dfer_deploy.measurement.bench_result import BenchResult
 from dfer_deploy.report.changes import MAX_PICTURED
@@ -318,13 +318,11 @@ def test_load_is_drawn_with_its_machine(pages: dict[str, Page], tmp_path: Path) 
 def test_a_benchmark_of_another_bundle_is_refused(tmp_path: Path) -> None:
     other = bench_json()
     other["subject"]["manifest_sha256"] = "ef" * 32
-    with pytest.raises(
-        DferDeployError, match="with the manifest efefefefefef…, the verification of one with cdcdcdcdcdcd"
-    ):
+    with pytest.raises(ResultError, match="with the manifest efefefefefef…, the verification of one with cdcdcdcdcdcd"):
         page_of(tmp_path, CASES["undecided"], other)
     without = copy.deepcopy(CASES["undecided"])
     del without["provenance"]["chain"][1]
-    with pytest.raises(DferDeployError, match="the verification of one with none"):
+    with pytest.raises(ResultError, match="the verification of one with none"):
         page_of(tmp_path, without, bench_json())
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_spec
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.errors import DferDeployError, MissingExtraError, RuntimeUnavailableError, SettingError
+from dfer_deploy.errors import EngineError, MissingExtraError, RuntimeUnavailableError, SettingError
 from dfer_deploy.runtimes.engine_tensors import EngineTensor, ShapeRange, check_tensors, pieces
 from dfer_deploy.runtimes.tensorrt_engine import EngineRunner, LoadedEngine, import_tensorrt
 from dfer_deploy.specs import contract_for
@@ -86,7 +86,7 @@ def test_a_plan_that_is_refused_comes_with_the_reasons(tmp_path: Path) -> None:
     """TensorRT says no by returning None; the reason is in its messages only."""
     trt = pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX runtime is not installed")
     (tmp_path / "model.plan").write_bytes(b"no plan")
-    with pytest.raises(DferDeployError) as caught:
+    with pytest.raises(EngineError) as caught:
         LoadedEngine(trt, tmp_path / "model.plan")
     assert f"model.plan cannot be loaded by TensorRT {trt.__version__}" in str(caught.value)
     assert "bufferSize >= minBufferSize" in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError, TrainingError
+from dfer_deploy.errors import SettingError, TrainingError
 from dfer_deploy.plain_data import spec_from_dict
 from dfer_deploy.specs import PromptSpec
 from dfer_deploy.train.model_recipe import ModelRecipe
@@ -167,9 +167,6 @@ def test_settings_replace_those_of_the_recipe() -> None:
         ("optim.epochs=ten", "optim.epochs is 'ten', expected int"),
         ("augment.crop_scale=[0.5, 1", r"augment.crop_scale is '\[0.5, 1', expected a list"),
         ("run.select=tst", "run.select is 'tst', expected one of validation, last, test"),
-        ("run.seed.x=1", "goes into run.seed, which is not a table"),
-        ("optim.epochs", "'optim.epochs' is not understood; expected such as optim.lr_temporal=1e-3"),
-        ("=3", "'=3' is not understood"),
         ("optim.lr_head=inf", "optim.lr_head is inf, expected a finite number"),
         ("optim.clip_norm=inf", "optim.clip_norm is inf, expected a finite number"),
         ("augment.crop_ratio=[1, inf]", "augment.crop_ratio is inf, expected a finite number"),
@@ -183,13 +180,26 @@ def test_settings_replace_those_of_the_recipe() -> None:
         ("data.decode_size=2049", "data.decode_size is 2049, expected 1 to 2048"),
         ("data.decode_size=0", "data.decode_size is 0, expected 1 to 2048"),
         pytest.param("optim.lr_head=1" + "0" * 400, "optim.lr_head is an integer of more than 64 bits", id="large"),
+    ],
+)
+def test_wrong_settings_are_named(setting: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        recipe_from_toml("synthetic", [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("run.seed.x=1", "goes into run.seed, which is not a table"),
+        ("optim.epochs", "'optim.epochs' is not understood; expected such as optim.lr_temporal=1e-3"),
+        ("=3", "'=3' is not understood"),
         pytest.param("optim.lr_head=1" + "0" * 5000, "the recipe synthetic is not valid TOML", id="larger"),
         pytest.param("optim.lr_head=" + "[" * 100_000, "thousands of tables or lists in each other", id="lists"),
         pytest.param("data.label_names.1" + ".1" * 10_000 + "=1", "thousands of tables or lists", id="tables"),
     ],
 )
-def test_wrong_settings_are_named(setting: str, message: str) -> None:
-    with pytest.raises(DferDeployError, match=message):
+def test_settings_that_are_not_understood_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         recipe_from_toml("synthetic", [setting])
 
 
@@ -218,13 +228,23 @@ def test_wrong_settings_are_named(setting: str, message: str) -> None:
         (PRETRAINED + "fast_start = true\n" + PROMPTS, "would overwrite pretrained weights"),
         ("[model]\npretrained = 'openai'\n[model.clip]\n" + PROMPTS, "without model.open_clip"),
         ("[data]\n", "model is missing"),
-        ("[data", "is not valid TOML"),
-        pytest.param("a = " + "[" * 100_000, "thousands of tables or lists in each other", id="lists"),
         pytest.param(PRETRAINED + PROMPTS + "#" * (1 << 20), "is larger than 1 MiB", id="large"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DferDeployError, match=message):
+    with pytest.raises(SettingError, match=message):
+        recipe_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data", "is not valid TOML"),
+        pytest.param("a = " + "[" * 100_000, "thousands of tables or lists in each other", id="lists"),
+    ],
+)
+def test_what_is_not_toml_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         recipe_of(tmp_path, text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.errors import DferDeployError, ServerError
+from dfer_deploy.errors import ServerError
 from dfer_deploy.triton import environment, interpreter
 from dfer_deploy.triton.environment import TritonEnvironment, check_platform, environment_key, pip_failure, requirements
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
@@ -147,7 +147,7 @@ def test_a_python_without_venv_says_what_to_install(monkeypatch: pytest.MonkeyPa
     python = fake_interpreter(tmp_path, "echo 'because ensurepip is not available.'; exit 1")
     monkeypatch.setattr(environment, "choose_interpreter", lambda: python)
     monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "cache"))
-    with pytest.raises(DferDeployError, match=r"apt install python3\.11-venv"):
+    with pytest.raises(ServerError, match=r"apt install python3\.11-venv"):
         environment.triton_environment()
 
 
@@ -160,7 +160,7 @@ def test_a_failed_installation_leaves_no_half_made_environment(monkeypatch: pyte
     monkeypatch.setattr(environment, "choose_interpreter", lambda: python)
     monkeypatch.setenv("PATH", f"/usr/bin:/bin:{tmp_path}")
     monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "cache"))
-    with pytest.raises(DferDeployError, match="the package index cannot be reached") as failed:
+    with pytest.raises(ServerError, match="the package index cannot be reached") as failed:
         environment.triton_environment()
     left = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
     assert left == [".lock", ".log"]

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import TARGETS, ServingOptions, Target
-from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.errors import BundleError, SettingError, WriteError
 from dfer_deploy.export.repository import write_model_repository
 from dfer_deploy.specs import (
     MAX_IMAGE_BYTES,
@@ -268,13 +268,11 @@ def test_the_same_bytes_every_time(tmp_path: Path, target: Target) -> None:
 def test_versions_are_added_but_never_overwritten_or_mixed(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     write(folder)
-    with pytest.raises(DferDeployError, match="1 exists already"):
+    with pytest.raises(WriteError, match="1 exists already"):
         write(folder)
     write(folder, version=2)
     assert sorted(path.name for path in (folder / "dfer").iterdir()) == ["1", "2", "config.pbtxt", "labels.txt"]
-    with pytest.raises(
-        DferDeployError, match=r"labels\.txt has the classes joy, no joy, Überraschung, the new version"
-    ):
+    with pytest.raises(BundleError, match=r"labels\.txt has the classes joy, no joy, Überraschung, the new version"):
         write(folder, version=3, spec=spec_with(("joy", "anger", "fear")))
 
 
@@ -334,7 +332,7 @@ def test_options_that_cannot_be(tmp_path: Path, target: Target, changes: dict[st
 
 
 def test_a_version_is_at_least_1(tmp_path: Path) -> None:
-    with pytest.raises(DferDeployError, match="the version is 0, expected at least 1"):
+    with pytest.raises(SettingError, match="the version is 0, expected at least 1"):
         write(tmp_path / "repository", version=0)
 
 

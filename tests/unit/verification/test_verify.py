@@ -17,7 +17,7 @@ from tiny import clips_of, tiny_model, tiny_spec, write_frames
 from dfer_deploy.clips.annotations import Annotation
 from dfer_deploy.clips.dataset import LabelledClips
 from dfer_deploy.clips.reading import clip_from_path
-from dfer_deploy.errors import DferDeployError, SettingError
+from dfer_deploy.errors import ClipError, SettingError
 from dfer_deploy.metrics import softmax
 from dfer_deploy.runtimes.torch_predictor import TorchPredictor
 from dfer_deploy.verification.baseline import PredictorTruth, clip_hash, load_baseline, save_baseline
@@ -144,7 +144,7 @@ def test_one_of_twenty_clips_may_be_unreadable_and_two_may_not(folder: Path, tru
     for clips, failures in ((19, 0), (18, 1)):
         others = dataclasses.replace(found, lost_classes=(), answers=earlier(clips).result.answers)
         assert len(others.list_failures(NO_LIMITS)) == failures
-    with pytest.raises(DferDeployError, match="none of the 2 clips"):
+    with pytest.raises(ClipError, match="none of the 2 clips"):
         show(truth, [named("same")], listed(folder, "xy"))
 
 
