@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dfer_deploy.children import child_environment
+from dfer_deploy.triton.plain_paths import PlainLinks, check_places
 from dfer_deploy.triton.ports import Endpoints
 
 RESTRICTED = ("shared-memory", "model-repository", "trace", "logging")
@@ -47,6 +48,9 @@ class Installation(Protocol):
     def process_environment(self) -> dict[str, str]:
         """Build the environment variables of the command."""
 
+    def at_plain_paths(self, repository: Path, links: PlainLinks) -> tuple[Installation, Path]:
+        """Return this installation and the model repository, at paths that Triton's Python backend can use."""
+
 
 @dataclass(frozen=True)
 class TritonOnPath:
@@ -83,7 +87,11 @@ class TritonOnPath:
         return []
 
     def process_environment(self) -> dict[str, str]:
-        return dict(os.environ)
+        return child_environment()
+
+    def at_plain_paths(self, repository: Path, links: PlainLinks) -> tuple[TritonOnPath, Path]:
+        check_places(repository)
+        return self, links.to(repository, "model_repository")
 
 
 def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[str] = RESTRICTED) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dfer_deploy.children import WORKING_DIRECTORY
 from dfer_deploy.errors import ServerError
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.address import parse_url
@@ -102,7 +103,8 @@ def measure_load(
     address = parse_url(url)
     results = []
     with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
-        data = Path(name) / "clips.json"
+        folder = Path(name).absolute()
+        data = folder / "clips.json"
         _write_input_data(data, clips)
         of_all_levels = [
             str(environment.perf_analyzer),
@@ -115,7 +117,7 @@ def measure_load(
             f"--max-trials={_WINDOWS}",
         ]
         for concurrency in concurrencies:
-            report = Path(name) / f"{concurrency}.csv"
+            report = folder / f"{concurrency}.csv"
             before = queued(url, model)
             command = [*of_all_levels, "-f", str(report), f"--concurrency-range={concurrency}"]
             _run(command, environment, concurrency, timeout_s)
@@ -204,13 +206,11 @@ def _write_input_data(path: Path, clips: Frames) -> None:
 
 
 def _run(command: list[str], environment: TritonEnvironment, concurrency: int, timeout_s: float) -> None:
-    variables = environment.process_environment()
-    # A proxy in the environment would be measured too.
-    variables["no_proxy"] = variables["NO_PROXY"] = "*"
+    variables = environment.process_environment()  # without proxies, which would be measured too
     try:
         done = subprocess.run(
-            command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", timeout=timeout_s, check=False,
+            command, env=variables, cwd=WORKING_DIRECTORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ServerError(
