@@ -6,6 +6,7 @@ faces are not evidence about real ones.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -20,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from dfer_deploy.cgroups import usable_cores
+from dfer_deploy.children import end_with_parent
 from dfer_deploy.console import progress, stderr
 from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import atomic_folder, write_json
@@ -220,14 +223,31 @@ def _description_of(root: Path) -> Any:
 
 
 def _draw_all(folder: Path, clips: list[_Clip], workers: int | None) -> Iterator[int]:
-    processes = min(workers or os.cpu_count() or 1, len(clips))
+    processes = min(workers or usable_cores(), len(clips))
     if processes == 1:
         yield from (_draw_clip(folder, clip) for clip in clips)
         return
     # Not "fork": a process that has run torch has threads whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with _safe_path(), ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool:
         yield from pool.map(_draw_clip, [folder] * len(clips), clips, chunksize=8)
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep files of the working directory, such as a ``random.py``, out of the imports of new processes.
+
+    Python obeys the variable since 3.11.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _draw_clip(folder: Path, clip: _Clip) -> int:

@@ -2,7 +2,8 @@
 
 It serves the graphs of the target ``embedded``: the image encoder, the temporal head and the window of a stream. It
 runs in a process of the private environment (NumPy 1.26, without dfer_deploy). It therefore imports only NumPy,
-onnxruntime, Triton's own module, and ``model_requests.py`` and ``receipts.py``, which are beside this file.
+onnxruntime, Triton's own module, and ``model_requests.py``, ``receipts.py`` and ``cgroups.py``, which are beside this
+file.
 
 The properties of the tensors come from Triton's model configuration: the inputs' names, dtypes and dims (without the
 batch; −1 is T, the number of frames), the outputs' names, and these parameters. The last output is the receipt.
@@ -39,6 +40,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from cgroups import usable_cores
 from model_requests import RequestError, check_clips, input_array, refusal
 from receipts import RECEIPT, receipt
 
@@ -277,7 +279,7 @@ def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Inf
 
 def _session_options(threads: int, spin_us: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin_us > 0)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))

@@ -69,6 +69,7 @@ def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, A
     assert {answer(session) for session in sessions} == {answer(plain)}
     assert Logger.warnings == []
     assert sorted(path.name for path in graph.parent.iterdir()) == [
+        "cgroups.py",
         "model.onnx",
         "model.py",
         "model_requests.py",
