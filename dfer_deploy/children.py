@@ -37,6 +37,16 @@ def child_environment(*, proxies: bool = False) -> dict[str, str]:
     }
 
 
+def own_environment() -> dict[str, str]:
+    """Build the environment variables for another process of this Python, which needs all of the caller's.
+
+    Files of the working directory, such as a ``random.py``, are kept out of its imports unless they are among this
+    process's own. Python obeys the variable since 3.11.
+    """
+    here = {"", os.curdir, os.path.realpath(os.curdir)} & set(sys.path)
+    return dict(os.environ) | ({} if here else {"PYTHONSAFEPATH": "1"})
+
+
 def end_with_parent() -> None:
     """Let the kernel kill this process when its parent ends in any way. To be called in the child, on Linux.
 

@@ -60,6 +60,25 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield the absolute path of a new temporary folder, which is removed with the context.
+
+    Raises:
+        WriteError: no temporary folder can be written, or it is full.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise WriteError(
+            f"no temporary folder can be written ({error.strerror or error}); name one in the variable TMPDIR"
+        ) from error
+    with folder as name:
+        path = Path(name).absolute()
+        with disk_errors(path, path):
+            yield path
+
+
 def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that is one of the inputs, also through other names and links.
 

@@ -66,10 +66,14 @@ def probe_resources(
         reserve_ports("127.0.0.1", PORTS)
     except DferDeployError as error:
         taken = str(error)
-    cache = cache_folder()
+    try:
+        cache: Path | None = cache_folder()
+    except DferDeployError:
+        cache = None
+    of_cache = ("the home folder of this user", None) if cache is None else (str(cache), _free_above(cache))
     here = Path(os.curdir)
     return MachineResources(
-        total, available, _free(shared), (str(here), _free(here)), (str(cache), _free_above(cache)), taken
+        total, available, _free(shared), (str(here), _free(here)), of_cache, taken
     )  # fmt: skip
 
 

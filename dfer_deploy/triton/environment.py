@@ -116,8 +116,21 @@ class TritonEnvironment:
 
 
 def cache_folder() -> Path:
-    """Find the cache folder: the variable DFER_DEPLOY_CACHE, or ``dfer-deploy`` in the user's cache folder."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")).absolute()
+    """Find the cache folder: the variable DFER_DEPLOY_CACHE, or ``dfer-deploy`` in the user's cache folder.
+
+    Raises:
+        ServerError: the variable is not set and the user has no home folder.
+    """
+    try:
+        folder = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")
+    except RuntimeError:
+        folder = "~"
+    if folder.startswith("~"):  # what older platformdirs return if neither HOME nor the list of users has a folder
+        raise ServerError(
+            f"this user has no home folder for the cache (HOME is not set); set {CACHE_VARIABLE} to a folder that can "
+            "be written"
+        )
+    return Path(folder).absolute()
 
 
 def triton_environment() -> TritonEnvironment:
@@ -337,9 +350,10 @@ def _locked(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; choose another place with {CACHE_VARIABLE}"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stderr.print("Another process is making the embedded server's environment; waiting for it …")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stderr.print("Another process is making the embedded server's environment; waiting for it …")
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from dfer_deploy.children import WORKING_DIRECTORY
 from dfer_deploy.errors import ServerError
+from dfer_deploy.files import temporary_folder
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
@@ -102,8 +102,7 @@ def measure_load(
     _check_load(clips, concurrencies, batch)
     address = parse_url(url)
     results = []
-    with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
-        folder = Path(name).absolute()
+    with temporary_folder("dfer-deploy-") as folder:
         data = folder / "clips.json"
         _write_input_data(data, clips)
         of_all_levels = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.children import child_environment
+from dfer_deploy.children import child_environment, own_environment
 
 
 def test_nothing_that_changes_what_a_child_executes_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +54,15 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_another_process_of_this_python_imports_nothing_from_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setattr(sys, "path", ["/elsewhere"])
+    assert own_environment()["PYTHONSAFEPATH"] == "1"
+    assert own_environment()["PYTHONPATH"] == "/elsewhere"
+    monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
+    assert "PYTHONSAFEPATH" not in own_environment()

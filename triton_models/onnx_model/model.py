@@ -27,7 +27,6 @@ import ctypes
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 import platform
 import shutil
@@ -208,7 +207,8 @@ def _packed_copy(graph: Path, folder: Path) -> Path:
     if not _is_complete(copy):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks; the copy is renamed as a whole
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_complete(copy):
                 _make_packed(graph, copy)
                 # glibc would keep the memory that was needed for the copy, twice the graph's size.
@@ -269,8 +269,11 @@ def _is_complete(copy: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -38,6 +38,23 @@ def test_the_cache_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert environment.cache_folder().name == "dfer-deploy"
 
 
+@pytest.mark.parametrize("found", ["~/.cache/dfer-deploy", None])
+def test_a_user_without_a_home_is_told_which_variable_to_set(
+    monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    """platformdirs returns the path as it is, or raises, depending on its version."""
+
+    def user_cache_dir(name: str) -> str:
+        if found is None:
+            raise RuntimeError("could not determine the home directory")
+        return found
+
+    monkeypatch.delenv(environment.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", user_cache_dir)
+    with pytest.raises(ServerError, match="set DFER_DEPLOY_CACHE to a folder"):
+        environment.cache_folder()
+
+
 @pytest.mark.parametrize(
     ("machine", "said"),
     [
@@ -166,6 +183,15 @@ def test_a_failed_installation_leaves_no_half_made_environment(monkeypatch: pyte
     assert left == [".lock", ".log"]
     log = Path(str(failed.value).rpartition("is in ")[2])
     assert "no route to the index" in log.read_text()
+
+
+def test_a_cache_on_a_file_system_without_locks_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with environment._locked(tmp_path / "a.lock"):
+        pass
 
 
 def test_the_probe_tells_the_truth_about_this_python() -> None:
