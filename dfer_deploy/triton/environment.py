@@ -230,7 +230,7 @@ def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path
         # A virtual environment cannot be moved, so it is built in place; only the marker makes it valid.
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        plain = links.to(root, "environment")  # venv refuses a colon
+        plain = links.to(root.parent, "cache") / root.name  # venv refuses a colon, and to write into a link
         python = str(plain / "bin" / "python")
         with step(f"virtual environment with Python {'.'.join(map(str, interpreter.version))}"):
             made = _run([str(interpreter.executable), "-m", "venv", str(plain)], variables, log)
