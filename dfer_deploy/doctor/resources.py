@@ -10,7 +10,7 @@ from pathlib import Path
 from dfer_deploy.cgroups import memory_limits
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.triton.environment import CACHE_VARIABLE, cache_folder
+from dfer_deploy.triton.cache import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.ports import reserve_ports
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}

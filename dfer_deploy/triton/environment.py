@@ -21,19 +21,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from dfer_deploy.children import WORKING_DIRECTORY, child_environment, end_with_parent
 from dfer_deploy.console import stderr, step
 from dfer_deploy.errors import DferDeployError, ServerError
 from dfer_deploy.files import write_json
+from dfer_deploy.triton.cache import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.installation import RESTRICTED, address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
 from dfer_deploy.triton.pip_settings import pip_variables
 from dfer_deploy.triton.plain_paths import PlainLinks, check_places
 from dfer_deploy.triton.ports import Endpoints
-
-CACHE_VARIABLE = "DFER_DEPLOY_CACHE"
 
 PINS = ("nvidia-pytriton==0.7.0", "tritonclient[grpc,http]==2.50.0", "Pillow>=10.3")
 """nvidia-pytriton 0.7.0 is the last release with a server. tritonclient 2.50.0 is the last release whose perf_analyzer
@@ -113,24 +110,6 @@ class TritonEnvironment:
         }
         libraries = tuple(root / folder.relative_to(self.root) for folder in self.libraries)
         return dataclasses.replace(self, root=root, libraries=libraries, **moved)
-
-
-def cache_folder() -> Path:
-    """Find the cache folder: the variable DFER_DEPLOY_CACHE, or ``dfer-deploy`` in the user's cache folder.
-
-    Raises:
-        ServerError: the variable is not set and the user has no home folder.
-    """
-    try:
-        folder = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")
-    except RuntimeError:
-        folder = "~"
-    if folder.startswith("~"):  # what older platformdirs return if neither HOME nor the list of users has a folder
-        raise ServerError(
-            f"this user has no home folder for the cache (HOME is not set); set {CACHE_VARIABLE} to a folder that can "
-            "be written"
-        )
-    return Path(folder).absolute()
 
 
 def triton_environment() -> TritonEnvironment:

@@ -192,7 +192,7 @@ def _opened(graph: Path, threads: int, spin_us: int) -> onnxruntime.InferenceSes
 
 
 def cache_folder() -> Path:
-    """Find dfer-deploy's cache folder, as ``dfer_deploy.triton.environment.cache_folder`` does on Linux."""
+    """Find dfer-deploy's cache folder, as ``dfer_deploy.triton.cache.cache_folder`` does on Linux."""
     given = os.environ.get("DFER_DEPLOY_CACHE")
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfer-deploy").absolute()
 

@@ -15,7 +15,8 @@ from tiny import clips_of
 
 from dfer_deploy.client.triton_predictor import TritonPredictor
 from dfer_deploy.errors import ServerDiedError
-from dfer_deploy.triton.environment import TritonEnvironment, cache_folder, triton_environment
+from dfer_deploy.triton.cache import cache_folder
+from dfer_deploy.triton.environment import TritonEnvironment, triton_environment
 from dfer_deploy.triton.server import TritonServer
 
 

@@ -20,7 +20,7 @@ from dfer_deploy.doctor.servers import (
     probe_triton,
     server_findings,
 )
-from dfer_deploy.triton.environment import CACHE_VARIABLE
+from dfer_deploy.triton.cache import CACHE_VARIABLE
 
 DENIED = (
     "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "
