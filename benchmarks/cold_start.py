@@ -43,7 +43,8 @@ from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.export.configure import configure_bundle
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.measurement.footprint import held_bytes, server_processes
-from dfer_deploy.triton.environment import TritonEnvironment, cache_folder, triton_environment
+from dfer_deploy.triton.cache import cache_folder
+from dfer_deploy.triton.environment import TritonEnvironment, triton_environment
 from dfer_deploy.triton.server import TritonServer
 
 RUNTIMES = ("PyTorch", "onnxruntime")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -108,11 +109,13 @@ def run(bundle: Bundle, trials: int) -> dict[str, Any]:
     server = TritonServer(installation_for(bundle), bundle.model_repository)
     server.start()
     url, tally, done = server.endpoints.grpc_url, Tally(), threading.Event()
-    threads = [
-        threading.Thread(
-            target=keep_serving, args=(server, RestartPolicy(restarts=10**6, first_backoff_s=0)), daemon=True
-        )
-    ]
+
+    def backoff(seconds: float) -> None:
+        if done.is_set():  # the server was stopped at the end
+            sys.exit()
+
+    policy = RestartPolicy(restarts=10**6, first_backoff_s=0, sleep=backoff)
+    threads = [threading.Thread(target=keep_serving, args=(server, policy), daemon=True)]
     threads += [
         threading.Thread(target=ask, args=(url, clips, expected, tally, done, number), daemon=True)
         for number in range(CLIENTS)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
+from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, command_line_spelling, missing_package
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -107,7 +108,8 @@ def _printable_refusal() -> Iterator[None]:
 
 def _discard_stdout() -> None:
     """Discard standard output, which Python would otherwise flush at the end and fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class InputError(click.ClickException):
@@ -124,11 +126,26 @@ def group() -> None:
     """A trained DFER-CLIP checkpoint goes in; a verified, measured Triton deployment comes out."""
 
 
+def _open_closed_streams() -> None:
+    """Lead standard streams that are closed (``>&-``) to the null device.
+
+    Otherwise the next file that is opened, such as a checkpoint, would get the number of standard output.
+    """
+    null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    while null <= 2:
+        os.set_inheritable(null, True)
+        null = os.open(os.devnull, os.O_RDWR)
+    os.close(null)
+
+
 def main() -> None:
     """Run the command ``dfer-deploy``. A user's mistake ends it with one sentence, a bug with a traceback."""
+    _open_closed_streams()
     # PyTorch's idle threads spin by default, which takes the core from other programs. OpenMP reads this setting when
     # torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if usable_cores() < (os.cpu_count() or 1):  # OpenMP does not know a container's quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for ≤ and Δ in a terminal that cannot show them

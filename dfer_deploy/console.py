@@ -66,7 +66,9 @@ class _Console(Console):
 
 
 def _console(stream: Literal["stdout", "stderr"]) -> Console:
-    is_terminal = getattr(sys, stream).isatty()
+    # The stream may be None (closed, or in a program without a console), or any object that a notebook has put there.
+    isatty = getattr(getattr(sys, stream), "isatty", None)
+    is_terminal = isatty is not None and isatty()
     return _Console(
         stderr=stream == "stderr", highlight=False, soft_wrap=True, width=None if is_terminal else _WIDTH_OF_A_PIPE
     )

@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, and reading of JSON results."""
+"""Atomic writing of files, and reading of JSON results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfer_deploy.errors import ResultError, WriteError, spelled
+from dfer_deploy.errors import ResultError, WriteError
 
 _MAX_JSON_BYTES = 256 << 20
 """Limits the size of a result file. The largest result, of a list of some 100,000 clips, has a quarter of it."""
@@ -48,43 +48,35 @@ def atomic_file(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise WriteError(f"{path} is not a regular file, so it is not replaced; give the name of a file")
     folder = folder or path.parent
-    with _disk_errors(path, folder):
+    with disk_errors(path, folder):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``; on success it is renamed to ``path``, on failure it is removed.
-
-    Args:
-        path: the final folder.
-        force: replace an existing folder; otherwise an existing one is an error.
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield the absolute path of a new temporary folder, which is removed with the context.
 
     Raises:
-        DferDeployError: ``path`` exists and ``force`` is not set, or it cannot be written.
+        WriteError: no temporary folder can be written, or it is full.
     """
-    path = path.resolve()
-    if path.exists() and not force:
-        raise WriteError(f"{path} exists already; choose another name or replace it with {spelled('force', True)}")
-    if path.exists() and not path.is_dir():
-        raise WriteError(f"{path} is a file, expected the name of a folder; choose another name")
-    with _disk_errors(path, path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        try:
-            temporary.chmod(0o777 & ~_umask())
-            yield temporary
-            _replace_folder(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise WriteError(
+            f"no temporary folder can be written ({error.strerror or error}); name one in the variable TMPDIR"
+        ) from error
+    with folder as name:
+        path = Path(name).absolute()
+        with disk_errors(path, path):
+            yield path
 
 
 def refuse_to_replace_input(output: Path, inputs: Iterable[Path]) -> None:
@@ -134,7 +126,7 @@ def check_outputs(
             raise WriteError(f"{earlier} and {option} both write {path}; choose another name for one of them")
         if path.exists() and not path.is_file():
             raise WriteError(f"{path} is not a regular file, so it is not replaced; give the name of a file")
-        with _disk_errors(path, path.parent), tempfile.TemporaryFile(dir=path.parent):
+        with disk_errors(path, path.parent), tempfile.TemporaryFile(dir=path.parent):
             pass
 
 
@@ -143,7 +135,8 @@ def link_or_copy(source: Path, destination: Path) -> None:
     try:
         destination.hardlink_to(source)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+        # File systems without hard links say so in many ways. What hinders a copy too is reported by the copy.
+        if error.errno in (errno.EEXIST, errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
             raise
         with atomic_file(destination) as temporary:
             shutil.copyfile(source, temporary)
@@ -188,28 +181,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def _replace_folder(new: Path, path: Path) -> None:
-    """Replace ``path`` by ``new``. If that fails, the old folder is restored."""
-    if not path.exists():
-        new.replace(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    try:
-        path.replace(old)
-        try:
-            new.replace(path)
-        except BaseException:
-            old.replace(path)
-            raise
-    except BaseException:
-        with contextlib.suppress(OSError):
-            old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def _disk_errors(path: Path, folder: Path) -> Iterator[None]:
+def disk_errors(path: Path, folder: Path) -> Iterator[None]:
+    """Turn an error of the file system below ``folder`` into one sentence that names ``path``.
+
+    Raises:
+        WriteError: something below ``folder`` cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -225,7 +203,8 @@ def _is_below(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the permissions that new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""The cores that this process may use, and the GPUs that NVIDIA's driver offers. Needs only the standard library.
+"""The GPUs that NVIDIA's driver offers. Needs only the standard library.
 
 A part of ``build_engines.py`` in a bundle; see ``export.standalone``.
 
@@ -8,7 +8,6 @@ Source: CUDA driver API, "Initialization", "Version Management", "Device Managem
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 
 _COMPUTE_CAPABILITY_MAJOR = 75
@@ -73,10 +72,3 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     return Gpu(name.value.decode("utf-8", "replace"), f"{major.value}.{minor.value}", memory.value)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use; all of them where the system does not report it (macOS, Windows)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -8,7 +8,6 @@ the gate fails, provided that keeping more blocks in fp32 never makes an answer 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from dfer_deploy.console import step
 from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph, blocks_beyond_fp16
 from dfer_deploy.export.layers import CLASSIFIER, localise
 from dfer_deploy.export.onnx_file import onnx_from_graph
+from dfer_deploy.files import temporary_folder
 from dfer_deploy.model.dfer_clip import DferClip
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 from dfer_deploy.runtimes.predictor import Frames, Predictor
@@ -44,8 +44,8 @@ def bisect(model: DferClip, frames: Frames, gate: Gate) -> Bisection:
     Raises:
         DferDeployError: a block cannot be exported.
     """
-    with tempfile.TemporaryDirectory(prefix="dfer-bisect-") as folder:
-        exports = _Exports(model, Path(folder), gate)
+    with temporary_folder("dfer-bisect-") as folder:
+        exports = _Exports(model, folder, gate)
         first = blocks_beyond_fp16(model)
         passed = exports.holds(first)
         with step("measure the effect of each block"):

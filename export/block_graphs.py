@@ -6,7 +6,6 @@ with another structure is opened as a single block. The file itself is left unch
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import onnx
 
 from dfer_deploy.console import warn
+from dfer_deploy.files import temporary_folder
 from dfer_deploy.runtimes.onnxruntime_predictor import open_session
 from dfer_deploy.runtimes.predictor import Float32
 
@@ -93,7 +93,7 @@ def _opened(path: Path, ends: dict[str, str]) -> BlockGraph:
     """Open copies of a file whose extra inputs and outputs are the values between the blocks."""
     given = {block: f"{block}.given" for block in list(ends)[1:]}
     sessions = []
-    with tempfile.TemporaryDirectory(prefix="dfer-blocks-") as folder:
+    with temporary_folder("dfer-blocks-") as folder:
         for copy, forced in (("shown", False), ("forced", True)):
             model = onnx.load(path)
             if forced:
@@ -103,8 +103,8 @@ def _opened(path: Path, ends: dict[str, str]) -> BlockGraph:
                 model.graph.input.extend(_float(name) for name in given.values())
             there = {output.name for output in model.graph.output}
             model.graph.output.extend(_float(end) for end in ends.values() if end not in there)
-            onnx.save(model, Path(folder) / f"{copy}.onnx")
-            sessions.append(open_session(Path(folder) / f"{copy}.onnx", 0))
+            onnx.save(model, folder / f"{copy}.onnx")
+            sessions.append(open_session(folder / f"{copy}.onnx", 0))
     return BlockGraph(ends, given, *sessions)
 
 

@@ -16,18 +16,19 @@ from pathlib import Path
 from dfer_deploy.bundles.bundle import MANIFEST_NAME, Bundle, ServingOptions, check_serving
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.integrity import open_bundle
+from dfer_deploy.bundles.pending import PENDING_NAME, replace_files
 from dfer_deploy.errors import BundleError
 from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.repository import bundle_configs, config_text
-from dfer_deploy.files import atomic_file, json_text, link_or_copy
+from dfer_deploy.files import json_text, link_or_copy
+from dfer_deploy.folders import locked_folder
 
 
 def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:
     """Write every ``config.pbtxt`` of a bundle, ``build_engines.json`` and the manifest for new serving options.
 
-    All files are first written beside the manifest and renamed at the end, the manifest before the others. A process
-    that is killed between two renames leaves configurations that ``check_bundle_files`` refuses. The same call repairs
-    them, and removes leftover temporary files.
+    The files take effect together (``bundles/pending.py``), whatever ends the process. Another process that configures
+    or exports the bundle is waited for. Leftover temporary files are removed.
 
     Args:
         path: the bundle's folder. Its configurations may be missing or damaged.
@@ -39,7 +40,13 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     Raises:
         DferDeployError: the folder is not a bundle, its target does not have these options, or it cannot be written.
     """
-    bundle = open_bundle(path, check_files=False)
+    with locked_folder(path):
+        return _configured(open_bundle(path, check_files=False), serving)
+
+
+def _configured(bundle: Bundle, serving: ServingOptions) -> tuple[Bundle, bool]:
+    """Write what differs; see ``configure_bundle``. The caller has locked the folder."""
+    path = bundle.path
     manifest = bundle.manifest
     check_serving(manifest.target, serving)
     texts = {
@@ -55,19 +62,15 @@ def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     new = dataclasses.replace(manifest, serving=serving, files=manifest.files | hashes)
     changed = {name: text for name, text in texts.items() if not _holds(path / name, text)}
-    for name in (MANIFEST_NAME, "config.pbtxt", BUILDS_NAME):
+    for name in (MANIFEST_NAME, "config.pbtxt", BUILDS_NAME, PENDING_NAME):
         for abandoned in path.glob(f".{name}.*.part"):
             with contextlib.suppress(OSError):
                 abandoned.unlink()
-    with contextlib.ExitStack() as stack:
-        # The contexts are left in the opposite order, so the manifest is renamed first. A leftover temporary file in
-        # the repository would count as a foreign file.
-        for name, text in changed.items():
-            stack.enter_context(atomic_file(path / name, folder=path)).write_text(text, encoding="utf-8")
-        if new != manifest:
-            temporary = stack.enter_context(atomic_file(path / MANIFEST_NAME))
-            temporary.write_text(json_text(dataclasses.asdict(new)), encoding="utf-8")
-    return Bundle(path, new), bool(changed) or new != manifest
+    if new != manifest:
+        changed[MANIFEST_NAME] = json_text(dataclasses.asdict(new))
+    if changed:
+        replace_files(path, changed)
+    return Bundle(path, new), bool(changed)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ from dfer_deploy.export.graphs import ImageEncoderGraph, TemporalHeadGraph
 from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
 from dfer_deploy.export.repository import check_model_repository
-from dfer_deploy.files import atomic_folder, sha256_of_file
+from dfer_deploy.files import sha256_of_file
+from dfer_deploy.folders import atomic_folder, locked_folder
 from dfer_deploy.specs import (
     MAX_FRAMES,
     GraphSpec,
@@ -68,6 +69,15 @@ def export_to_folder(
         )
         _check_exportable(checkpoint)
         plan = _manifest(checkpoint, options)
+    # Another export to the same folder is waited for before the folder is looked at.
+    with locked_folder(output, make_parents=True):
+        return _written(checkpoint, plan, output, force=force, add_version=add_version)
+
+
+def _written(
+    checkpoint: Checkpoint, plan: Manifest, output: Path, *, force: bool, add_version: bool
+) -> tuple[Bundle, bool]:
+    """Write the bundle unless it is there already; see ``export_to_folder``. The caller has locked the folder."""
     previous = _previous(output) if output.exists() else None
     if previous is not None and _same_content(previous.manifest, plan) and _can_be_served(previous):
         return previous, False

@@ -6,6 +6,7 @@ faces are not evidence about real ones.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -20,9 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from dfer_deploy.cgroups import usable_cores
+from dfer_deploy.children import end_with_parent
 from dfer_deploy.console import progress, stderr
 from dfer_deploy.errors import TrainingError
-from dfer_deploy.files import atomic_folder, write_json
+from dfer_deploy.files import write_json
+from dfer_deploy.folders import atomic_folder, locked_folder
 from dfer_deploy.train.drawn_faces import SUPERSAMPLING, Identity, draw_face, random_identity
 from dfer_deploy.train.drawn_layouts import FOLDS, LAYOUTS, SPLITS, DrawnClip, Layout, Split, clip_folder, lists_of
 from dfer_deploy.train.expressions import CLASS_NAMES, movement
@@ -156,21 +160,22 @@ def write_synthetic_dataset(root: Path, spec: SyntheticSpec, workers: int | None
         DferDeployError: ``root`` contains something else, or cannot be written.
     """
     description = _description(spec)
-    if root.exists():
-        if _description_of(root) != description:
-            raise TrainingError(
-                f"{root} exists and does not hold the requested data set; choose another folder or remove it first"
-            )
-        stderr.print(f"{root} holds this data set already; nothing to draw")
-        return
-    with atomic_folder(root) as folder:
-        clips = [_Clip(spec, split, index) for split in SPLITS for index in range(_size(spec, split))]
-        counts = list(progress(_draw_all(folder, clips, workers), "drawing clips", len(clips)))
-        listed = [(clip.listed, frames) for clip, frames in zip(clips, counts, strict=True)]
-        for name, text in lists_of(spec.layout, listed).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
-        write_json(folder / "dataset.json", description)
+    with locked_folder(root, make_parents=True):  # another process that draws here is waited for
+        if root.exists():
+            if _description_of(root) != description:
+                raise TrainingError(
+                    f"{root} exists and does not hold the requested data set; choose another folder or remove it first"
+                )
+            stderr.print(f"{root} holds this data set already; nothing to draw")
+            return
+        with atomic_folder(root) as folder:
+            clips = [_Clip(spec, split, index) for split in SPLITS for index in range(_size(spec, split))]
+            counts = list(progress(_draw_all(folder, clips, workers), "drawing clips", len(clips)))
+            listed = [(clip.listed, frames) for clip, frames in zip(clips, counts, strict=True)]
+            for name, text in lists_of(spec.layout, listed).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text, encoding="utf-8")
+            write_json(folder / "dataset.json", description)
 
 
 def contact_sheet(root: Path, columns: int = 9, tile: int = 96) -> Image.Image:
@@ -220,14 +225,31 @@ def _description_of(root: Path) -> Any:
 
 
 def _draw_all(folder: Path, clips: list[_Clip], workers: int | None) -> Iterator[int]:
-    processes = min(workers or os.cpu_count() or 1, len(clips))
+    processes = min(workers or usable_cores(), len(clips))
     if processes == 1:
         yield from (_draw_clip(folder, clip) for clip in clips)
         return
     # Not "fork": a process that has run torch has threads whose locks a forked child would inherit.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with _safe_path(), ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool:
         yield from pool.map(_draw_clip, [folder] * len(clips), clips, chunksize=8)
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep files of the working directory, such as a ``random.py``, out of the imports of new processes.
+
+    Python obeys the variable since 3.11.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _draw_clip(folder: Path, clip: _Clip) -> int:

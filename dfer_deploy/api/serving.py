@@ -100,7 +100,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allo
     built = _engines_to_serve(bundle, host_code_allowed=host_code_allowed)
     on_path = shutil.which("tritonserver")
     if on_path is not None and image is None:
-        return TritonOnPath(Path(on_path), bool(ask_cuda_driver().gpus), host_code_allowed)
+        return TritonOnPath(Path(on_path).absolute(), bool(ask_cuda_driver().gpus), host_code_allowed)
     docker = probe_docker()
     if docker.client is None or docker.problem:
         reason = f"Docker {docker.problem}" if docker.client else "Docker is not on PATH either"
@@ -110,7 +110,7 @@ def installation_for(bundle: Bundle, *, image: str | None = None, host_code_allo
         )
     has_gpu = bundle.manifest.target == "tensorrt" or bool(ask_cuda_driver().gpus)
     image = image or image_for(built, bundle.path)
-    container = TritonContainer(Path(docker.client), image, has_gpu, host_code_allowed)
+    container = TritonContainer(Path(docker.client).absolute(), image, has_gpu, host_code_allowed)
     ensure_image(container.docker, container.image)
     return container
 

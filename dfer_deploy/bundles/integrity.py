@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import shlex
 from collections.abc import Mapping
@@ -11,8 +10,10 @@ from typing import Any
 
 from dfer_deploy.bundles.bundle import MANIFEST_FORMAT, MANIFEST_NAME, Bundle, Manifest, check_model_name
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
+from dfer_deploy.bundles.pending import finish_pending
 from dfer_deploy.errors import BundleError, ConfigurationError, DferDeployError
 from dfer_deploy.files import sha256_of_file
+from dfer_deploy.folders import left_beside
 from dfer_deploy.plain_data import spec_from_dict
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -44,6 +45,7 @@ def open_bundle(path: Path, *, check_files: bool = True) -> Bundle:
         DferDeployError: the folder is not a bundle, its manifest is damaged or of another version, or a file was
             changed.
     """
+    finish_pending(path)
     bundle = bundle_from_values(path, manifest_values(path), expected=MANIFEST_FORMAT)
     if check_files:
         check_bundle_files(bundle)
@@ -59,7 +61,7 @@ def manifest_values(path: Path) -> dict[str, Any]:
     manifest_path = path / MANIFEST_NAME
     if not path.exists():
         # A process that replaces a bundle may have been killed between its two renames.
-        for old in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.old"):
+        for old in left_beside(path.absolute(), ".old"):
             if is_bundle(old):
                 raise BundleError(
                     f"{path} was being replaced when that was killed; the old one is there: "

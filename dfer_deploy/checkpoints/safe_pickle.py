@@ -56,13 +56,32 @@ def load_tensors(path: Path) -> Any:
         if dangerous:
             raise CheckpointError(_refusal(path, dangerous))
         with torch.serialization.safe_globals([(_Inert, name) for name in _KNOWN_HARMLESS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return _loaded(path)
     except DferDeployError:
         raise
+    except OSError as error:
+        raise unreadable(path, error) from error
     except Exception as error:  # a damaged pickle raises whatever its opcodes stumble over
         raise CheckpointError(
             f"{path} is damaged or not a torch checkpoint ({_first_line(error)}); copy it again or save it again"
         ) from error
+
+
+def _loaded(path: Path) -> Any:
+    """Load the file mapped into memory, or read it where the file system cannot map files (network mounts)."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file that the system does not read, which is not the file's fault."""
+    return CheckpointError(
+        f"{path} cannot be read ({error.strerror or error}); check its permissions, and the disk or the network"
+    )
 
 
 def _check_archive(path: Path) -> None:
@@ -71,7 +90,9 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
             _check_entries(path, entries)
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (zipfile.BadZipFile, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged (the checksum of {damaged!r} is wrong); copy it again")

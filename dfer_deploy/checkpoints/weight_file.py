@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-from dfer_deploy.checkpoints.safe_pickle import load_tensors
+from dfer_deploy.checkpoints.safe_pickle import load_tensors, unreadable
 from dfer_deploy.errors import CheckpointError
 from dfer_deploy.files import sha256_of_file
 from dfer_deploy.model.clip import build_clip
@@ -88,11 +89,15 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):  # a file system that cannot map files
+            return load_file(path)
+        return load(path.read_bytes())
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file or is damaged ({error}); copy it again") from error
 
 

@@ -15,11 +15,12 @@ from click.core import ParameterSource
 
 from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
+from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.commands.serving_options import option_text
+from dfer_deploy.commands.signals import handled
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.files import write_json
-from dfer_deploy.hardware import usable_cores
 from dfer_deploy.measurement.bench import machine
 from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, spread
 from dfer_deploy.measurement.proposal import Proposal, Stage, propose
@@ -142,11 +143,8 @@ def _print_requests(requests: Mapping[int, int]) -> None:
 @contextlib.contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
     """Handle SIGTERM like Ctrl-C, so that neither servers nor the copy of the bundle are left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with handled([signal.SIGTERM], signal.default_int_handler):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _commands(bundle: Bundle, result: Proposal) -> list[str]:

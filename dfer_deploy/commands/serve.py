@@ -16,6 +16,7 @@ import click
 from dfer_deploy.api.serving import START_TIMEOUT_S, installation_for
 from dfer_deploy.bundles.integrity import open_bundle
 from dfer_deploy.commands.options import host_code_option
+from dfer_deploy.commands.signals import handled
 from dfer_deploy.console import stdout, step, warn
 from dfer_deploy.errors import SettingError
 from dfer_deploy.triton.container import is_outdated
@@ -143,9 +144,5 @@ def _stop_signals() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise _StopSignal
 
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
+    with handled(numbers, stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,9 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfer_deploy.cgroups import memory_limits
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.triton.environment import CACHE_VARIABLE, cache_folder
+from dfer_deploy.triton.cache import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.ports import reserve_ports
 
 PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
@@ -65,10 +66,14 @@ def probe_resources(
         reserve_ports("127.0.0.1", PORTS)
     except DferDeployError as error:
         taken = str(error)
-    cache = cache_folder()
+    try:
+        cache: Path | None = cache_folder()
+    except DferDeployError:
+        cache = None
+    of_cache = ("the home folder of this user", None) if cache is None else (str(cache), _free_above(cache))
     here = Path(os.curdir)
     return MachineResources(
-        total, available, _free(shared), (str(here), _free(here)), (str(cache), _free_above(cache)), taken
+        total, available, _free(shared), (str(here), _free(here)), of_cache, taken
     )  # fmt: skip
 
 
@@ -121,15 +126,13 @@ def _memory(proc: Path, cgroup: Path) -> tuple[int | None, int | None]:
     """Return all and available memory in bytes: the machine's, or the container's limit if that is smaller."""
     fields = dict(line.split(":", 1) for line in _text(proc / "meminfo").splitlines() if ":" in line)
     total, available = (_kibibytes(fields.get(name, "")) for name in ("MemTotal", "MemAvailable"))
-    # cgroup v2, else v1. "max", and v1's 2^63 minus one page, mean that there is no limit.
-    for limit_file, usage_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, usage = (_text(cgroup / name).strip() for name in (limit_file, usage_file))
-        if limit.isdecimal() and usage.isdecimal() and int(limit) < (_NO_LIMIT_BYTES if total is None else total):
-            total, free = int(limit), max(0, int(limit) - int(usage))
-            return total, free if available is None else min(available, free)
+    # v1's 2^63 minus one page means that there is no limit.
+    for limit, usage in memory_limits(cgroup, proc / "self" / "cgroup"):
+        free = max(0, limit - usage)
+        if limit < (_NO_LIMIT_BYTES if total is None else total):
+            total = limit
+        if limit < _NO_LIMIT_BYTES:
+            available = free if available is None else min(available, free)
     return total, available
 
 

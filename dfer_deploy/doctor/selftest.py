@@ -11,7 +11,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dfer_deploy.children import own_environment
 from dfer_deploy.console import stderr, step
 from dfer_deploy.doctor.child import ending
 from dfer_deploy.errors import DferDeployError, WriteError
-from dfer_deploy.files import atomic_file
+from dfer_deploy.files import atomic_file, temporary_folder
 
 STEP_TIMEOUT_S = 3600.0
 """Longest duration of one command. Building engines at the highest optimisation level takes tens of minutes."""
@@ -157,8 +157,8 @@ def run_command(*arguments: str | Path, accepted: Sequence[int] = (0,), timeout_
     Raises:
         StepError: it ended with another exit code, crashed, or took too long.
     """
-    with tempfile.TemporaryDirectory(prefix="dfer-deploy-selftest-") as folder:
-        json_file = Path(folder) / "result.json"
+    with temporary_folder("dfer-deploy-selftest-") as folder:
+        json_file = folder / "result.json"
         command = [sys.executable, "-m", "dfer_deploy", *map(str, arguments), "--json", str(json_file)]
         returncode, output = run_process(command, timeout_s=timeout_s)
         result = None
@@ -177,7 +177,7 @@ def run_process(command: Sequence[str], *, timeout_s: float = STEP_TIMEOUT_S) ->
     """
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, env=own_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",
         )  # fmt: skip
     except OSError as error:

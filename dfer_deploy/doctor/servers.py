@@ -12,7 +12,9 @@ from pathlib import Path
 from dfer_deploy.doctor.child import ProbeError, answer_of_python, json_object, output_of, run_program, shortened
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.errors import DferDeployError
-from dfer_deploy.triton.environment import cache_folder, installed_triton_environment
+from dfer_deploy.triton.cache import cache_folder
+from dfer_deploy.triton.environment import installed_triton_environment
+from dfer_deploy.triton.plain_paths import check_places
 
 _LIBNVINFER = """
 import ctypes, json
@@ -84,6 +86,7 @@ def probe_embedded() -> EmbeddedServer:
     """Look for the private environment without creating it."""
     try:
         environment = installed_triton_environment()
+        check_places(cache_folder())
     except DferDeployError as error:
         return EmbeddedServer(problem=str(error))
     return EmbeddedServer(environment.perf_analyzer if environment else None)

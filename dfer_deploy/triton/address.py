@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 from typing import Literal, NamedTuple
 
 from dfer_deploy.errors import SettingError
@@ -20,8 +22,14 @@ class Address(NamedTuple):
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether the host is a loopback address."""
-        return self.netloc.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+        """Whether the host is a loopback address, or the unspecified one, which leads to this machine too."""
+        host = self.netloc.rpartition(":")[0].strip("[]").lower().rstrip(".")
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def parse_url(url: str) -> Address:
@@ -46,9 +54,13 @@ def parse_url(url: str) -> Address:
 
 
 def channel_options(netloc: str) -> list[tuple[str, int]]:
-    """Build the options of a gRPC channel: messages of up to 2 GB, and no proxy for connections to this machine."""
+    """Build the options of a gRPC channel: messages of up to 2 GB, and no proxy for connections to this machine.
+
+    Other machines are reached without a proxy if ``no_proxy`` is ``*``, which gRPC itself does not understand.
+    """
     largest = 2**31 - 1
     options = [("grpc.max_send_message_length", largest), ("grpc.max_receive_message_length", largest)]
-    if Address("grpc", netloc).is_this_machine:
+    nowhere = "*" in (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"))
+    if nowhere or Address("grpc", netloc).is_this_machine:
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR, fitting_containers
 from dfer_deploy.bundles.engine_records import EngineSet
+from dfer_deploy.children import child_environment
 from dfer_deploy.console import step
 from dfer_deploy.errors import ServerError
 from dfer_deploy.triton.installation import engine_options, server_options
+from dfer_deploy.triton.plain_paths import PlainLinks
 from dfer_deploy.triton.ports import Endpoints
 
 MODELS = Path("/models")
@@ -87,8 +89,12 @@ class TritonContainer:
         return [str(self.docker), "rm", "--force", mark]
 
     def process_environment(self) -> dict[str, str]:
-        """Copy this process's environment variables, which lead Docker's client to its daemon and its configuration."""
-        return dict(os.environ)
+        """Copy the environment variables that lead Docker's client to its daemon and its configuration."""
+        return child_environment(proxies=True)
+
+    def at_plain_paths(self, repository: Path, links: PlainLinks) -> tuple[TritonContainer, Path]:
+        """Return both as they are, because the paths inside the container are plain."""
+        return self, repository
 
 
 def compose_command(bundle: Path, *arguments: str) -> str:

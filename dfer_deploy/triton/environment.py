@@ -8,6 +8,7 @@ run in a separate environment, and the environment of dfer-deploy keeps its NumP
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -20,16 +21,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
+from dfer_deploy.children import WORKING_DIRECTORY, child_environment, end_with_parent
 from dfer_deploy.console import stderr, step
 from dfer_deploy.errors import ServerError
 from dfer_deploy.files import write_json
+from dfer_deploy.triton.cache import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.installation import RESTRICTED, address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
+from dfer_deploy.triton.pip_settings import pip_variables
+from dfer_deploy.triton.plain_paths import PlainLinks, check_places
 from dfer_deploy.triton.ports import Endpoints
-
-CACHE_VARIABLE = "DFER_DEPLOY_CACHE"
 
 PINS = ("nvidia-pytriton==0.7.0", "tritonclient[grpc,http]==2.50.0", "Pillow>=10.3")
 """nvidia-pytriton 0.7.0 is the last release with a server. tritonclient 2.50.0 is the last release whose perf_analyzer
@@ -88,22 +89,27 @@ class TritonEnvironment:
     def process_environment(self) -> dict[str, str]:
         """Build the environment variables for tritonserver and perf_analyzer.
 
-        The Python backend's stub finds its packages through the first ``python3`` on PATH, so the caller's Python
-        variables are removed. The caller's LD_LIBRARY_PATH is replaced, because it could lead to older libraries.
+        The Python backend's stub finds its packages through the first ``python3`` on PATH. The caller's
+        LD_LIBRARY_PATH is replaced, because it could lead to older libraries.
         """
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("PYTHON") and name not in ("LD_LIBRARY_PATH", "VIRTUAL_ENV")
-        }
+        variables = child_environment()
         variables["PATH"] = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", os.defpath)])
         variables["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, self.libraries))
         return variables
 
+    def at_plain_paths(self, repository: Path, links: PlainLinks) -> tuple[TritonEnvironment, Path]:
+        """Return this environment and the model repository at plain paths; see ``plain_paths``."""
+        check_places(self.root)
+        return self.below(links.to(self.root, "environment")), links.to(repository, "model_repository")
 
-def cache_folder() -> Path:
-    """Find the cache folder: the variable DFER_DEPLOY_CACHE, or ``dfer-deploy`` in the user's cache folder."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dfer-deploy")).absolute()
+    def below(self, root: Path) -> TritonEnvironment:
+        """Return the same environment with all paths below ``root``, which is its root or a link to it."""
+        moved = {
+            name: root / getattr(self, name).relative_to(self.root)
+            for name in ("python", "tritonserver", "backend_directory", "perf_analyzer")
+        }
+        libraries = tuple(root / folder.relative_to(self.root) for folder in self.libraries)
+        return dataclasses.replace(self, root=root, libraries=libraries, **moved)
 
 
 def triton_environment() -> TritonEnvironment:
@@ -197,26 +203,26 @@ def pip_failure(output: str, log: Path) -> ServerError:
 
 def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path) -> None:
     stderr.print(f"The embedded server needs an environment of its own (once, about 480 MB): {root}", markup=False)
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PYTHON") and name not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
-    }
+    variables = child_environment(proxies=True)
+    links = PlainLinks(f"dfer_deploy_{os.getpid()}_")
     try:
         # A virtual environment cannot be moved, so it is built in place; only the marker makes it valid.
         shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        plain = links.to(root.parent, "cache") / root.name  # venv refuses a colon, and to write into a link
+        python = str(plain / "bin" / "python")
         with step(f"virtual environment with Python {'.'.join(map(str, interpreter.version))}"):
-            made = _run([str(interpreter.executable), "-m", "venv", str(root)], variables, log)
+            made = _run([str(interpreter.executable), "-m", "venv", str(plain)], variables, log)
             if made.returncode != 0:
                 raise _venv_failure(made.stdout, interpreter, log)
         with step(f"pip install {' '.join(pins)}"):
-            pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-            installed = _run([*pip, "--prefer-binary", *pins], variables, log)
+            pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--prefer-binary"]
+            installed = _run([*pip, *pins], variables | pip_variables(python), log)
             if installed.returncode != 0:
                 raise pip_failure(installed.stdout, log)
         with step("checking that server, Python backend and perf_analyzer start"):
             _assemble(root, interpreter)
-            _check(_layout(root, interpreter), log)
+            _check(_layout(root, interpreter).below(plain), log)
         write_json(root / _MARKER, {"requirements": list(pins), "python": list(interpreter.version)})
     except OSError as error:
         shutil.rmtree(root, ignore_errors=True)
@@ -227,13 +233,15 @@ def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path
     except BaseException:
         shutil.rmtree(root, ignore_errors=True)
         raise
+    finally:
+        links.remove()
 
 
 def _run(command: list[str], variables: dict[str, str], log: Path) -> subprocess.CompletedProcess[str]:
     """Run a command with both outputs joined, and append them to the log."""
     done = subprocess.run(
-        command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", check=False,
+        command, env=variables, cwd=WORKING_DIRECTORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", check=False, preexec_fn=end_with_parent,
     )  # fmt: skip
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n{done.stdout}")
@@ -321,9 +329,10 @@ def _locked(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; choose another place with {CACHE_VARIABLE}"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stderr.print("Another process is making the embedded server's environment; waiting for it …")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stderr.print("Another process is making the embedded server's environment; waiting for it …")
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield

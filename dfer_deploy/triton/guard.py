@@ -34,6 +34,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,10 @@ _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 1 << 14, 1 << 18
 POLL_S = 0.1
 STILL_S = 0.6
 """Longest time without a sign of life of a stub, in seconds: twice its interval, and well below Triton's second."""
+
+LOADING_GRACE_S = 5.0
+"""Time in seconds that the server gets, after a stub has died while it loads, to end by itself with the reason in its
+log. It ends at once if the model raised an exception, and never if the stub was killed or could not be started."""
 
 PAUSED_S = 1.0
 """Longest time between two looks of this process, in seconds. Triton's limit for the stubs is as long."""
@@ -135,6 +140,7 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
     stubs: dict[int, str] = {}
     folders: set[Path] = set()
     pulses: dict[int, Pulse] = {}
+    dead_since: float | None = None
     watching = False
     while True:
         before = time.monotonic()
@@ -155,6 +161,10 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
             # Standard input may still be open in another process that the parent has forked.
             return "orphaned", folders
         if not watching:
+            dead = _dead_while_loading(server.pid, stubs)
+            dead_since = None if dead is None else dead_since or before
+            if dead_since is not None and before - dead_since > LOADING_GRACE_S:
+                return f"stub {dead}", folders
             continue
         if late > PAUSED_S:
             return f"paused {late:.1f}", folders
@@ -163,6 +173,13 @@ def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set
                 return f"stub {model}", folders
             if pulses[pid].still_s(late) > STILL_S:
                 return f"still {model}", folders
+
+
+def _dead_while_loading(server: int, stubs: dict[int, str]) -> str | None:
+    """The path of a model whose stub has died, empty if it died before its path was seen; None if none has died."""
+    ended = [model for pid, model in stubs.items() if not _is_alive(pid)]
+    zombies = any(_state(pid)[:2] == ["Z", str(server)] for pid in _processes())
+    return ended[0] if ended else "" if zombies else None
 
 
 class Pulse:
@@ -229,13 +246,24 @@ def run_end_command(command: list[str]) -> None:
 
 
 def remove_leftovers(mark: str, folders: set[Path]) -> None:
-    """Remove the shared memory regions named after ``mark``, and the backend's folders if they are empty."""
+    """Remove the shared memory regions and the folder of links named after ``mark``, and the backend's folders if they
+    are empty.
+    """
+    for place in link_places():
+        for links in place.glob(f"{mark}*"):
+            shutil.rmtree(links, ignore_errors=True)
     for region in SHARED_MEMORY.glob(f"{mark}*"):
         region.unlink(missing_ok=True)
     for folder in folders:
         # Another server that started at the same time may have made it. A folder in use is not empty.
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def link_places() -> list[Path]:
+    """The folders where a private folder of links may be (``plain_paths.py``), in the order of preference."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return [*([Path(runtime)] if os.path.isabs(runtime) else []), Path("/tmp"), Path("/var/tmp")]  # noqa: S108, PTH117
 
 
 def _backend_folders() -> set[Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dfer_deploy.children import child_environment
+from dfer_deploy.triton.plain_paths import PlainLinks, check_places
 from dfer_deploy.triton.ports import Endpoints
 
 RESTRICTED = ("shared-memory", "trace", "logging")
@@ -51,6 +52,9 @@ class Installation(Protocol):
     def process_environment(self) -> dict[str, str]:
         """Build the environment variables of the command."""
 
+    def at_plain_paths(self, repository: Path, links: PlainLinks) -> tuple[Installation, Path]:
+        """Return this installation and the model repository, at paths that Triton's Python backend can use."""
+
 
 @dataclass(frozen=True)
 class TritonOnPath:
@@ -87,7 +91,11 @@ class TritonOnPath:
         return []
 
     def process_environment(self) -> dict[str, str]:
-        return dict(os.environ)
+        return child_environment()
+
+    def at_plain_paths(self, repository: Path, links: PlainLinks) -> tuple[TritonOnPath, Path]:
+        check_places(repository)
+        return self, links.to(repository, "model_repository")
 
 
 def server_options(repository: Path, exit_timeout_s: int, restricted: Sequence[str] = RESTRICTED) -> list[str]:

@@ -6,14 +6,15 @@ import base64
 import csv
 import json
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dfer_deploy.children import WORKING_DIRECTORY
 from dfer_deploy.errors import ServerError
+from dfer_deploy.files import temporary_folder
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment
@@ -101,8 +102,8 @@ def measure_load(
     _check_load(clips, concurrencies, batch)
     address = parse_url(url)
     results = []
-    with tempfile.TemporaryDirectory(prefix="dfer-deploy-") as name:
-        data = Path(name) / "clips.json"
+    with temporary_folder("dfer-deploy-") as folder:
+        data = folder / "clips.json"
         _write_input_data(data, clips)
         of_all_levels = [
             str(environment.perf_analyzer),
@@ -115,7 +116,7 @@ def measure_load(
             f"--max-trials={_WINDOWS}",
         ]
         for concurrency in concurrencies:
-            report = Path(name) / f"{concurrency}.csv"
+            report = folder / f"{concurrency}.csv"
             before = queued(url, model)
             command = [*of_all_levels, "-f", str(report), f"--concurrency-range={concurrency}"]
             _run(command, environment, concurrency, timeout_s)
@@ -204,13 +205,11 @@ def _write_input_data(path: Path, clips: Frames) -> None:
 
 
 def _run(command: list[str], environment: TritonEnvironment, concurrency: int, timeout_s: float) -> None:
-    variables = environment.process_environment()
-    # A proxy in the environment would be measured too.
-    variables["no_proxy"] = variables["NO_PROXY"] = "*"
+    variables = environment.process_environment()  # without proxies, which would be measured too
     try:
         done = subprocess.run(
-            command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", timeout=timeout_s, check=False,
+            command, env=variables, cwd=WORKING_DIRECTORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ServerError(

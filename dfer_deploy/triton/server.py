@@ -19,11 +19,13 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from dfer_deploy.children import WORKING_DIRECTORY
 from dfer_deploy.console import warn
 from dfer_deploy.errors import ServerDiedError, ServerError
 from dfer_deploy.triton import guard
 from dfer_deploy.triton.address import channel_options
 from dfer_deploy.triton.installation import Installation
+from dfer_deploy.triton.plain_paths import PlainLinks
 from dfer_deploy.triton.ports import Endpoints, reserve_ports
 from dfer_deploy.triton.server_log import meaning_of_log, opened_log, reason_in_words
 
@@ -112,16 +114,18 @@ class TritonServer:
         # The names of the backend's shared memory begin with the mark too.
         self._mark = f"dfer_deploy_{os.getpid()}_{secrets.token_hex(6)}_"
         self.log_file = opened_log(self._given_log)
-        script = [str(self._installation.python), "-I", guard.__file__]
+        installation, repository = self._installation.at_plain_paths(self._repository, PlainLinks(self._mark))
+        script = [str(installation.python), "-I", str(Path(guard.__file__).absolute())]
         keep = "keep" if self._given_log else "drop"
-        end = self._installation.end_command(self._mark)
+        end = installation.end_command(self._mark)
         settings = [self._mark, str(self._exit_timeout_s), str(self.log_file), keep, json.dumps(end)]
-        command = self._installation.server_command(
-            self._repository, self._endpoints, self._mark, max(1, round(self._exit_timeout_s))
+        command = installation.server_command(
+            repository, self._endpoints, self._mark, max(1, round(self._exit_timeout_s))
         )
         self._guard = subprocess.Popen(
             [*script, *settings, *command],
-            env=self._installation.process_environment(),
+            env=installation.process_environment(),
+            cwd=WORKING_DIRECTORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

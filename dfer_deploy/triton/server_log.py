@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from dfer_deploy.errors import ServerError
-from dfer_deploy.triton.environment import cache_folder
+from dfer_deploy.triton.cache import cache_folder
 
 KEPT_LOGS = 10
 """Limits the logs that crashed servers leave in the cache folder."""

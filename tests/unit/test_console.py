@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from dfer_deploy import console
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +60,26 @@ def test_a_long_step_goes_on_saying_so_and_ends_with_its_tick(capsys: pytest.Cap
     with pytest.raises(ValueError, match="no"), console.step("fails"):
         raise ValueError("no")
     assert lines(capsys)[-1].startswith("\u2717 fails")
+
+
+@pytest.mark.parametrize(
+    ("start", "streams"),
+    [
+        ("import sys; sys.stdout = sys.stderr = None", "both None"),
+        ("import sys; sys.stdout = type('Cell', (), {'write': len, 'flush': lambda self: None})()", "no isatty"),
+    ],
+)
+def test_a_program_without_a_terminal_can_import_and_print(start: str, streams: str) -> None:
+    code = f"{start}; from dfer_deploy import Client; from dfer_deploy.console import warn; warn('said')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), streams
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(closed: str, tmp_path: Path) -> None:
+    """A file that is opened must not get the number of a closed stream either: its text would go there."""
+    code = "import sys; from dfer_deploy.cli import main; sys.argv[1:] = ['inspect', 'absent.pth']; main()"
+    script = f"'{sys.executable}' -c \"{code}\" {closed}"
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

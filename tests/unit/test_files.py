@@ -6,12 +6,13 @@ import pytest
 from dfer_deploy.errors import WriteError
 from dfer_deploy.files import (
     atomic_file,
-    atomic_folder,
     check_outputs,
     refuse_to_replace_input,
     refuse_to_write_into_bundle,
+    temporary_folder,
     write_json,
 )
+from dfer_deploy.folders import atomic_folder
 
 
 def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -54,6 +55,7 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path: Path, monke
         return original(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr("dfer_deploy.folders._exchanged", lambda one, other: False)
     with pytest.raises(WriteError, match="Operation not permitted"), atomic_folder(folder, force=True):
         pass
     assert [path.name for path in folder.iterdir()] == ["old"]
@@ -132,3 +134,16 @@ def test_outputs_that_would_lose_something_or_fail_are_refused_before_the_work(t
             check_outputs(outputs, [weights, None])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "old.json", "sub"]
     assert (weights.read_text(), old.read_text()) == ("kept", "kept")
+
+
+def test_no_or_a_full_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with (
+        pytest.raises(WriteError, match=r"No space left on device; .*free some space"),
+        temporary_folder("a-") as folder,
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "file"))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(WriteError, match="name one in the variable TMPDIR"), temporary_folder("a-"):
+        pass

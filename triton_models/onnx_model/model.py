@@ -2,7 +2,8 @@
 
 It serves the graphs of the target ``embedded``: the image encoder, the temporal head and the window of a stream. It
 runs in a process of the private environment (NumPy 1.26, without dfer_deploy). It therefore imports only NumPy,
-onnxruntime, Triton's own module, and ``model_requests.py`` and ``receipts.py``, which are beside this file.
+onnxruntime, Triton's own module, and ``model_requests.py``, ``receipts.py`` and ``cgroups.py``, which are beside this
+file.
 
 The properties of the tensors come from Triton's model configuration: the inputs' names, dtypes and dims (without the
 batch; −1 is T, the number of frames), the outputs' names, and these parameters. The last output is the receipt.
@@ -26,7 +27,6 @@ import ctypes
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 import platform
 import shutil
@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from cgroups import usable_cores
 from model_requests import RequestError, check_clips, input_array, refusal
 from receipts import RECEIPT, receipt
 
@@ -191,7 +192,7 @@ def _opened(graph: Path, threads: int, spin_us: int) -> onnxruntime.InferenceSes
 
 
 def cache_folder() -> Path:
-    """Find dfer-deploy's cache folder, as ``dfer_deploy.triton.environment.cache_folder`` does on Linux."""
+    """Find dfer-deploy's cache folder, as ``dfer_deploy.triton.cache.cache_folder`` does on Linux."""
     given = os.environ.get("DFER_DEPLOY_CACHE")
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfer-deploy").absolute()
 
@@ -206,7 +207,8 @@ def _packed_copy(graph: Path, folder: Path) -> Path:
     if not _is_complete(copy):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks; the copy is renamed as a whole
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_complete(copy):
                 _make_packed(graph, copy)
                 # glibc would keep the memory that was needed for the copy, twice the graph's size.
@@ -267,8 +269,11 @@ def _is_complete(copy: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
@@ -277,7 +282,7 @@ def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Inf
 
 def _session_options(threads: int, spin_us: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin_us > 0)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))

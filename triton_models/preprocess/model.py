@@ -2,8 +2,8 @@
 
 Inputs are the bytes of JPEG, PNG and WebP files, and outputs are the image encoder's frames. The frames are equal to
 the bit to those that a client makes of the same files with dfer_deploy, because both run ``image_decoding.py``. That
-file, ``model_requests.py`` and ``receipts.py`` are beside this one. Only NumPy, Pillow and Triton's own module are
-available.
+file, ``model_requests.py``, ``receipts.py`` and ``cgroups.py`` are beside this one. Only NumPy, Pillow and Triton's own
+module are available.
 
 The names and the image size come from Triton's model configuration, the limits from these parameters:
 
@@ -24,7 +24,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+from cgroups import usable_cores
 from model_requests import RequestError, check_clips, error_response, input_array, refusal
 from receipts import RECEIPT, receipt
 
@@ -124,7 +124,7 @@ class TritonPythonModel:
         names = ("max_frames", "max_image_bytes", "max_pixels", "max_request_pixels", "decode_threads")
         limits = [int(config["parameters"][name]["string_value"]) for name in names]
         self._max_frames, self._max_image_bytes, self._max_pixels, self._max_request_pixels, threads = limits
-        threads = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        threads = threads or min(MAX_THREADS, usable_cores())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._one_large_image = threading.RLock()
         if _HAS_PILLOW:

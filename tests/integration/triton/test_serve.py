@@ -87,8 +87,14 @@ def test_a_killed_server_is_started_again_until_that_is_given_up(environment, bu
     with serving(bundle, "-m", "dfer_deploy", "serve") as (process, output):
         url = re.search(r"dfer-deploy predict --url (grpc://\S+) VIDEO", output)
         assert url is not None, output
+        assert process.stderr is not None
+        said: list[str] = []
         with Client(url[1], retries=60) as client:
-            for _ in range(6):
+            for restarts in range(6):
+                # The first ensemble answers a client before all of them have answered ``serve``.
+                while sum("the server answers again" in line for line in said) < restarts:
+                    said.append(process.stderr.readline())
+                    assert said[-1], said
                 client.predict(np.zeros((16, 32, 32, 3), np.uint8))
                 (tritonserver,) = [
                     child
@@ -96,8 +102,8 @@ def test_a_killed_server_is_started_again_until_that_is_given_up(environment, bu
                     if child.name() == "tritonserver"
                 ]
                 tritonserver.kill()
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == ExitCode.SERVER_DIED
+        errors = "".join(said) + process.stderr.read()
+        assert process.wait(60) == ExitCode.SERVER_DIED
         assert errors.count("the server answers again") == 5
         assert "Traceback" not in errors
         assert left_behind(process.pid) == []

@@ -312,3 +312,30 @@ def test_the_reference_implementations_own_file_and_answers(shared_data: Path) -
     np.testing.assert_allclose(text, answers["text_features"], atol=1e-5)
     np.testing.assert_allclose(logits, answers["logits"], atol=3e-3)
     np.testing.assert_allclose(first9, answers["logits_first9"], atol=3e-3)
+
+
+def test_a_file_system_that_cannot_map_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    save_checkpoint(tmp_path / "a.pt", model, {})
+    load = torch.load
+
+    def unmapped(*arguments: Any, mmap: bool, **options: Any) -> Any:
+        if mmap:
+            raise RuntimeError("unable to mmap 5 bytes from file </net/a.pt>: No such device (19)")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", unmapped)
+    assert torch.equal(_answers(load_checkpoint(tmp_path / "a.pt").build_model()), _answers(model))
+
+
+def test_a_file_that_the_system_does_not_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "a.pt", tiny_model(), {})
+
+    def fails(self: zipfile.ZipFile) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", fails)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Input/output error\); check its permissions"):
+        load_checkpoint(tmp_path / "a.pt")

@@ -118,3 +118,16 @@ def test_a_missing_and_a_broken_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match="is not a safetensors file or is damaged"):
         clip_from_file(SPEC, tmp_path / "a.safetensors")
+
+
+def test_safetensors_are_read_where_files_cannot_be_mapped(
+    trained: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, path)
+
+    def fails(path: Path) -> None:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr("safetensors.torch.load_file", fails)
+    assert same(clip_from_file(SPEC, path), trained)

@@ -11,7 +11,7 @@ import pytest
 from dfer_deploy.doctor import resources
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.doctor.resources import MachineResources, gigabytes, probe_resources, resource_findings
-from dfer_deploy.triton.environment import CACHE_VARIABLE
+from dfer_deploy.triton.cache import CACHE_VARIABLE
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:    8000000 kB\n"
 

@@ -20,7 +20,7 @@ from dfer_deploy.doctor.servers import (
     probe_triton,
     server_findings,
 )
-from dfer_deploy.triton.environment import CACHE_VARIABLE
+from dfer_deploy.triton.cache import CACHE_VARIABLE
 
 DENIED = (
     "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "
@@ -168,3 +168,11 @@ def test_the_embedded_server_is_looked_for_and_not_made(monkeypatch: pytest.Monk
     assert lines(embedded=found)["embedded server"].state == ("problem" if found.problem else "missing")
     refused = lines(embedded=EmbeddedServer(problem="needs glibc 2.35"))
     assert (refused["embedded server"].state, refused["perf_analyzer"].state) == ("problem", "problem")
+
+
+def test_doctor_knows_a_cache_that_the_server_cannot_run_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "sp ace"))
+    monkeypatch.setattr("dfer_deploy.doctor.servers.installed_triton_environment", lambda: None)
+    assert probe_embedded().problem == ""  # through a link
+    monkeypatch.setattr("dfer_deploy.triton.plain_paths.link_places", list)
+    assert "sp ace" in probe_embedded().problem

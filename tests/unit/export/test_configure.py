@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tritonclient.grpc import model_config_pb2
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME, read_engine_builds
 from dfer_deploy.bundles.integrity import check_file, open_bundle
-from dfer_deploy.errors import BundleError, ConfigurationError, WriteError
+from dfer_deploy.bundles.pending import PENDING_NAME
+from dfer_deploy.errors import BundleError, WriteError
 from dfer_deploy.export.configure import configure_bundle, temporary_bundle
 from dfer_deploy.export.repository import check_model_repository, write_model_repository
 from dfer_deploy.files import write_json
@@ -105,10 +107,10 @@ def test_a_full_disk_changes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2, 3])
-def test_whoever_is_killed_between_two_renames_is_told_what_to_type(
+def test_a_change_that_is_killed_between_two_renames_is_completed(
     cli: Any, copy: Path, renames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, wanted = open_bundle(copy).manifest.serving, ServingOptions(8, instances=2)
+    wanted = ServingOptions(8, instances=2)
 
     class Killed(BaseException):
         """Nothing handles it, as nothing handles SIGKILL."""
@@ -126,13 +128,51 @@ def test_whoever_is_killed_between_two_renames_is_told_what_to_type(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "replace", killed_later)
         configure_bundle(copy, wanted)
-    if renames:
-        with pytest.raises(ConfigurationError, match=f"write it again with: dfer-deploy configure {copy}"):
-            open_bundle(copy)
-    else:
-        assert open_bundle(copy).manifest.serving == old
+    assert (copy / PENDING_NAME).is_file()
+    assert open_bundle(copy).manifest.serving == wanted
+    assert not (copy / PENDING_NAME).exists()
     assert cli("configure", copy).exit_code == 0
-    assert open_bundle(copy).manifest.serving == (wanted if renames else old)
+    assert open_bundle(copy).manifest.serving == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"../outside": "x"}', "is not a configuration"),
+        ('{"model_repository/../config.pbtxt": "x"}', "is not a configuration"),
+        ('{"model_repository/dfer/1/model.py": "x"}', "is not a configuration"),
+        ('{"manifest.json": 1}', "is not a table of texts"),
+        ("[", "Expecting value"),
+    ],
+)
+def test_a_change_of_anything_else_is_refused(copy: Path, text: str, said: str) -> None:
+    before = contents(copy)
+    (copy / PENDING_NAME).write_text(text)
+    with pytest.raises(BundleError, match=f"cannot be completed .*{said}"):
+        open_bundle(copy)
+    (copy / PENDING_NAME).unlink()
+    assert contents(copy) == before
+
+
+def test_two_processes_that_configure_take_turns(copy: Path) -> None:
+    """Without a lock, each deleted the other's temporary files, and the bundle could often not be served."""
+    failed: list[BaseException] = []
+
+    def configure(instances: int) -> None:
+        try:
+            for batch in (4, 8, 16):
+                configure_bundle(copy, ServingOptions(batch, instances=instances))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=configure, args=[instances]) for instances in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    check_model_repository(open_bundle(copy))
+    assert list(copy.parent.iterdir()) == [copy]
 
 
 _KILLED_AT_EVERY_OPERATION = """
@@ -166,19 +206,22 @@ for operations in itertools.count():
 """
 
 
-def test_whoever_is_killed_at_any_operation_types_the_same_again(copy: Path, tmp_path: Path) -> None:
+def test_a_bundle_can_be_served_whenever_its_change_was_killed(copy: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
     subprocess.run([sys.executable, "-c", _KILLED_AT_EVERY_OPERATION, str(copy), str(copies)], check=True)
     configure_bundle(copy, ServingOptions(8, instances=2))
     expected = contents(copy)
-    killed = sorted(copies.iterdir())
+    killed = sorted(path for path in copies.iterdir() if not path.name.startswith("."))
+    before = open_bundle(killed[0]).manifest.serving
     assert len(killed) > 4 * 4, "a file is opened, written, made readable and renamed"
     for bundle in killed:
         for name in contents(bundle).keys() - expected.keys():
             assert "/" not in name, "in the model repository it would be a foreign file"
+        opened = open_bundle(bundle)
+        check_model_repository(opened)
+        assert opened.manifest.serving in (before, ServingOptions(8, instances=2))
         configure_bundle(bundle, ServingOptions(8, instances=2))
-        open_bundle(bundle)
         assert contents(bundle) == expected
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiny import save_reference, tiny_model
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import check_bundle_files, open_bundle
 from dfer_deploy.checkpoints.checkpoint import FRAME_INTERVAL, save_checkpoint
-from dfer_deploy.errors import BundleError, SettingError, WriteError
+from dfer_deploy.errors import BundleError, DferDeployError, SettingError, WriteError
 from dfer_deploy.export import bundle_folder, pipeline
 from dfer_deploy.export.export_options import ExportOptions
 from dfer_deploy.export.pipeline import export_to_folder
@@ -261,6 +262,34 @@ def test_a_replacement_that_was_killed_halfway_says_where_the_old_bundle_is(
 ) -> None:
     path = tmp_path / "b[1]"
     export_to_folder(own_checkpoint, path, ExportOptions("embedded"))
-    path.rename(tmp_path / ".b[1].xyz.old")
-    with pytest.raises(BundleError, match=r"the old one is there: mv .*\.b\[1\]\.xyz\.old"):
+    path.rename(tmp_path / ".b[1].xyz12345.old")
+    with pytest.raises(BundleError, match=r"the old one is there: mv .*\.b\[1\]\.xyz12345\.old"):
         open_bundle(path)
+    again, written = export_to_folder(own_checkpoint, path, ExportOptions("embedded"))
+    assert not written, "before, a new bundle hid the older versions in the folder .old"
+    assert again.manifest.version == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_exports_to_one_folder_take_turns(own_checkpoint: Path, tmp_path: Path) -> None:
+    """Before, both succeeded, and one of the two bundles vanished."""
+    path, outcomes = tmp_path / "b", []
+
+    def export(name: str) -> None:
+        try:
+            outcomes.append(
+                export_to_folder(own_checkpoint, path, ExportOptions("embedded", name=name))[0].manifest.name
+            )
+        except DferDeployError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=export, args=[name]) for name in ("one", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    (made,) = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    (refused,) = [outcome for outcome in outcomes if isinstance(outcome, DferDeployError)]
+    assert "holds another export" in str(refused)
+    assert open_bundle(path).manifest.name == made
+    assert list(tmp_path.iterdir()) == [path]

@@ -53,8 +53,15 @@ def test_what_is_no_text() -> None:
 
 
 def test_only_the_loopback_avoids_the_proxy() -> None:
-    assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:8001")
-    assert ("grpc.enable_http_proxy", 0) not in channel_options("server.example:8001")
+    for host in ("127.0.0.1", "127.8.9.10", "localhost", "LOCALHOST.", "[::1]", "[::ffff:127.0.0.1]", "[::]"):
+        assert ("grpc.enable_http_proxy", 0) in channel_options(f"{host}:8001"), host
+    for host in ("server.example", "10.0.0.1", "localhost.example", "[2001:db8::1]"):
+        assert ("grpc.enable_http_proxy", 0) not in channel_options(f"{host}:8001"), host
+
+
+def test_a_star_avoids_the_proxy_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    assert ("grpc.enable_http_proxy", 0) in channel_options("server.example:8001")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

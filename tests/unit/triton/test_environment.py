@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.errors import ServerError
+from dfer_deploy.errors import DferDeployError, ServerError
 from dfer_deploy.triton import environment, interpreter
 from dfer_deploy.triton.environment import TritonEnvironment, check_platform, environment_key, pip_failure, requirements
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
+from dfer_deploy.triton.plain_paths import is_plain
 
 PYTHON = Interpreter(Path("/usr/bin/python3.11"), (3, 11, 7), None)
 
@@ -36,6 +37,23 @@ def test_the_cache_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert environment.cache_folder() == tmp_path
     monkeypatch.setenv(environment.CACHE_VARIABLE, "")
     assert environment.cache_folder().name == "dfer-deploy"
+
+
+@pytest.mark.parametrize("found", ["~/.cache/dfer-deploy", None])
+def test_a_user_without_a_home_is_told_which_variable_to_set(
+    monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    """platformdirs returns the path as it is, or raises, depending on its version."""
+
+    def user_cache_dir(name: str) -> str:
+        if found is None:
+            raise RuntimeError("could not determine the home directory")
+        return found
+
+    monkeypatch.delenv(environment.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", user_cache_dir)
+    with pytest.raises(ServerError, match="set DFER_DEPLOY_CACHE to a folder"):
+        environment.cache_folder()
 
 
 @pytest.mark.parametrize(
@@ -166,6 +184,37 @@ def test_a_failed_installation_leaves_no_half_made_environment(monkeypatch: pyte
     assert left == [".lock", ".log"]
     log = Path(str(failed.value).rpartition("is in ")[2])
     assert "no route to the index" in log.read_text()
+
+
+def test_venv_and_pip_get_plain_paths_and_none_of_the_callers_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A fake ``python -m venv FOLDER``, whose pip writes its arguments and variables."""
+    seen = tmp_path / "seen"
+    pip = f"#!/bin/sh\\n(echo $0 in $PWD; env) >> {seen}\\nexit 1\\n"
+    python = fake_interpreter(
+        tmp_path, f'mkdir -p "$3/bin"; printf "{pip}" > "$3/bin/python"; chmod +x "$3/bin/python"'
+    )
+    monkeypatch.setattr(environment, "choose_interpreter", lambda: python)
+    monkeypatch.setenv("PATH", f"/usr/bin:/bin:{tmp_path}")
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "a: cache"))
+    monkeypatch.setenv("PIP_CONSTRAINT", "/elsewhere")
+    with pytest.raises(DferDeployError, match="pip could not install"):
+        environment.triton_environment()
+    program, _, last = seen.read_text().rpartition(" in /\n")
+    assert is_plain(Path(program.splitlines()[-1]))
+    assert "PIP_CONFIG_FILE=/dev/null" in last
+    assert "/elsewhere" not in last
+    assert not list(Path("/tmp").glob(f"dfer_deploy_{os.getpid()}_*"))
+
+
+def test_a_cache_on_a_file_system_without_locks_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with environment._locked(tmp_path / "a.lock"):
+        pass
 
 
 def test_the_probe_tells_the_truth_about_this_python() -> None:

@@ -69,6 +69,7 @@ def test_instances_open_one_packed_copy_and_answer_the_same(packing: dict[str, A
     assert {answer(session) for session in sessions} == {answer(plain)}
     assert Logger.warnings == []
     assert sorted(path.name for path in graph.parent.iterdir()) == [
+        "cgroups.py",
         "model.onnx",
         "model.py",
         "model_requests.py",
@@ -135,3 +136,15 @@ def test_it_finds_the_cache_folder_of_the_package(packing: dict[str, Any], monke
         for variable, value in variables.items():
             monkeypatch.setenv(variable, value)
         assert packing["cache_folder"]() == environment.cache_folder()
+
+
+def test_a_file_system_without_locks_has_a_copy_too(
+    packing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    packing["_opened"](tmp_path / "1" / "model.onnx", 1, 0)
+    assert Logger.warnings == []
+    assert len(packed_copies(tmp_path / "cache")) == 1

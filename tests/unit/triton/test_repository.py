@@ -137,7 +137,7 @@ def test_encoded_images_take_the_way_of_frames(tmp_path: Path, target: Target) -
     assert not preprocess.model_warmup  # Triton's warm-up has no image to send
     sources = {path.name: path.read_text(encoding="utf-8") for path in (folder / "mine_preprocess" / "1").iterdir()}
     assert sources == triton_models.preprocess_sources()
-    assert set(sources) == {"model.py", "image_decoding.py", "model_requests.py", "receipts.py"}
+    assert set(sources) == {"model.py", "image_decoding.py", "model_requests.py", "receipts.py", "cgroups.py"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -223,6 +223,7 @@ def test_files_of_the_embedded_target(tmp_path: Path) -> None:
         "dfer_image_encoder/config.pbtxt", "dfer_image_encoder/1/model.onnx", "dfer_image_encoder/1/model.py",
         "dfer_image_encoder/1/model_requests.py", "dfer_temporal_head/1/model_requests.py",
         "dfer_preprocess/1/model_requests.py", "dfer_window/1/model_requests.py",
+        *(f"dfer_{name}/1/cgroups.py" for name in ("image_encoder", "temporal_head", "preprocess", "window")),
         "dfer_image_encoder/1/receipts.py", "dfer_temporal_head/1/receipts.py",
         "dfer_preprocess/1/receipts.py", "dfer_window/1/receipts.py",
         "dfer_temporal_head/config.pbtxt", "dfer_temporal_head/1/model.onnx", "dfer_temporal_head/1/model.py",
