@@ -53,7 +53,7 @@ def serve(
 ) -> None:
     """Serve BUNDLE with Triton on this machine.
 
-    The server of the target embedded is installed on first use (about 480 MB). The targets tensorrt and onnxruntime are
+    The server of the target embedded is installed on first use (about 390 MB). The targets tensorrt and onnxruntime are
     served by the tritonserver on PATH, else by NVIDIA's container with Docker. Ctrl-C or SIGTERM ends the server. One
     that ends by itself is started again, up to five times in two minutes.
     """

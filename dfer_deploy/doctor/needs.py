@@ -226,7 +226,7 @@ def _server(bundle: Bundle, machine: Machine) -> Finding:
             command = _elsewhere(machine)
             return Finding("server", "problem", machine.embedded.problem, command=command)
         made = machine.embedded.perf_analyzer is not None
-        return Finding("server", "ok", "the embedded one" + ("" if made else ", installed on first use (480 MB)"))
+        return Finding("server", "ok", "the embedded one" + ("" if made else ", installed on first use (390 MB)"))
     triton, docker = machine.triton, machine.docker
     # onnxruntime runs the window graph of streams on both targets.
     lacking = [backend for backend in dict.fromkeys((target, "onnxruntime")) if backend not in triton.backends]

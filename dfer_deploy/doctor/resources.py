@@ -25,7 +25,7 @@ SHARED_MEMORY_BYTES = 48 << 20
 instance and grows with its batches."""
 
 CACHE_BYTES = 1 << 30
-"""Smallest sufficient disk space. The embedded server's environment takes 480 MB, and pip needs as much again to
+"""Smallest sufficient disk space. The embedded server's environment takes 390 MB, and pip needs as much again to
 unpack."""
 
 

@@ -176,7 +176,7 @@ def _embedded(embedded: EmbeddedServer) -> Finding:
     if embedded.problem:
         return Finding(what, "problem", embedded.problem)
     if embedded.perf_analyzer is None:
-        return Finding(what, "missing", "can run here", f"made on first use, about 480 MB in {cache_folder()}")
+        return Finding(what, "missing", "can run here", f"made on first use, about 390 MB in {cache_folder()}")
     return Finding(what, "ok", f"installed in {cache_folder()}")
 
 

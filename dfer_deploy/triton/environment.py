@@ -31,12 +31,12 @@ from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter
 from dfer_deploy.triton.pip_settings import pip_variables
 from dfer_deploy.triton.plain_paths import PlainLinks, check_places
 from dfer_deploy.triton.ports import Endpoints
+from dfer_deploy.triton.private_folder import check_content, make_private
 
-PINS = ("nvidia-pytriton==0.7.0", "tritonclient[grpc,http]==2.50.0", "Pillow>=10.3")
-"""nvidia-pytriton 0.7.0 is the last release with a server. tritonclient 2.50.0 is the last release whose perf_analyzer
-runs on glibc 2.36."""
+LOCK = Path(__file__).with_name("environment.lock")
+"""The packages of the environment with the hashes of their wheels. ``environment.in`` says how the file is made."""
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the folders that this module adds to the virtual environment; a part of the environment's key."""
 
 MINIMAL_GLIBC = (2, 35)
@@ -113,19 +113,20 @@ class TritonEnvironment:
 
 
 def triton_environment() -> TritonEnvironment:
-    """Open the private environment. It is made on first use (about 480 MB) and reused afterwards.
+    """Open the private environment. It is made on first use (about 390 MB) and reused afterwards.
 
     If two processes need it at the same time, the second waits until the first has made it.
 
     Raises:
         DferDeployError: this machine cannot run the server, or pip cannot install the environment.
     """
-    root, interpreter, pins = _place()
-    if _is_complete(root):
-        return _layout(root, interpreter)
-    with _locked(root.with_suffix(".lock")):
-        if not _is_complete(root):
-            _make(root, interpreter, pins, root.with_suffix(".log"))
+    root, interpreter = _place()
+    make_private(root.parent, CACHE_VARIABLE)
+    if not _is_complete(root):
+        with _locked(root.with_suffix(".lock")):
+            if not _is_complete(root):
+                _make(root, interpreter, root.with_suffix(".log"))
+    check_content(root, CACHE_VARIABLE)
     return _layout(root, interpreter)
 
 
@@ -138,27 +139,21 @@ def installed_triton_environment() -> TritonEnvironment | None:
     Raises:
         DferDeployError: this machine cannot run the server.
     """
-    root, interpreter, _ = _place()
+    root, interpreter = _place()
     return _layout(root, interpreter) if _is_complete(root) else None
 
 
-def _place() -> tuple[Path, Interpreter, tuple[str, ...]]:
-    """The environment's folder, its Python, and its requirements."""
+def _place() -> tuple[Path, Interpreter]:
+    """The environment's folder and its Python."""
     check_platform(sys.platform, platform.machine(), platform.libc_ver())
     interpreter = choose_interpreter()
-    pins = requirements(interpreter.version)
-    return cache_folder() / f"triton-{environment_key(pins, interpreter)}", interpreter, pins
+    key = environment_key(LOCK.read_text(encoding="utf-8"), interpreter)
+    return cache_folder() / f"triton-{key}", interpreter
 
 
-def requirements(version: tuple[int, int, int]) -> tuple[str, ...]:
-    """List pip's requirements for the environment of a Python of this version."""
-    onnxruntime = "onnxruntime==1.23.*" if version[:2] == (3, 10) else "onnxruntime==1.32.*"
-    return (*PINS, onnxruntime)
-
-
-def environment_key(pins: tuple[str, ...], interpreter: Interpreter) -> str:
-    """Compute the environment's key: 12 hexadecimal digits that hash its requirements, interpreter and ``LAYOUT``."""
-    content = [LAYOUT, sorted(pins), list(interpreter.version), str(interpreter.libpython)]
+def environment_key(lock: str, interpreter: Interpreter) -> str:
+    """Compute the environment's key: 12 hexadecimal digits that hash its packages, interpreter and ``LAYOUT``."""
+    content = [LAYOUT, lock, list(interpreter.version), str(interpreter.libpython)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
@@ -201,8 +196,8 @@ def pip_failure(output: str, log: Path) -> ServerError:
     )
 
 
-def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path) -> None:
-    stderr.print(f"The embedded server needs an environment of its own (once, about 480 MB): {root}", markup=False)
+def _make(root: Path, interpreter: Interpreter, log: Path) -> None:
+    stderr.print(f"The embedded server needs an environment of its own (once, about 390 MB): {root}", markup=False)
     variables = child_environment(proxies=True)
     links = PlainLinks(f"dfer_deploy_{os.getpid()}_")
     try:
@@ -215,15 +210,18 @@ def _make(root: Path, interpreter: Interpreter, pins: tuple[str, ...], log: Path
             made = _run([str(interpreter.executable), "-m", "venv", str(plain)], variables, log)
             if made.returncode != 0:
                 raise _venv_failure(made.stdout, interpreter, log)
-        with step(f"pip install {' '.join(pins)}"):
-            pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--prefer-binary"]
-            installed = _run([*pip, *pins], variables | pip_variables(python), log)
+        with step(f"pip install -r {LOCK.name}, with the hashes of its wheels"):
+            # Wheels only, because the build of a source distribution executes what its hash does not cover. Without
+            # dependencies, because the server uses none of the forty that its packages name.
+            pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--require-hashes"]
+            options = ["--no-deps", "--only-binary=:all:", f"--requirement={LOCK}"]
+            installed = _run([*pip, *options], variables | pip_variables(python), log)
             if installed.returncode != 0:
                 raise pip_failure(installed.stdout, log)
         with step("checking that server, Python backend and perf_analyzer start"):
             _assemble(root, interpreter)
             _check(_layout(root, interpreter).below(plain), log)
-        write_json(root / _MARKER, {"requirements": list(pins), "python": list(interpreter.version)})
+        write_json(root / _MARKER, {"packages": LOCK.name, "python": list(interpreter.version)})
     except OSError as error:
         shutil.rmtree(root, ignore_errors=True)
         raise ServerError(
@@ -242,6 +240,7 @@ def _run(command: list[str], variables: dict[str, str], log: Path) -> subprocess
     done = subprocess.run(
         command, env=variables, cwd=WORKING_DIRECTORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", check=False, preexec_fn=end_with_parent,
+        umask=0o077,
     )  # fmt: skip
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n{done.stdout}")

@@ -16,7 +16,7 @@ from packaging.version import Version
 from ruamel.yaml import YAML
 
 from dfer_deploy.bundles.compatibility import SECURITY_FLOOR
-from dfer_deploy.triton.environment import PINS
+from dfer_deploy.triton.environment import LOCK
 from dfer_deploy.triton.installation import server_options
 from dfer_deploy.triton_models import container_files
 from dfer_deploy.triton_models.container import install_tensorrt
@@ -81,7 +81,7 @@ def test_the_server_can_decode_images(target: str) -> None:
     steps = instructions(target)
     (install,) = (rest for name, rest in steps if name == "RUN" and "Pillow" in rest)
     oldest, newest = re.search(r'"Pillow>=([\d.]+),<(\d+)"', install).groups()
-    assert f"Pillow>={oldest}" in PINS
+    assert f"Pillow>={oldest}\n" in LOCK.with_suffix(".in").read_text()
     assert Version(oldest) <= Version(PIL.__version__) < Version(newest)
     assert steps.index(("RUN", install)) < steps.index(("USER", "1000:1000"))
 
