@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dfer_deploy.cgroups import usable_cores
+from dfer_deploy.machine.cgroups import usable_cores
 
 STEPS = 10_000_000
 

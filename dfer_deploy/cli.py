@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from dfer_deploy import __version__
-from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.errors import DferDeployError, ExitCode, OutputError, command_line_spelling, missing_package
+from dfer_deploy.machine.cgroups import usable_cores
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("dfer_deploy.commands.inspect:inspect", "Print what a checkpoint is: sizes, classes, prompts."),

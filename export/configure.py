@@ -21,7 +21,7 @@ from dfer_deploy.errors import BundleError
 from dfer_deploy.export.build_description import engine_builds_text
 from dfer_deploy.export.repository import bundle_configs, config_text
 from dfer_deploy.files import json_text, link_or_copy
-from dfer_deploy.folders import locked_folder
+from dfer_deploy.machine.folders import locked_folder
 
 
 def configure_bundle(path: Path, serving: ServingOptions) -> tuple[Bundle, bool]:

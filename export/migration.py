@@ -13,7 +13,7 @@ from dfer_deploy.console import step
 from dfer_deploy.errors import BundleError
 from dfer_deploy.export.bundle_folder import complete_bundle, keep_timing_caches
 from dfer_deploy.files import link_or_copy
-from dfer_deploy.folders import atomic_folder
+from dfer_deploy.machine.folders import atomic_folder
 
 
 def migrate_to_folder(old_path: Path, output: Path) -> tuple[Bundle, Bundle]:

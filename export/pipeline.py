@@ -33,7 +33,7 @@ from dfer_deploy.export.onnx_file import onnx_from_graph
 from dfer_deploy.export.parity import measure_parity
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.folders import atomic_folder, locked_folder
+from dfer_deploy.machine.folders import atomic_folder, locked_folder
 from dfer_deploy.specs import (
     MAX_FRAMES,
     GraphSpec,

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from dfer_deploy.cgroups import usable_cores
-from dfer_deploy.children import end_with_parent
 from dfer_deploy.console import progress, stderr
 from dfer_deploy.errors import TrainingError
 from dfer_deploy.files import write_json
-from dfer_deploy.folders import atomic_folder, locked_folder
+from dfer_deploy.machine.cgroups import usable_cores
+from dfer_deploy.machine.children import end_with_parent
+from dfer_deploy.machine.folders import atomic_folder, locked_folder
 from dfer_deploy.train.drawn_faces import SUPERSAMPLING, Identity, draw_face, random_identity
 from dfer_deploy.train.drawn_layouts import FOLDS, LAYOUTS, SPLITS, DrawnClip, Layout, Split, clip_folder, lists_of
 from dfer_deploy.train.expressions import CLASS_NAMES, movement

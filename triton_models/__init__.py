@@ -34,7 +34,7 @@ def preprocess_sources() -> dict[str, str]:
 
 
 def _beside_model() -> dict[str, str]:
-    cgroups = resources.files("dfer_deploy").joinpath("cgroups.py").read_text(encoding="utf-8")
+    cgroups = resources.files("dfer_deploy.machine").joinpath("cgroups.py").read_text(encoding="utf-8")
     return {name: _text(name) for name in ("model_requests.py", "receipts.py")} | {"cgroups.py": cgroups}
 
 

@@ -13,7 +13,7 @@ from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.bundles.pending import finish_pending
 from dfer_deploy.errors import BundleError, ConfigurationError, DferDeployError
 from dfer_deploy.files import sha256_of_file
-from dfer_deploy.folders import left_beside
+from dfer_deploy.machine.folders import left_beside
 from dfer_deploy.plain_data import spec_from_dict
 
 MAX_MANIFEST_BYTES = 16 << 20

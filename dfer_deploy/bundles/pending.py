@@ -15,7 +15,7 @@ from dfer_deploy.bundles.bundle import MANIFEST_NAME
 from dfer_deploy.bundles.engine_builds import BUILDS_NAME
 from dfer_deploy.errors import BundleError, WriteError
 from dfer_deploy.files import atomic_file, json_text
-from dfer_deploy.folders import locked_folder
+from dfer_deploy.machine.folders import locked_folder
 
 PENDING_NAME = ".configure.json"
 

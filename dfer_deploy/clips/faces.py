@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.clips.reading import Clip, resized
 from dfer_deploy.errors import ClipError, missing_extra
+from dfer_deploy.machine.cgroups import usable_cores
 
 Float32 = npt.NDArray[np.float32]
 

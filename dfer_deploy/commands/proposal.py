@@ -15,12 +15,12 @@ from click.core import ParameterSource
 
 from dfer_deploy.api.serving import installation_for, served_bundle
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions
-from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.commands.serving_options import option_text
 from dfer_deploy.commands.signals import handled
 from dfer_deploy.console import progress_bar, stdout, table
 from dfer_deploy.errors import ExitCode
 from dfer_deploy.files import write_json
+from dfer_deploy.machine.cgroups import usable_cores
 from dfer_deploy.measurement.bench import machine
 from dfer_deploy.measurement.bench_result import REQUESTS_FOR_P99, spread
 from dfer_deploy.measurement.proposal import Proposal, Stage, propose

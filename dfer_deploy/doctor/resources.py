@@ -7,9 +7,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.cgroups import memory_limits
 from dfer_deploy.doctor.finding import Finding
 from dfer_deploy.errors import DferDeployError
+from dfer_deploy.machine.cgroups import memory_limits
 from dfer_deploy.triton.cache import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.ports import reserve_ports
 

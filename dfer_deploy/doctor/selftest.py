@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dfer_deploy.children import own_environment
 from dfer_deploy.console import stderr, step
 from dfer_deploy.doctor.child import ending
 from dfer_deploy.errors import DferDeployError, WriteError
 from dfer_deploy.files import atomic_file, temporary_folder
+from dfer_deploy.machine.children import own_environment
 
 STEP_TIMEOUT_S = 3600.0
 """Longest duration of one command. Building engines at the highest optimisation level takes tens of minutes."""

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.console import progress_bar
+from dfer_deploy.machine.cgroups import usable_cores
 from dfer_deploy.measurement.bench_result import InProcess, Served, counted
 from dfer_deploy.runtimes.predictor import Frames, Predictor
 from dfer_deploy.triton.environment import TritonEnvironment

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dfer_deploy.bundles.bundle import Bundle
-from dfer_deploy.cgroups import usable_cores
 from dfer_deploy.errors import RuntimeUnavailableError, missing_extra
+from dfer_deploy.machine.cgroups import usable_cores
 from dfer_deploy.runtimes.predictor import Float32, Frames, Prediction
 
 Device = Literal["cpu", "cuda"]

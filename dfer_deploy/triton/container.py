@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dfer_deploy.bundles.compatibility import CONTAINERS, SECURITY_FLOOR, fitting_containers
 from dfer_deploy.bundles.engine_records import EngineSet
-from dfer_deploy.children import child_environment
 from dfer_deploy.console import step
 from dfer_deploy.errors import ServerError
+from dfer_deploy.machine.children import child_environment
 from dfer_deploy.triton.installation import engine_options, server_options
 from dfer_deploy.triton.plain_paths import PlainLinks
 from dfer_deploy.triton.ports import Endpoints

@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer_deploy.children import WORKING_DIRECTORY, child_environment, end_with_parent
 from dfer_deploy.console import stderr, step
 from dfer_deploy.errors import ServerError
 from dfer_deploy.files import write_json
+from dfer_deploy.machine.children import WORKING_DIRECTORY, child_environment, end_with_parent
 from dfer_deploy.triton.cache import CACHE_VARIABLE, cache_folder
 from dfer_deploy.triton.installation import RESTRICTED, address_options, server_options
 from dfer_deploy.triton.interpreter import Interpreter, choose_interpreter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dfer_deploy.children import child_environment
+from dfer_deploy.machine.children import child_environment
 from dfer_deploy.triton.plain_paths import PlainLinks, check_places
 from dfer_deploy.triton.ports import Endpoints
 

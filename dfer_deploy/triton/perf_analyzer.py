@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dfer_deploy.children import WORKING_DIRECTORY
 from dfer_deploy.errors import ServerError
 from dfer_deploy.files import temporary_folder
+from dfer_deploy.machine.children import WORKING_DIRECTORY
 from dfer_deploy.runtimes.predictor import Frames
 from dfer_deploy.triton.address import parse_url
 from dfer_deploy.triton.environment import TritonEnvironment

@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 
-from dfer_deploy.children import WORKING_DIRECTORY, child_environment
+from dfer_deploy.machine.children import WORKING_DIRECTORY, child_environment
 
 OF_THE_NETWORK = (
     "cert", "client-cert", "default-timeout", "extra-index-url", "find-links", "index-url", "no-index", "proxy",

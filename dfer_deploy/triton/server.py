@@ -19,9 +19,9 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from dfer_deploy.children import WORKING_DIRECTORY
 from dfer_deploy.console import warn
 from dfer_deploy.errors import ServerDiedError, ServerError
+from dfer_deploy.machine.children import WORKING_DIRECTORY
 from dfer_deploy.triton import guard
 from dfer_deploy.triton.address import channel_options
 from dfer_deploy.triton.installation import Installation

@@ -12,7 +12,7 @@ from dfer_deploy.files import (
     temporary_folder,
     write_json,
 )
-from dfer_deploy.folders import atomic_folder
+from dfer_deploy.machine.folders import atomic_folder
 
 
 def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path: Path, monke
         return original(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
-    monkeypatch.setattr("dfer_deploy.folders._exchanged", lambda one, other: False)
+    monkeypatch.setattr("dfer_deploy.machine.folders._exchanged", lambda one, other: False)
     with pytest.raises(WriteError, match="Operation not permitted"), atomic_folder(folder, force=True):
         pass
     assert [path.name for path in folder.iterdir()] == ["old"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy import cgroups
-from dfer_deploy.cgroups import memory_limits, usable_cores
+from dfer_deploy.machine import cgroups
+from dfer_deploy.machine.cgroups import memory_limits, usable_cores
 
 Write = Callable[..., None]
 

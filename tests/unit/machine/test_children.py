@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer_deploy.children import child_environment, own_environment
+from dfer_deploy.machine.children import child_environment, own_environment
 
 
 def test_nothing_that_changes_what_a_child_executes_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_nothing_that_changes_what_a_child_executes_is_passed_on(monkeypatch: py
 def test_a_child_ends_with_a_killed_parent() -> None:
     script = """
         import subprocess, sys, time
-        from dfer_deploy.children import end_with_parent
+        from dfer_deploy.machine.children import end_with_parent
         child = subprocess.Popen(["sleep", "60"], preexec_fn=end_with_parent)
         print(child.pid, flush=True)
         time.sleep(60)

@@ -8,18 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from dfer_deploy import folders
 from dfer_deploy.errors import WriteError
 from dfer_deploy.files import link_or_copy
-from dfer_deploy.folders import atomic_folder, locked_folder
+from dfer_deploy.machine import folders
+from dfer_deploy.machine.folders import atomic_folder, locked_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_two_writers_of_one_new_folder_take_turns(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_writer_that_is_killed_at_its_renames_loses_nothing(tmp_path: Path, ex
     code = f"""
 import os, shutil, signal
 from pathlib import Path
-from dfer_deploy import folders
+from dfer_deploy.machine import folders
 if not {exchange}:
     folders._exchanged = lambda one, other: False
     original = Path.replace
@@ -107,10 +108,14 @@ def test_the_work_of_a_living_process_and_of_other_folders_is_left_alone(tmp_pat
     (tmp_path / ".b.other.abcd1234.part").mkdir()  # of the folder b.other
     with atomic_folder(tmp_path / "b") as temporary:
         started = time.monotonic()
-        waiting = subprocess.Popen(
-            [sys.executable, "-c", f"import dfer_deploy.folders as f, pathlib\nwith f.locked_folder(pathlib.Path("
-             f"{str(tmp_path / 'b')!r})): pass"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        script = f"""
+            import pathlib
+            from dfer_deploy.machine.folders import locked_folder
+            with locked_folder(pathlib.Path({str(tmp_path / "b")!r})):
+                pass
+        """
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        waiting = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert waiting.stderr is not None
         assert "waiting for it" in waiting.stderr.readline()
         assert temporary.is_dir()

@@ -1,0 +1,1 @@
+"""What the machine gives: quotas of cores and memory, child processes, folders with several writers."""
