@@ -36,7 +36,7 @@ def test_a_child_ends_with_a_killed_parent() -> None:
         print(child.pid, flush=True)
         time.sleep(60)
     """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, cwd=root
     ) as parent:
