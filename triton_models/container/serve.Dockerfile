@@ -3,7 +3,7 @@
 # address, with a real Triton 2.51.
 
 # The release of Triton's container; engines run only with the TensorRT of the release that built them. Releases before
-# 26.07 have known critical vulnerabilities.
+# 26.07 have known critical vulnerabilities. The digest of the image was never seen by its authors: pin it where you can.
 ARG TRITON_TAG=26.07
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}-py3 AS serve
