@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 
-ELSEWHERE = {"triton_python_backend_utils", "image_decoding", "model_requests", "receipts", "triton_models"}
+ELSEWHERE = {"triton_python_backend_utils", "image_decoding", "model_requests", "receipts", "cgroups", "triton_models"}
 """Modules of Triton, and those beside a model.py."""
 
 
