@@ -46,6 +46,12 @@ def test_one_other_tensor_is_seen(output: str, column: int, row: int) -> None:
         check(values)
 
 
+@pytest.mark.parametrize("logits", [LOGITS[:1], np.concatenate([LOGITS, LOGITS]), np.float32(1)])
+def test_an_answer_for_another_number_of_clips_is_seen(logits: Any) -> None:
+    with pytest.raises(MixedAnswerError):
+        check_receipts("dfer", RECEIPTS, {"frames": FRAMES, "logits": np.asarray(logits)}, received())
+
+
 def test_clips_in_another_order_are_seen() -> None:
     values = {name: array[::-1] for name, array in received().items()}
     with pytest.raises(MixedAnswerError):
