@@ -13,6 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 from dfer_deploy import triton_models
 from dfer_deploy.bundles.bundle import Bundle, ServingOptions, Target, check_serving
 from dfer_deploy.errors import BundleError, SettingError, WriteError, spelled
+from dfer_deploy.export.receipt_outputs import add_receipts
 from dfer_deploy.files import atomic_file, link_or_copy, sha256_of_file
 from dfer_deploy.specs import (
     MAX_FRAMES,
@@ -22,11 +23,9 @@ from dfer_deploy.specs import (
     ModelSpec,
     TensorSpec,
 )
-from dfer_deploy.triton_models.receipts import RECEIPT
 
 _DATA_TYPES = {
     "uint8": model_config_pb2.TYPE_UINT8,
-    "uint32": model_config_pb2.TYPE_UINT32,
     "int32": model_config_pb2.TYPE_INT32,
     "float32": model_config_pb2.TYPE_FP32,
     "bytes": model_config_pb2.TYPE_STRING,
@@ -195,29 +194,8 @@ def _model_configs(
             ensemble.parameters[name].string_value = value
     models = (*graphs, _preprocess(preprocess, serving), _window(window, target, serving))
     if target == "embedded":
-        _add_receipts(models, ensembles, contract.ensemble.name)
+        add_receipts(models, ensembles, contract.ensemble.name)
     return (*models, *ensembles)
-
-
-def _add_receipts(models: Sequence[ModelConfig], ensembles: Sequence[ModelConfig], prefix: str) -> None:
-    """Add the outputs by which a client sees that its answer was made from its own request; see ``receipts.py``.
-
-    A parameter with the name of the output lists the tensors whose digests it holds.
-    """
-    tensors = {model.name: [entry.name for entry in (*model.input, *model.output)] for model in models}
-    for model in models:
-        _add_receipt(model, RECEIPT, tensors[model.name])
-    for ensemble in ensembles:
-        for step in ensemble.ensemble_scheduling.step:
-            name = f"{step.model_name.removeprefix(f'{prefix}_')}_{RECEIPT}"
-            places = {**step.input_map, **step.output_map}
-            step.output_map[RECEIPT] = name
-            _add_receipt(ensemble, name, [places[tensor] for tensor in tensors[step.model_name]])
-
-
-def _add_receipt(config: ModelConfig, name: str, tensors: Sequence[str]) -> None:
-    config.output.add(name=name, data_type=_DATA_TYPES["uint32"], dims=[len(tensors)])
-    config.parameters[name].string_value = ",".join(tensors)
 
 
 def _python_files(contract: Contract, target: Target) -> dict[str, dict[str, str]]:

@@ -3,7 +3,7 @@
 Triton 2.51's Python backend gives a model's shared memory to other requests while the process of a paused model still
 writes there, so that an answer may be another client's. In the server of the target ``embedded``, every model therefore
 returns a digest of each tensor that it read or wrote, and the ensembles pass all of them to the client. The client
-compares them with one another and with what it sent and received (``client/receipts.py``).
+compares them with one another and with what it sent and received (``client/receipt_check.py``).
 
 ``export`` copies this file beside each ``model.py``. It needs NumPy only.
 """

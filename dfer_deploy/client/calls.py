@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dfer_deploy.client.receipts import Receipts, check_receipts
+from dfer_deploy.client.receipt_check import Receipts, check_receipts
 from dfer_deploy.triton.address import Scheme
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Infer:
         inputs: arrays [B, …] by input name: uint8, int32, float32, or object (bytes).
         outputs: names of the requested outputs.
         class_count: number of classes that the classification extension ranks; 0 requests plain numbers.
-        receipts: receipts to request beside the outputs and to check; see ``receipts.py``.
+        receipts: receipts to request beside the outputs and to check; see ``receipt_check.py``.
     """
 
     model: str

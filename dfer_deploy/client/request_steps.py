@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dfer_deploy.answers.clip_answers import Answer, answer_from
 from dfer_deploy.client.calls import Infer, ListModels, ReadConfig, Steps, bytes_array
-from dfer_deploy.client.receipts import Receipts
+from dfer_deploy.client.receipt_check import Receipts
 from dfer_deploy.client.retry_policy import CONNECT_RETRIES, RetryPolicy, RetryState
 from dfer_deploy.client.served_model import ServedModel, ServedStream, served_model, served_receipts, served_stream
 from dfer_deploy.clips.sampling import sample_indices

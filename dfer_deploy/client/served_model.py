@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfer_deploy.client.receipts import Receipts
+from dfer_deploy.client.receipt_check import Receipts
 from dfer_deploy.errors import IncompatibleServerError, SettingError
 from dfer_deploy.triton.address import Address
 from dfer_deploy.triton_models.receipts import RECEIPT

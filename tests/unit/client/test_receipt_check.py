@@ -10,7 +10,7 @@ import pytest
 from scripted_server import Script, connected
 
 from dfer_deploy.client.calls import Infer
-from dfer_deploy.client.receipts import check_receipts
+from dfer_deploy.client.receipt_check import check_receipts
 from dfer_deploy.client.served_model import served_model, served_receipts
 from dfer_deploy.errors import IncompatibleServerError, MixedAnswerError
 from dfer_deploy.triton.address import parse_url
