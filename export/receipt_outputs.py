@@ -10,7 +10,7 @@ from dfer_deploy.triton_models.receipts import RECEIPT
 
 
 def add_receipts(models: Sequence[ModelConfig], ensembles: Sequence[ModelConfig], prefix: str) -> None:
-    """Add the outputs by which a client sees that its answer was made from its own request (``triton_models/receipts.py``).
+    """Add the outputs by which a client sees that its answer was made from its own request (see ``receipts.py``).
 
     A parameter with the name of the output lists the tensors whose digests it holds.
     """
