@@ -12,7 +12,7 @@ from dfer_deploy.bundles.released_formats import open_released_bundle
 from dfer_deploy.console import step
 from dfer_deploy.errors import BundleError
 from dfer_deploy.export.bundle_folder import complete_bundle, keep_timing_caches
-from dfer_deploy.files import link_or_copy
+from dfer_deploy.files import link_or_copy, refuse_to_write_into_bundle
 from dfer_deploy.machine.folders import atomic_folder
 
 
@@ -35,6 +35,7 @@ def migrate_to_folder(old_path: Path, output: Path) -> tuple[Bundle, Bundle]:
             be written.
     """
     old = open_released_bundle(old_path)
+    refuse_to_write_into_bundle(output, old_path)
     if output.exists():
         raise BundleError(f"{output} exists already; choose another -o for the migrated bundle")
     with step(f"check the graphs of {old_path}"):

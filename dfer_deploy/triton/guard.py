@@ -111,27 +111,52 @@ def main(arguments: list[str]) -> int:
 
 
 def _raise_stack_limit() -> None:
-    """Give the server's threads stacks for deeply nested JSON: its parser is recursive, and 200 kB of it ended it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    """Give the server's threads stacks for deeply nested JSON: its parser is recursive, and 200 kB of it ended it.
+
+    Nothing is changed where address space counts as memory, because threads could not start then.
+    """
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    with contextlib.suppress(OSError, ValueError):
+        space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if space != resource.RLIM_INFINITY or overcommit.read_text().strip() == "2":
+            return
+        _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def _hide_shared_memory(libc: ctypes.CDLL) -> None:
     """Give this process and its children a ``/dev/shm`` of their own, if the kernel allows it.
 
     The Python backend's shared memory holds the frames of requests, and Boost lets every user read it, whatever the
-    umask is. Mounting needs root, or a user namespace in which this user is mapped to itself.
+    umask is. A child tries first, because a half-made namespace cannot be left: some systems let every user make one,
+    and then forbid everything in it.
     """
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if _enter_private_namespace(libc) else 1)
+    _, status = os.waitpid(child, 0)
+    if status == 0:
+        _enter_private_namespace(libc)
+
+
+def _enter_private_namespace(libc: ctypes.CDLL) -> bool:
+    """Mount an empty ``/dev/shm`` that other processes do not see. It needs root, or a user namespace."""
     user, group = os.geteuid(), os.getegid()
-    if libc.unshare(_CLONE_NEWNS) != 0:
-        if libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER) != 0:
-            return
-        for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            Path(f"/proc/self/{name}").write_text(line)
+    try:
+        if libc.unshare(_CLONE_NEWNS) != 0:
+            if libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER) != 0:
+                return False
+            maps = (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1"))
+            for name, line in maps:
+                Path(f"/proc/self/{name}").write_text(line)
+    except OSError:
+        return False
     # Otherwise the mount would reach the other processes of the machine.
-    if libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0:
-        libc.mount(b"tmpfs", bytes(SHARED_MEMORY), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=0700")
+    if libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
+        return False
+    flags = _MS_NOSUID | _MS_NODEV
+    return bool(libc.mount(b"tmpfs", bytes(SHARED_MEMORY), b"tmpfs", flags, b"mode=0700") == 0)
 
 
 def _supervise(server: subprocess.Popen[bytes], parent: int, folders_before: set[Path]) -> tuple[str, set[Path]]:

@@ -14,7 +14,7 @@ import pytest
 from dfer_deploy import migrate_bundle
 from dfer_deploy.bundles.bundle import Bundle
 from dfer_deploy.bundles.integrity import open_bundle
-from dfer_deploy.errors import BundleError
+from dfer_deploy.errors import BundleError, WriteError
 from dfer_deploy.export.repository import check_model_repository
 from dfer_deploy.runtimes.onnxruntime_predictor import OnnxRuntimePredictor
 
@@ -110,6 +110,14 @@ def test_a_damaged_graph_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         migrate_bundle(old, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == [old.name]
+
+
+def test_nothing_is_written_into_the_old_bundle(tmp_path: Path) -> None:
+    old = released(tmp_path, "embedded")
+    before = files(old)
+    with pytest.raises(WriteError):
+        migrate_bundle(old, old / "new")
+    assert files(old) == before
 
 
 def test_nothing_is_replaced(bundle: Bundle, tmp_path: Path, cli: Any) -> None:

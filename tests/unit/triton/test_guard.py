@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dfer_deploy.triton import guard
 from dfer_deploy.triton.guard import STILL_S, Pulse
 
 BEATING = """
@@ -76,3 +80,31 @@ def test_without_counts_of_the_kernel_nobody_is_blamed(tmp_path: Path, process: 
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "schedstat").write_text("0 0 0\n")
     assert watched(pulse, 0.8) == 0
+
+
+def in_child(set_up: Callable[[], object], command: str) -> str:
+    """What a shell prints in a process that has been set up so."""
+    done = subprocess.run(["/bin/sh", "-c", command], preexec_fn=set_up, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_shared_memory_is_private_or_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel forbids it, the process goes on as before, with its own rights."""
+    libc = ctypes.CDLL(None)
+    seen = in_child(lambda: guard._hide_shared_memory(libc), "ls -A /dev/shm | wc -l; id -u")
+    assert seen.split()[1] == str(os.geteuid())
+    monkeypatch.setattr(guard, "_enter_private_namespace", lambda libc: False)
+    seen = in_child(lambda: guard._hide_shared_memory(libc), "cat /proc/self/mountinfo | wc -l; id -u")
+    assert seen == in_child(lambda: None, "cat /proc/self/mountinfo | wc -l; id -u")
+
+
+def test_stacks_stay_as_they_are_where_address_space_is_limited() -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+        guard._raise_stack_limit()
+
+    assert in_child(limited, "ulimit -s") == in_child(lambda: None, "ulimit -s")
+    raised = in_child(guard._raise_stack_limit, "ulimit -s")
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if hard == resource.RLIM_INFINITY:
+        assert raised == str(guard.STACK_BYTES >> 10)
